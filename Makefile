@@ -1,0 +1,54 @@
+# The two commands of the README are `make demo` and `make test`; each works on a fresh clone by itself.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUT ?= out
+
+.PHONY: install demo test test-slow lint format types score bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@mkdir -p $(OUT)
+	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
+	$(BIN)/flux-run generate $(OUT)/flux-nano --steps 12 --seed 3 --output $(OUT)/demo.png \
+	    "a red circle at the top left on a white background" \
+	    "a yellow square at the left and a green cross at the right on a purple background" \
+	    "a blue triangle in the center on a gray background"
+	@echo "The pictures are $(OUT)/demo-0.png, $(OUT)/demo-1.png and $(OUT)/demo-2.png"
+
+test: $(INSTALLED)
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED) types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	@mkdir -p .links/flux_trt
+	@for part in plugins runtime exporter; do ln -sfn ../../$$part .links/flux_trt/$$part; done
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+score: $(INSTALLED)
+	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
+	cd examples/flux-nano && $(abspath $(BIN))/python -m nano.score $(abspath $(OUT))/flux-nano
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/full_size.py
+
+clean:
+	rm -rf $(OUT) build .links .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The operators FLUX needs beyond ONNX: their contracts, oracles and host-side tables."""

@@ -1,0 +1,79 @@
+"""Rotary positions: the tables a denoiser is fed, and what the fused op `flux::QKNormRope` computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating]
+
+
+def rope_tables(positions: npt.NDArray, axes: Sequence[int], theta: float) -> tuple[Floats, Floats]:
+    """Cosines and sines of every token's rotation angles, computed in float64.
+
+    FLUX.1 has three axes (t, y, x), FLUX.2 four. diffusers' FluxPosEmbed gives the same numbers with each
+    column repeated twice; interleaved rotation needs each only once.
+
+    Args:
+        positions: [S, len(axes)], any number type; one position per token and axis.
+        axes: share of the head dim that each axis rotates, all even; (16, 56, 56) for FLUX.1.
+        theta: base of the wavelengths; 10000 for FLUX.1.
+
+    Returns:
+        cos and sin, float32 [S, sum(axes) / 2].
+
+    Raises:
+        ValueError: positions of another number of axes, or an odd share.
+    """
+    if positions.ndim != 2 or positions.shape[1] != len(axes):
+        raise ValueError(f"positions {positions.shape} do not have one column for each of {len(axes)} axes")
+    if any(axis % 2 for axis in axes):
+        raise ValueError(f"axes {tuple(axes)} must be even: a rotation turns pairs of channels")
+    columns = positions.astype(np.float64).T
+    angles = np.concatenate(
+        [np.outer(column, _frequencies(axis, theta)) for column, axis in zip(columns, axes, strict=True)],
+        axis=1,
+    )
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def qk_norm_rope(
+    q: npt.NDArray,
+    k: npt.NDArray,
+    q_scale: npt.NDArray,
+    k_scale: npt.NDArray,
+    cos: npt.NDArray,
+    sin: npt.NDArray,
+    eps: float = 1e-6,
+) -> tuple[Floats, Floats]:
+    """RMS-normalise queries and keys per head, then rotate channel pairs (2i, 2i + 1). The op's oracle.
+
+    As diffusers' FluxAttnProcessor: `norm_q`, `norm_k`, then `apply_rotary_emb`. Computed in float64.
+
+    Args:
+        q: queries [B, heads, S, head_dim].
+        k: keys of the same shape.
+        q_scale: [head_dim], the weight of the queries' norm.
+        k_scale: [head_dim], the weight of the keys' norm.
+        cos: [S, head_dim / 2], from `rope_tables`.
+        sin: [S, head_dim / 2].
+        eps: added to the mean square.
+
+    Returns:
+        The rotated q and k, float32 [B, heads, S, head_dim].
+    """
+    return _norm_rope(q, q_scale, cos, sin, eps), _norm_rope(k, k_scale, cos, sin, eps)
+
+
+def _frequencies(axis: int, theta: float) -> Floats:
+    return 1.0 / theta ** (np.arange(0, axis, 2, dtype=np.float64) / axis)
+
+
+def _norm_rope(x: npt.NDArray, scale: npt.NDArray, cos: npt.NDArray, sin: npt.NDArray, eps: float) -> Floats:
+    x = x.astype(np.float64)
+    x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * scale
+    even, odd = x[..., 0::2], x[..., 1::2]
+    rotated = np.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return rotated.reshape(x.shape).astype(np.float32)

@@ -1,0 +1,101 @@
+"""A bundle on disk: one directory that holds all a pipeline needs, opened and verified."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from flux_trt.runtime import manifest
+from flux_trt.runtime.errors import BundleError
+from flux_trt.runtime.manifest import File, Manifest, Stage, StageName, Tokenizer
+
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle: every file of its manifest is there and lies inside `root`."""
+
+    root: Path
+    manifest: Manifest
+    digest: str
+    """SHA-256 of `bundle.json`, which holds the hashes of all files: it stands for the whole bundle."""
+
+    @classmethod
+    def open(cls, root: str | Path, check: bool = True) -> Bundle:
+        """Open the bundle directory `root`.
+
+        Args:
+            root: what `flux-export build --out` has written.
+            check: also compare every file's SHA-256. Sizes are always compared.
+
+        Raises:
+            BundleError: no bundle, a bundle of a newer tool, or a file that is missing, outside of the
+                bundle, or not what the manifest says.
+        """
+        root = Path(root)
+        found = manifest.read(root)
+        for name, expected in found.files.items():
+            _expect_there(root, name, expected)
+        for name, expected in found.files.items() if check else ():
+            _expect_unchanged(root, name, expected)
+        return cls(root, found, _sha256(root / manifest.NAME))
+
+    def stage(self, name: StageName) -> Stage:
+        """The manifest's entry of a stage.
+
+        Raises:
+            BundleError: a partial bundle without it.
+        """
+        if name not in self.manifest.stages:
+            has = ", ".join(self.manifest.stages) or "none"
+            raise BundleError(
+                f"{self.root} is a partial bundle without the stage {name} (it has: {has}); "
+                f"build it without --stages"
+            )
+        return self.manifest.stages[name]
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """The manifest's entry of a tokenizer.
+
+        Raises:
+            BundleError: a bundle without it.
+        """
+        if name not in self.manifest.tokenizers:
+            raise BundleError(f"{self.root} has no tokenizer for {name}; build it without --stages")
+        return self.manifest.tokenizers[name]
+
+
+def _expect_there(root: Path, name: str, expected: File) -> None:
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{path} leaves the bundle; copy the file into it or build the bundle again")
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the bundle again or build it again")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, not {expected.bytes}; copy the bundle again or build it again"
+        )
+
+
+def _expect_unchanged(root: Path, name: str, expected: File) -> None:
+    path = root / name
+    try:
+        found = _sha256(path)
+    except OSError as fault:
+        raise BundleError(f"cannot read {path}: {fault.strerror}; check its permissions") from None
+    if found != expected.sha256:
+        raise BundleError(
+            f"{path} is not the file that was built (its SHA-256 differs); "
+            f"copy the bundle again or build it again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
+    return digest.hexdigest()

@@ -1,0 +1,180 @@
+"""`flux-run`: paint with a bundle from the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flux_trt.runtime.errors import FluxTrtError, RequestError
+
+if TYPE_CHECKING:
+    from flux_trt.runtime.backend import Device
+    from flux_trt.runtime.pipeline import Progress
+
+# numpy, Pillow and onnxruntime are imported inside the commands: --help answers at once.
+
+
+class Commands(click.Group):
+    """A group whose expected faults are one line and exit code 1; bugs keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except FluxTrtError as fault:
+            raise click.ClickException(str(fault)) from None
+
+
+class Size(click.ParamType):
+    """WIDTHxHEIGHT in pixels, as (width, height)."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split "1024x768"."""
+        width, cross, height = str(value).lower().partition("x")
+        if not (cross and width.isdecimal() and height.isdecimal()):
+            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1024x768", param, ctx)
+        return int(width), int(height)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="flux_trt", prog_name="flux-run")
+def main() -> None:
+    """Paint with a FLUX bundle, without PyTorch."""
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="out.png",
+    show_default=True,
+    help="Where to write; several pictures become OUT-0.png, OUT-1.png, ...",
+)
+@click.option("--size", type=Size(), metavar="WxH", help="Width and height in pixels.")
+@click.option("--steps", type=click.IntRange(min=1), help="How often the denoiser runs.")
+@click.option("--guidance", type=float, help="How closely to follow the prompt (dev models).")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="Of the first picture; the others count up.",
+)
+@click.option(
+    "-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per prompt."
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Pictures painted at once; more need more memory.",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of file names.")
+@click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files.")
+def generate(
+    bundle: Path,
+    prompts: tuple[str, ...],
+    output: Path,
+    size: tuple[int, int] | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    count: int,
+    batch: int,
+    device: Device,
+    as_json: bool,
+    no_check: bool,
+) -> None:
+    """Paint every PROMPT with BUNDLE, a folder that flux-export build has written.
+
+    The prompt - reads prompts from standard input, one per line.
+    """
+    texts = _read(prompts)
+    _expect_writable(output)
+
+    import time
+
+    from flux_trt.runtime import picture
+    from flux_trt.runtime.pipeline import Pipeline
+    from flux_trt.runtime.request import Request
+
+    start = time.perf_counter()
+    with Pipeline.load(bundle, device=device, check=not no_check) as pipeline:
+        loaded = time.perf_counter()
+        request = Request.of(
+            pipeline.bundle.manifest,
+            texts,
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            count=count,
+            batch=batch,
+        )
+        places = _places(output, len(request.prompts))
+        written = []
+        with _bars() as progress:
+            for path, painted in zip(places, pipeline.paint(request, progress), strict=True):
+                picture.write(painted.image, path)
+                written.append({"path": str(path), **painted.parameters, "seconds": painted.seconds})
+        device_used = pipeline.backend.device
+    if not as_json:
+        click.echo("\n".join(each["path"] for each in written))
+    else:
+        import json
+
+        seconds = {"load": round(loaded - start, 4), "total": round(time.perf_counter() - start, 4)}
+        click.echo(json.dumps({"device": device_used, "seconds": seconds, "pictures": written}))
+
+
+def _read(prompts: tuple[str, ...]) -> list[str]:
+    """The prompts, with the lines of standard input in the place of "-"."""
+    return [
+        text for prompt in prompts for text in (sys.stdin.read().splitlines() if prompt == "-" else [prompt])
+    ]
+
+
+def _expect_writable(output: Path) -> None:
+    import os
+
+    if output.suffix.lower() != ".png":
+        raise RequestError(f"{output} is not a .png name; pictures are written as PNG")
+    if output.is_dir():
+        raise RequestError(f"{output} is a folder; give a file name in it")
+    if not output.parent.is_dir():
+        raise RequestError(f"the folder {output.parent} does not exist; create it first")
+    if not os.access(output.parent, os.W_OK):
+        raise RequestError(f"the folder {output.parent} cannot be written; choose another")
+
+
+def _places(output: Path, pictures: int) -> list[Path]:
+    if pictures == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(pictures)]
+
+
+@contextmanager
+def _bars() -> Iterator[Progress | None]:
+    """Progress bars on stderr, one per stage; none where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bars:
+        tasks = {name: bars.add_task(name, total=None) for name in ("encode", "denoise", "decode")}
+        yield lambda stage, done, total: bars.update(tasks[stage], completed=done, total=total)

@@ -1,0 +1,40 @@
+"""The errors of the toolkit.
+
+* FluxTrtError             an expected fault: one line, what and what to do; commands exit 1
+  + CheckpointError        a checkpoint that cannot become a bundle
+  + BuildError             a stage that cannot be traced or written
+  + BundleError            a bundle that is missing, incomplete, newer, or not what its manifest says
+  + BackendError           a graph that this machine cannot run
+  + RequestError           a prompt, size, picture or number that this bundle cannot serve
+  + PaintError             a run that went wrong, such as latents that are not finite
+"""
+
+from __future__ import annotations
+
+
+class FluxTrtError(Exception):
+    """An expected fault. The message is one line: what is wrong, then what to do."""
+
+
+class CheckpointError(FluxTrtError):
+    """A checkpoint that cannot become a bundle."""
+
+
+class BuildError(FluxTrtError):
+    """A stage that cannot be traced or written."""
+
+
+class BundleError(FluxTrtError):
+    """A bundle that is missing, incomplete, newer than this tool, or not what its manifest says."""
+
+
+class BackendError(FluxTrtError):
+    """A graph that this machine cannot run."""
+
+
+class RequestError(FluxTrtError):
+    """A prompt, size, picture or number that this bundle cannot serve."""
+
+
+class PaintError(FluxTrtError):
+    """A run that went wrong, such as latents that are not finite."""

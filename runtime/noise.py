@@ -1,0 +1,70 @@
+"""Noise: the normal numbers of PyTorch's CPU generator, without PyTorch.
+
+diffusers draws a picture's noise with `torch.Generator("cpu")`, so the same seed gives the same picture here.
+Source: ATen's `normal_fill` (aten/src/ATen/native/cpu/DistributionTemplates.h): MT19937, 24-bit uniforms,
+Box-Muller in blocks of 16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from flux_trt.runtime import latents
+
+Floats = npt.NDArray[np.float32]
+
+BLOCK = 16
+
+
+def draw(seeds: tuple[int, ...], grid: latents.Grid, channels: int) -> Floats:
+    """One packed noise per seed, float32 [len(seeds), tokens, channels].
+
+    Equal to FluxPipeline.prepare_latents with one generator per picture, so a picture depends on its own
+    seed alone, whatever else is painted with it.
+
+    Args:
+        seeds: one per picture.
+        grid: latent tokens of the picture, (rows, columns).
+        channels: of a packed token: 4 x the VAE's latent channels.
+    """
+    rows, columns = grid
+    shape = (1, channels // 4, 2 * rows, 2 * columns)
+    unpacked = [normal(seed, shape[1] * shape[2] * shape[3]).reshape(shape) for seed in seeds]
+    return latents.pack(np.concatenate(unpacked))
+
+
+def normal(seed: int, size: int) -> Floats:
+    """`torch.randn(size, generator=torch.Generator().manual_seed(seed))` to 5e-7, float32 [size].
+
+    Args:
+        seed: 0 to 2**64 - 1; like PyTorch's CPU generator it uses the low 32 bits.
+        size: at least 16. PyTorch fills shorter tensors in another way; no latents are that short.
+
+    Raises:
+        ValueError: `size` below 16.
+    """
+    if size < BLOCK:
+        raise ValueError(f"{size} normal numbers asked; PyTorch's blocks need at least {BLOCK}")
+    generator = np.random.MT19937()
+    generator._legacy_seeding(seed & 0xFFFFFFFF)
+    uniform = _uniform(generator, size)
+    whole = size // BLOCK * BLOCK
+    numbers = np.empty(size, np.float32)
+    numbers[:whole] = _box_muller(uniform[:whole])
+    if whole < size:
+        # PyTorch draws the last sixteen anew and lets them overlap the block before.
+        numbers[-BLOCK:] = _box_muller(_uniform(generator, BLOCK))
+    return numbers
+
+
+def _uniform(generator: np.random.MT19937, size: int) -> Floats:
+    raw = generator.random_raw(size) & 0xFFFFFF
+    return raw.astype(np.float32) * np.float32(2**-24)
+
+
+def _box_muller(uniform: Floats) -> Floats:
+    halves = uniform.reshape(-1, 2, BLOCK // 2)
+    radius = np.sqrt(np.float32(-2) * np.log(1 - halves[:, 0]))
+    angle = np.float32(2 * np.pi) * halves[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RANDOM = {
+    "dev-like": {"heads": 2, "axes": (16, 16, 16), "depth": 1, "single": 2, "guidance": True, "seed": 1},
+    "schnell-like": {"heads": 3, "axes": (8, 12, 12), "depth": 2, "single": 1, "guidance": False, "seed": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint folder by name: flux-nano, or one of the random ones; each is made once."""
+    from checkpoints import NANO, write_random
+
+    root, made = tmp_path_factory.mktemp("checkpoints"), {"flux-nano": NANO}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = write_random(root / name, **RANDOM[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """A bundle of such a checkpoint, built once per precision."""
+    from flux_trt.exporter.build import build
+
+    root = tmp_path_factory.mktemp("bundles")
+
+    def get(name: str, precision: str = "fp32") -> Path:
+        out = root / f"{name}-{precision}"
+        if not out.exists():
+            build(str(checkpoint(name)), out, precision=precision)
+        return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle of hand-made graphs whose pictures are known in closed form; do not change it."""
+    import tiny_bundle
+
+    return tiny_bundle.build(tmp_path_factory.mktemp("tiny") / "bundle")

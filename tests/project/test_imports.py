@@ -1,0 +1,68 @@
+"""The arrows plugins <- runtime <- exporter, and what the runtime must not load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "diffusers"}
+SLOW = HEAVY | {"onnxruntime", "numpy", "PIL", "pydantic", "rich", "tokenizers"}
+
+
+def loaded(code):
+    """Top-level modules in `sys.modules` after running `code` in a process of its own."""
+    report = "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\n{report}"], capture_output=True, text=True, check=True
+    )
+    return set(found.stderr.split())
+
+
+def test_importing_the_runtime_loads_nothing_slow():
+    assert not loaded("import flux_trt.runtime") & SLOW
+
+
+def test_help_loads_nothing_slow():
+    code = "from flux_trt.runtime.cli import main\nmain(['--help'], standalone_mode=False)"
+    assert not loaded(code) & SLOW
+
+
+def test_painting_loads_no_framework(tiny):
+    code = (
+        "from flux_trt.runtime import Pipeline\n"
+        f"with Pipeline.load({str(tiny)!r}, device='cpu') as pipeline: pipeline.generate('a')"
+    )
+    found = loaded(code)
+    assert "onnxruntime" in found
+    assert not found & (HEAVY | {"exporter"})
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    ("folder", "banned"),
+    [
+        ("plugins", {"flux_trt.runtime", "flux_trt.exporter"}),
+        ("runtime", {"flux_trt.exporter", *HEAVY}),
+    ],
+)
+def test_arrows(folder, banned):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in imports(path)
+        if any(name == each or name.startswith(f"{each}.") for each in banned)
+    ]
+    assert not wrong

@@ -1,0 +1,154 @@
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+import tiny_bundle
+from click.testing import CliRunner
+from PIL import Image
+
+from flux_trt.runtime.cli import main
+
+
+def run(*arguments, **more):
+    return CliRunner().invoke(main, ["generate", *map(str, arguments)], **more)
+
+
+def fault(result):
+    """The one line of an expected fault."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_one_picture(tiny, tmp_path):
+    out = tmp_path / "a.png"
+    result = run(tiny, "a red circle", "-o", out, "--size", "64x32", "--steps", 2, "--seed", 4)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{out}\n", "")
+    with Image.open(out) as image:
+        assert image.size == (64, 32)
+        assert json.loads(image.info["parameters"])["seed"] == 4
+
+
+def test_several_pictures_are_numbered_and_json_is_one_object(tiny, tmp_path):
+    result = run(tiny, "a", "", "-n", 2, "-o", tmp_path / "a.png", "--json", "--batch", 3)
+    assert (result.exit_code, result.stderr) == (0, "")
+    report = json.loads(result.stdout)
+    assert report["device"] in ("cpu", "cuda")
+    assert [each["path"] for each in report["pictures"]] == [str(tmp_path / f"a-{k}.png") for k in range(4)]
+    assert [each["prompt"] for each in report["pictures"]] == ["a", "a", "", ""]
+    assert [each["seed"] for each in report["pictures"]] == [0, 1, 2, 3]
+    assert set(report["pictures"][0]["seconds"]) == {"encode", "condition", "denoise", "decode"}
+    assert sorted(each.name for each in tmp_path.iterdir()) == [f"a-{k}.png" for k in range(4)]
+
+
+def test_prompts_from_standard_input(tiny, tmp_path):
+    result = run(tiny, "-", "-o", tmp_path / "a.png", "--json", input="a red\nblue\n")
+    assert [each["prompt"] for each in json.loads(result.stdout)["pictures"]] == ["a red", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "50x32"], "the nearest is 48x32"),
+        (["--guidance", "nan"], "not a finite number"),
+        (["-o", "nowhere/a.png"], "the folder nowhere does not exist"),
+        (["-o", "a.jpg"], "is not a .png name"),
+    ],
+)
+def test_expected_faults_are_one_line(tiny, arguments, message):
+    assert message in fault(run(tiny, "a", *arguments))
+
+
+def test_a_folder_is_no_output(tiny, tmp_path):
+    (tmp_path / "a.png").mkdir()
+    assert "is a folder" in fault(run(tiny, "a", "-o", tmp_path / "a.png"))
+
+
+def test_the_output_is_checked_before_the_bundle(tmp_path):
+    assert "does not exist" in fault(run(tmp_path / "no-bundle", "a", "-o", tmp_path / "no" / "a.png"))
+    assert "no bundle.json in" in fault(run(tmp_path / "no-bundle", "a", "-o", tmp_path / "a.png"))
+
+
+def test_nothing_is_written_when_painting_fails(tmp_path):
+    root = tiny_bundle.build(tmp_path / "wild", rate=-1e30)
+    (tmp_path / "out").mkdir()
+    line = fault(run(root, "a", "-o", tmp_path / "out" / "a.png"))
+    assert "not finite after step 2 of 3" in line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_tampering_is_found_and_the_check_can_be_skipped(tmp_path):
+    root = tiny_bundle.build(tmp_path / "bundle")
+    (root / "tokenizers" / "t5.json").write_text((root / "tokenizers" / "t5.json").read_text()[::-1])
+    assert "t5.json is not the file that was built" in fault(run(root, "a", "-o", tmp_path / "a.png"))
+    unchecked = run(root, "a", "-o", tmp_path / "a.png", "--no-check")
+    assert "t5.json is not a tokenizer" in fault(unchecked)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a", "--size", "64"],
+        ["a", "--size", "64x-32"],
+        ["a", "--steps", "0"],
+        ["a", "--seed", "-1"],
+        ["a", "--count", "0"],
+        ["a", "--device", "tpu"],
+        ["a", "--unknown"],
+        [],
+    ],
+)
+def test_usage_faults_exit_with_2(tiny, arguments):
+    result = run(tiny, *arguments)
+    assert result.exit_code == 2
+    assert "Usage: main generate" in result.stderr
+
+
+def test_bugs_keep_their_traceback(tiny, tmp_path, monkeypatch):
+    def bug(*arguments):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("flux_trt.runtime.noise.draw", bug)
+    result = run(tiny, "a", "-o", tmp_path / "a.png")
+    assert isinstance(result.exception, KeyError)
+
+
+def test_cut_text_is_one_line_on_stderr(tiny, tmp_path):
+    """In a process of its own: pytest's log handlers would take the line."""
+    command = [sys.executable, "-c", "from flux_trt.runtime.cli import main; main()", "generate"]
+    prompt = "a red circle left blue"
+    found = subprocess.run(
+        [*command, tiny, prompt, "-o", tmp_path / "a.png"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == f"{tmp_path / 'a.png'}\n"
+    assert found.stderr.splitlines() == [
+        "clip reads only 6 tokens; not read: 'blue'",
+        "t5 reads only 6 tokens; not read: 'blue'",
+    ]
+
+
+def test_bars_go_to_the_terminal_and_names_to_the_pipe(tiny, tmp_path):
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", "from flux_trt.runtime.cli import main; main()", "generate"]
+    found = subprocess.run(
+        [*command, tiny, "a", "-o", tmp_path / "a.png"],
+        stdout=subprocess.PIPE,
+        stderr=end,
+        text=True,
+        check=True,
+    )
+    os.close(end)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert found.stdout == f"{tmp_path / 'a.png'}\n"
+    assert "denoise" in shown
+
+
+def test_version():
+    assert CliRunner().invoke(main, ["--version"]).output.startswith("flux-run, version ")
