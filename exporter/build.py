@@ -1,0 +1,120 @@
+"""A checkpoint becomes a bundle: the whole way, one call per step."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from flux_trt.exporter import reuse
+from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.describe import describe
+from flux_trt.exporter.folder import digest, written_aside
+from flux_trt.exporter.params import flux_params
+from flux_trt.exporter.stages import Stage, make_stages
+from flux_trt.exporter.tokenizer import export_tokenizer
+from flux_trt.exporter.trace import trace
+from flux_trt.exporter.variant import detect
+from flux_trt.exporter.weights import Links, attach, bytes_to_write, plan_links
+from flux_trt.runtime import manifest
+from flux_trt.runtime.errors import BuildError, CheckpointError
+from flux_trt.runtime.manifest import STAGES, File, Manifest, Precision, StageName, Tokenizer
+
+
+def build(
+    source: str,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    stage_precisions: Mapping[StageName, Precision] | None = None,
+    stages: Sequence[StageName] = STAGES,
+    variant: str | None = None,
+    text_encoders: Path | None = None,
+    vae: Path | None = None,
+    revision: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Build the bundle `out` from the checkpoint `source`.
+
+    Args:
+        source: a diffusers folder, a BFL safetensors file, or a hub id.
+        out: directory to be; an older bundle there is replaced, and its unchanged stages are reused.
+        precision: of the bundle; T5 and the VAE stay in fp32 when it is fp16.
+        stage_precisions: another precision for single stages.
+        stages: which to build; a bundle without all of them is partial.
+        variant: chooses among FLUX.1 variants whose tensors are alike.
+        text_encoders: a diffusers folder with the encoders and tokenizers that a BFL file lacks.
+        vae: `ae.safetensors` or a diffusers VAE folder.
+        revision: of a hub id.
+        tell: called with a line for every step done.
+
+    Raises:
+        CheckpointError: the checkpoint is not there or does not fit; nothing was written.
+        BuildError: a stage cannot be traced or written; `out` is as it was.
+    """
+    checkpoint = open_checkpoint(source, text_encoders=text_encoders, vae=vae, revision=revision)
+    if "transformer" not in checkpoint.parts:
+        raise CheckpointError(f"{source} has no transformer; give a whole FLUX.1 checkpoint")
+    params = flux_params(checkpoint.parts["transformer"])
+    kind = detect(params, checkpoint.pipeline, variant)
+    plan = make_stages(checkpoint, precision, stages, stage_precisions)
+    tell(f"{source}: FLUX.1 {kind.name} in {checkpoint.layout} layout")
+
+    with written_aside(out) as folder:
+        sources = {file: digest(file) for file in sorted({f for stage in plan for f in stage.files})}
+        links = plan_links(plan, folder)
+        _refuse_full_disk(plan, links, folder)
+        files = {inside: sources[file] for file, inside in links.items()}
+        old, built = reuse.previous(out), {}
+        for stage in plan:
+            started, key = time.perf_counter(), reuse.key(stage, sources)
+            if kept := reuse.reuse(stage.name, key, old, out, folder):
+                built[stage.name], new = kept
+                tell(f"{stage.name}: reused, nothing it is built from has changed")
+            else:
+                built[stage.name], new = _build_stage(stage, key, folder, links)
+                size = sum(file.bytes for file in new.values()) / 1e6
+                seconds = time.perf_counter() - started
+                tell(f"{stage.name}: {stage.precision}, {size:.1f} MB written in {seconds:.1f} s")
+            files |= new
+        limits = {"clip": 77, "t5": kind.text_length}
+        tokenizers: dict[str, Tokenizer] = {
+            name: export_tokenizer(path, folder, name, limits[name])
+            for name, path in checkpoint.tokenizers.items()
+            if name in built
+        }
+        files |= {tokenizer.file: digest(folder / tokenizer.file) for tokenizer in tokenizers.values()}
+        found = describe(checkpoint, kind, params, sources, built, tokenizers, files)
+        (folder / manifest.NAME).write_text(found.dumps(), encoding="utf-8")
+    return found
+
+
+def _build_stage(
+    stage: Stage, key: str, folder: Path, links: Links
+) -> tuple[manifest.Stage, dict[str, File]]:
+    """Trace one stage, give it its weights and write its graph."""
+    model = trace(stage)
+    written = attach(model, stage, folder, links)
+    graph = f"{stage.name}.onnx"
+    ir.save(model, folder / graph)
+    record = manifest.Stage(
+        graph=graph,
+        weights=written.used,
+        precision=stage.precision,
+        inputs=list(stage.inputs),
+        outputs=list(stage.outputs),
+        key=key,
+    )
+    return record, {graph: digest(folder / graph), **written.made}
+
+
+def _refuse_full_disk(plan: Sequence[Stage], links: Links, folder: Path) -> None:
+    needed, free = sum(bytes_to_write(stage, links) for stage in plan), shutil.disk_usage(folder).free
+    if needed > free:
+        raise BuildError(
+            f"the bundle needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "use --precision bf16, or --out on another disk"
+        )

@@ -1,0 +1,150 @@
+"""flux-export: build, inspect and verify bundles."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from flux_trt.runtime.errors import FluxTrtError
+from flux_trt.runtime.manifest import STAGES, Precision
+
+PRECISIONS = get_args(Precision)
+VARIANTS = ("dev", "krea", "schnell", "kontext", "fill", "canny", "depth")
+
+
+def _expected(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Expected faults, and the extra that is not installed, end in one line and exit 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except FluxTrtError as fault:
+            raise click.ClickException(str(fault)) from fault
+        except ModuleNotFoundError as fault:
+            if (fault.name or "").split(".")[0] == "flux_trt":
+                raise
+            raise click.ClickException(
+                f"{fault.name} is not installed; install the exporter: pip install 'flux_trt[export]'"
+            ) from fault
+
+    return run
+
+
+class _StageList(click.ParamType):
+    name = "stage,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        wanted = value.split(",") if isinstance(value, str) else list(value)
+        if strange := [stage for stage in wanted if stage not in STAGES]:
+            self.fail(f"{strange[0]!r} is not one of {', '.join(STAGES)}", param, ctx)
+        return [stage for stage in STAGES if stage in wanted]
+
+
+class _StagePrecision(click.ParamType):
+    name = "stage=precision"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        stage, _, precision = value.partition("=")
+        if stage not in STAGES or precision not in PRECISIONS:
+            self.fail(f"{value!r} is not a stage and a precision such as t5=bf16", param, ctx)
+        return stage, precision
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="flux_trt", prog_name="flux-export")
+def main() -> None:
+    """Turn a FLUX checkpoint into a bundle of ONNX graphs that flux-run paints with."""
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--stage-precision",
+    "stage_precisions",
+    type=_StagePrecision(),
+    multiple=True,
+    help="Another precision for one stage. By default an fp16 bundle keeps T5 and the VAE in fp32.",
+)
+@click.option("--stages", type=_StageList(), default=",".join(STAGES), help="Build only these stages.")
+@click.option(
+    "--variant", type=click.Choice(VARIANTS), help="Chooses among variants whose tensors are alike."
+)
+@click.option("--text-encoders", type=click.Path(path_type=Path), help="Diffusers folder with CLIP and T5.")
+@click.option("--vae", type=click.Path(path_type=Path), help="ae.safetensors, or a diffusers VAE folder.")
+@click.option("--revision", help="Of a hub id.")
+@_expected
+def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> None:
+    """Build a bundle from CHECKPOINT.
+
+    CHECKPOINT is a diffusers folder, a safetensors file with Black Forest Labs' names (with --text-encoders
+    and --vae for what it lacks), or a hub id. An older bundle at --out is replaced once the new one is
+    complete, and stages that would not change are reused.
+    """
+    from flux_trt.exporter.build import build as build_bundle
+
+    found = build_bundle(
+        checkpoint,
+        out,
+        stage_precisions=dict(stage_precisions),
+        tell=lambda line: click.echo(line, err=True),
+        **options,
+    )
+    size = sum(file.bytes for file in found.files.values())
+    click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@_expected
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what is in BUNDLE: stages, dtypes, shapes, bytes, provenance."""
+    from flux_trt.runtime import manifest
+
+    found = manifest.read(bundle)
+    if as_json:
+        click.echo(found.dumps(), nl=False)
+    else:
+        from flux_trt.exporter.inspect import show
+
+        show(bundle, found)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--checkpoint", help="Where the checkpoint is now, if not where it was at the build.")
+@click.option("--text-encoders", type=click.Path(path_type=Path), help="As for build.")
+@click.option("--vae", type=click.Path(path_type=Path), help="As for build.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@_expected
+def verify(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Compare every stage of BUNDLE with diffusers and transformers in fp32; exit 1 when one is off.
+
+    The reference is loaded part by part, in fp32: verifying the 12 B transformer takes 48 GB of memory.
+    """
+    from flux_trt.exporter.inspect import show_rows
+    from flux_trt.exporter.verify import verify as verify_bundle
+
+    rows = list(verify_bundle(bundle, **options))
+    if as_json:
+        click.echo(json.dumps({"rows": [{**vars(row), "passed": row.passed} for row in rows]}, indent=2))
+    else:
+        show_rows(rows)
+    if failed := [row for row in rows if not row.passed]:
+        raise click.ClickException(
+            f"{failed[0].stage} {failed[0].output} is off by {failed[0].error:.1e}; build the bundle again, "
+            "or report it with this table"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

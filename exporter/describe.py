@@ -1,0 +1,113 @@
+"""What the manifest says of a checkpoint: the numbers that the runtime needs."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flux_trt.exporter.checkpoint import Checkpoint
+from flux_trt.exporter.params import FluxParams
+from flux_trt.exporter.reuse import versions
+from flux_trt.exporter.vae import config_from_bfl
+from flux_trt.exporter.variant import Variant
+from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.manifest import (
+    STAGES,
+    Defaults,
+    File,
+    Manifest,
+    Model,
+    Provenance,
+    Scheduler,
+    Sizes,
+    Source,
+    Stage,
+    StageName,
+    Tokenizer,
+)
+
+LARGEST_SIDE = 4096
+SHIFTING = {
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+def describe(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    params: FluxParams,
+    sources: Mapping[Path, File],
+    stages: Mapping[StageName, Stage],
+    tokenizers: Mapping[str, Tokenizer],
+    files: Mapping[str, File],
+) -> Manifest:
+    """The manifest of a bundle with these stages, listing of `files` those that it uses."""
+    vae = _vae_config(checkpoint)
+    patch = 2 ** len(vae["block_out_channels"]) if vae else 16
+    side = int(vae.get("sample_size") or 1024)
+    condition = params.in_channels - params.out_channels
+    used = {path for stage in stages.values() for path in (stage.graph, *stage.weights)}
+    used |= {tokenizer.file for tokenizer in tokenizers.values()}
+    paints = not condition and set(stages) >= set(STAGES) - {"vae_encoder"}
+    return Manifest(
+        variant=variant.name,
+        tasks=["generate"] if paints else [],
+        model=Model(
+            channels=params.out_channels,
+            condition_channels=condition,
+            guidance=params.guidance_embed,
+            rope_axes=list(params.axes_dim),
+            rope_theta=params.theta,
+            patch=patch,
+        ),
+        scheduler=scheduler(checkpoint, variant),
+        tokenizers=dict(tokenizers),
+        sizes=Sizes(smallest=patch, largest=LARGEST_SIDE),
+        defaults=Defaults(width=side, height=side, steps=variant.steps, guidance=variant.guidance),
+        stages=dict(stages),
+        files={path: files[path] for path in sorted(used)},
+        provenance=Provenance(
+            checkpoint=checkpoint.source,
+            layout=checkpoint.layout,
+            sources=[
+                Source(name=f"{path.parent.name}/{path.name}", bytes=file.bytes, sha256=file.sha256)
+                for path, file in sources.items()
+            ],
+            tool=f"flux_trt {version('flux_trt')}",
+            packages=versions(),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        ),
+    )
+
+
+def _vae_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    part = checkpoint.parts.get("vae")
+    if part is None:
+        return {}
+    return config_from_bfl(part.tensors) if part.naming == "bfl" else part.config
+
+
+def scheduler(checkpoint: Checkpoint, variant: Variant) -> Scheduler:
+    """From `scheduler_config.json`, or the variant's own numbers when there is none.
+
+    Raises:
+        CheckpointError: a scheduler that FLUX's loop does not follow.
+    """
+    numbers = SHIFTING if variant.shifting else {**SHIFTING, "use_dynamic_shifting": False, "shift": 1.0}
+    config = checkpoint.scheduler or {}
+    if config and config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+        raise CheckpointError(
+            f"the scheduler is {config.get('_class_name')}; FLUX.1 needs FlowMatchEulerDiscreteScheduler"
+        )
+    strange = [name for name in ("use_karras_sigmas", "use_beta_sigmas", "invert_sigmas") if config.get(name)]
+    if strange:
+        raise CheckpointError(f"the scheduler sets {strange[0]}, which FLUX.1 does not use; take it out")
+    return Scheduler(**{name: config.get(name, value) for name, value in numbers.items()})

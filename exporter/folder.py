@@ -1,0 +1,77 @@
+"""A directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flux_trt.runtime import manifest
+from flux_trt.runtime.errors import BuildError
+from flux_trt.runtime.manifest import File
+
+CHUNK = 1 << 24
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A fresh directory beside `out` that takes its place when the block ends well, and vanishes when not.
+
+    Raises:
+        BuildError: `out` is something other than a bundle or an empty directory, or cannot be written.
+    """
+    out = out.resolve()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / manifest.NAME).is_file()):
+        raise BuildError(f"{out} exists and is not a bundle; give --out another name")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as fault:
+        raise BuildError(
+            f"cannot write in {out.parent} ({fault.strerror}); give --out another place"
+        ) from None
+    try:
+        yield aside
+        aside.chmod(0o755)
+        for path in sorted(aside.rglob("*")):
+            sync(path)
+        sync(aside)
+        _replace(aside, out)
+    except OSError as fault:
+        raise BuildError(f"cannot write {out} ({fault.strerror}); check the disk") from fault
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace(aside: Path, out: Path) -> None:
+    old = None
+    if out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+        out.rename(old / out.name)
+    aside.rename(out)
+    sync(out.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(path: Path) -> File:
+    """Size and SHA-256 of a file, read in chunks."""
+    with path.open("rb") as file:
+        found, size = hashlib.sha256(), 0
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+            size += len(chunk)
+    return File(bytes=size, sha256=found.hexdigest())

@@ -1,0 +1,68 @@
+"""Bundles and verifications as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flux_trt.runtime.manifest import STAGES, Manifest, Tensor
+
+if TYPE_CHECKING:
+    from flux_trt.exporter.verify import Row
+
+
+def show(root: Path, manifest: Manifest, console: Console | None = None) -> None:
+    """What a bundle holds, from its manifest alone."""
+    console = console or Console()
+    m, d, p = manifest.model, manifest.defaults, manifest.provenance
+    size = sum(file.bytes for file in manifest.files.values())
+    console.print(
+        f"[bold]{root}[/]  FLUX.1 {manifest.variant}, {size / 1e6:.1f} MB, schema {manifest.schema_version}"
+    )
+    table = Table("stage", "precision", "inputs", "outputs", "weights", box=None, pad_edge=False)
+    for name in (name for name in STAGES if name in manifest.stages):
+        stage = manifest.stages[name]
+        weights = sum(manifest.files[path].bytes for path in stage.weights)
+        ends = (_tensors(stage.inputs), _tensors(stage.outputs))
+        table.add_row(name, stage.precision, *ends, f"{weights / 1e6:.1f} MB")
+    console.print(table)
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    facts.add_row("tasks", ", ".join(manifest.tasks) or "none: a partial bundle, or a variant not yet served")
+    facts.add_row("sizes", f"{manifest.sizes.smallest} to {manifest.sizes.largest} px in steps of {m.patch}")
+    facts.add_row("defaults", f"{d.width}x{d.height}, {d.steps} steps, guidance {d.guidance:g}")
+    facts.add_row("built from", f"{p.checkpoint} ({p.layout} layout, {len(p.sources)} files)")
+    facts.add_row("built by", f"{p.tool} on {p.created}")
+    facts.add_row("with", ", ".join(f"{name} {version}" for name, version in p.packages.items()))
+    console.print(facts)
+
+
+def _tensors(tensors: Iterable[Tensor]) -> Text:
+    short = {"float32": "f32", "int64": "i64", "uint8": "u8"}
+    return Text("\n".join(f"{t.name} {short[t.dtype]} [{', '.join(map(str, t.dims))}]" for t in tensors))
+
+
+def show_rows(rows: Iterable[Row], console: Console | None = None) -> None:
+    """A verification: a line per stage output."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "output", "precision", "ran on"):
+        table.add_column(heading)
+    for heading in ("relative error", "tolerance"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for row in rows:
+        verdict = "[green]ok[/]" if row.passed else "[red]off[/]"
+        table.add_row(
+            row.stage,
+            row.output,
+            row.precision,
+            row.ran_on,
+            f"{row.error:.1e}",
+            f"{row.tolerance:.1e}",
+            verdict,
+        )
+    (console or Console()).print(table)

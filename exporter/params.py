@@ -1,0 +1,105 @@
+"""The shape of a FLUX.1 transformer, and how a checkpoint tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flux_trt.exporter import names
+from flux_trt.exporter.checkpoint import Part
+from flux_trt.exporter.recipe import Tensors
+from flux_trt.runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxParams:
+    """The shape of a FLUX.1 transformer, under BFL's names."""
+
+    in_channels: int
+    out_channels: int
+    vec_in_dim: int
+    context_in_dim: int
+    hidden_size: int
+    mlp_ratio: float
+    num_heads: int
+    depth: int
+    depth_single_blocks: int
+    axes_dim: tuple[int, ...]
+    theta: float
+    guidance_embed: bool
+
+    @property
+    def head_dim(self) -> int:
+        """E: channels of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_hidden_dim(self) -> int:
+        """Channels inside an MLP."""
+        return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def modulation_rows(self) -> int:
+        """M: vectors of D numbers that one step needs: 12 a double block, 3 a single block, 2 at the end."""
+        return 12 * self.depth + 3 * self.depth_single_blocks + 2
+
+
+def flux_params(part: Part) -> FluxParams:
+    """The transformer's shape: from diffusers' config, or from the tensors of a BFL file.
+
+    BFL files do not say how the head's channels are shared among the three axes; time always has 16.
+
+    Raises:
+        CheckpointError: a config entry or a telling tensor is missing.
+    """
+    try:
+        return (
+            _params_from_config(part.config) if part.naming == "diffusers" else _params_from_bfl(part.tensors)
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as fault:
+        raise CheckpointError(f"the transformer lacks {fault}; check that it is a whole FLUX.1") from None
+
+
+def _params_from_config(config: Mapping[str, Any]) -> FluxParams:
+    heads, head_dim = int(config["num_attention_heads"]), int(config["attention_head_dim"])
+    return FluxParams(
+        in_channels=config["in_channels"],
+        out_channels=config.get("out_channels") or config["in_channels"],
+        vec_in_dim=config["pooled_projection_dim"],
+        context_in_dim=config["joint_attention_dim"],
+        hidden_size=heads * head_dim,
+        mlp_ratio=4.0,
+        num_heads=heads,
+        depth=config["num_layers"],
+        depth_single_blocks=config["num_single_layers"],
+        axes_dim=tuple(config["axes_dims_rope"]),
+        theta=10_000.0,
+        guidance_embed=bool(config["guidance_embeds"]),
+    )
+
+
+def _params_from_bfl(tensors: Tensors) -> FluxParams:
+    found = {
+        ours: tensors[recipe.names[0]].shape for ours, recipe in names.transformer_from_bfl(tensors).items()
+    }
+    hidden, in_channels = found["img_in.weight"]
+    (head_dim,) = found["double_blocks.0.img_attn.norm.query_norm.scale"]
+
+    def depth(blocks: str) -> int:
+        return len({name.split(".")[1] for name in found if name.startswith(blocks + ".")})
+
+    return FluxParams(
+        in_channels=in_channels,
+        out_channels=found["final_layer.linear.weight"][0],
+        vec_in_dim=found["vector_in.in_layer.weight"][1],
+        context_in_dim=found["txt_in.weight"][1],
+        hidden_size=hidden,
+        mlp_ratio=found["double_blocks.0.img_mlp.0.weight"][0] / hidden,
+        num_heads=hidden // head_dim,
+        depth=depth("double_blocks"),
+        depth_single_blocks=depth("single_blocks"),
+        axes_dim=(16, (head_dim - 16) // 2, (head_dim - 16) // 2),
+        theta=10_000.0,
+        guidance_embed="guidance_in.in_layer.weight" in found,
+    )

@@ -1,0 +1,154 @@
+"""Safetensors files by byte range: what ONNX external data needs and the safetensors package hides.
+
+Format: https://huggingface.co/docs/safetensors (eight bytes of header length, a JSON header, then the data).
+Tensors are read with plain reads, one at a time, so that memory holds one tensor and never a mapped model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+
+from flux_trt.runtime.errors import BuildError, CheckpointError
+
+HEADER_LIMIT = 100_000_000
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: bytes [offset, offset + nbytes) of `file`."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def read(self) -> torch.Tensor:
+        """The tensor, in memory of its own. Raises CheckpointError when the file ends early."""
+        data = bytearray(self.nbytes)
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            if file.readinto(data) != self.nbytes:
+                raise CheckpointError(f"{self.file} ends early; copy or download it again")
+        if not data:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape)
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """All tensors of a safetensors file, by name, without touching the data.
+
+    Raises:
+        CheckpointError: not a safetensors file, or one whose header does not fit the file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+                raise ValueError("no header")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {name: _entry(path, entry, 8 + length, size) for name, entry in header.items()}
+    except OSError as fault:
+        raise CheckpointError(f"cannot read {path}: {fault.strerror}; check the path") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({fault}); copy or download it again"
+        ) from None
+
+
+def _entry(path: Path, entry: Mapping[str, object], base: int, size: int) -> TensorInfo:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']} is unknown")
+    dtype, shape = DTYPES[str(entry["dtype"])], tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
+    start, end = (int(n) for n in entry["data_offsets"])  # type: ignore[attr-defined]
+    if min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError("a tensor's bytes do not fit its shape")
+    if not 0 <= start <= end <= size - base:
+        raise ValueError("a tensor lies outside the file")
+    return TensorInfo(path, dtype, shape, base + start, end - start)
+
+
+class Writer:
+    """Writes a safetensors file tensor by tensor: the header first, since all shapes are known.
+
+    Use as a context manager; leaving it checks that every announced tensor was written, flushes the file to
+    disk and leaves `entries` (where each tensor lies), `nbytes` and `sha256`.
+    """
+
+    def __init__(self, path: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
+        self.path = path
+        self.entries: dict[str, TensorInfo] = {}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end, sizes = 0, []
+        for name, dtype, shape in tensors:
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            sizes.append((name, dtype, shape, start, end - start))
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % 64)
+        self._head = len(text).to_bytes(8, "little") + text
+        for name, dtype, shape, start, nbytes in sizes:
+            self.entries[name] = TensorInfo(path, dtype, shape, len(self._head) + start, nbytes)
+        self._pending = iter(self.entries.items())
+        self._hash = hashlib.sha256()
+        self._file: BinaryIO
+        self.nbytes, self.sha256 = 0, ""
+
+    def __enter__(self) -> Writer:
+        self._file = self.path.open("xb")
+        self._put(self._head)
+        return self
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Append `tensor`; names come in the announced order."""
+        expected, info = next(self._pending, ("nothing", None))
+        if (
+            info is None
+            or name != expected
+            or (tensor.dtype, tuple(tensor.shape)) != (info.dtype, info.shape)
+        ):
+            raise BuildError(f"{self.path.name}: expected {expected}, got {name}; this is a bug, report it")
+        self._put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.nbytes += len(data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                if (left := next(self._pending, None)) is not None:
+                    raise BuildError(f"{self.path.name}: {left[0]} was not written; this is a bug, report it")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        self.sha256 = self._hash.hexdigest()

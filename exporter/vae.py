@@ -1,0 +1,87 @@
+"""The VAE for tracing: diffusers' AutoencoderKL between uint8 pictures and packed, scaled latents.
+
+The graphs do what diffusers leaves to the pipeline: pixels to -1..1 and back, scale and shift of the
+latents, and the 2x2 packing into tokens (FluxPipeline._pack_latents; VaeImageProcessor). uint8 stands at the
+very ends only: TensorRT has it nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from flux_trt.exporter.recipe import Tensors
+from flux_trt.runtime.errors import CheckpointError
+
+
+class VaeEncoder(AutoencoderKL):
+    """Picture to latents: the mode of the posterior, as FLUX.1 Kontext takes it."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image [B, 16 h, 16 w, 3] uint8 -> latents [B, h, w, 4 C] float32."""
+        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1
+        z = self.encode(pixels.to(self.dtype)).latent_dist.mode().float()
+        z = (z - self.config.shift_factor) * self.config.scaling_factor
+        B, C, H, W = z.shape
+        z = z.reshape(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        return z.reshape(B, H // 2, W // 2, 4 * C)
+
+
+class VaeDecoder(AutoencoderKL):
+    """Latents to picture."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """latents [B, h, w, 4 C] float32 -> image [B, 16 h, 16 w, 3] uint8, rounded as diffusers rounds."""
+        B, h, w, _ = latents.shape
+        C = self.config.latent_channels
+        z = latents.reshape(B, h, w, C, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(B, C, 2 * h, 2 * w)
+        z = z / self.config.scaling_factor + self.config.shift_factor
+        pixels = self.decode(z.to(self.dtype)).sample.float()
+        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()
+        return pixels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def config_from_bfl(tensors: Tensors) -> dict[str, Any]:
+    """diffusers' config of BFL's `ae.safetensors` (BFL src/flux/util.py, AutoEncoderParams).
+
+    Raises:
+        CheckpointError: a tensor that tells the shape is missing.
+    """
+    try:
+        levels = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("decoder.up."))
+        blocks = 1 + max(
+            int(name.split(".")[4]) for name in tensors if name.startswith("encoder.down.0.block.")
+        )
+        channels = [tensors[f"decoder.up.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
+        latent_channels = tensors["decoder.conv_in.weight"].shape[1]
+    except (KeyError, ValueError, IndexError) as fault:
+        raise CheckpointError(f"the VAE file lacks {fault}; copy or download it again") from None
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": channels,
+        "layers_per_block": blocks,
+        "latent_channels": latent_channels,
+        "norm_num_groups": 32,
+        "sample_size": 1024,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+
+
+def encoder(config: Mapping[str, Any]) -> VaeEncoder:
+    """The encoder from a diffusers config."""
+    return VaeEncoder.from_config(dict(config))
+
+
+def decoder(config: Mapping[str, Any]) -> VaeDecoder:
+    """The decoder from a diffusers config."""
+    return VaeDecoder.from_config(dict(config))

@@ -1,0 +1,105 @@
+"""The FLUX.1 family: what differs between its members, as data.
+
+Sources: BFL's src/flux/util.py and the model cards; diffusers' pipeline defaults where they agree with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flux_trt.exporter.params import FluxParams
+from flux_trt.runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One member of the family and how it is meant to be run."""
+
+    name: str
+    pipeline: str
+    in_channels: int
+    guidance_embed: bool
+    steps: int
+    guidance: float
+    text_length: int = 512
+    shifting: bool = True
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant(
+            name="dev", pipeline="FluxPipeline", in_channels=64, guidance_embed=True, steps=28, guidance=3.5
+        ),
+        Variant(
+            name="krea", pipeline="FluxPipeline", in_channels=64, guidance_embed=True, steps=28, guidance=4.5
+        ),
+        Variant(
+            name="schnell",
+            pipeline="FluxPipeline",
+            in_channels=64,
+            guidance_embed=False,
+            steps=4,
+            guidance=0.0,
+            text_length=256,
+            shifting=False,
+        ),
+        Variant(
+            name="kontext",
+            pipeline="FluxKontextPipeline",
+            in_channels=64,
+            guidance_embed=True,
+            steps=28,
+            guidance=2.5,
+        ),
+        Variant(
+            name="fill",
+            pipeline="FluxFillPipeline",
+            in_channels=384,
+            guidance_embed=True,
+            steps=50,
+            guidance=30.0,
+        ),
+        Variant(
+            name="canny",
+            pipeline="FluxControlPipeline",
+            in_channels=128,
+            guidance_embed=True,
+            steps=50,
+            guidance=30.0,
+        ),
+        Variant(
+            name="depth",
+            pipeline="FluxControlPipeline",
+            in_channels=128,
+            guidance_embed=True,
+            steps=30,
+            guidance=10.0,
+        ),
+    )
+}
+
+
+def detect(params: FluxParams, pipeline: str | None = None, asked: str | None = None) -> Variant:
+    """The variant with these tensors, and this pipeline class if one is named.
+
+    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth): `asked` chooses among
+    them, and without it the first of the table is taken.
+
+    Raises:
+        CheckpointError: no variant has such tensors, or `asked` is none of those that have.
+    """
+    shape = (params.in_channels, params.guidance_embed)
+    fits = [v for v in VARIANTS.values() if (v.in_channels, v.guidance_embed) == shape]
+    if not fits:
+        raise CheckpointError(
+            f"no FLUX.1 variant has {params.in_channels} input channels and "
+            f"{'a' if params.guidance_embed else 'no'} guidance embedding; check that this is FLUX.1"
+        )
+    if asked is not None:
+        if asked not in {v.name for v in fits}:
+            raise CheckpointError(
+                f"these tensors are not FLUX.1 {asked}; --variant can be {', '.join(v.name for v in fits)}"
+            )
+        return VARIANTS[asked]
+    return next((v for v in fits if v.pipeline == pipeline), fits[0])

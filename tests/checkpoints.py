@@ -1,0 +1,96 @@
+"""Small FLUX.1 checkpoints with seeded random weights, in diffusers' and in BFL's layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.names import transformer_from_diffusers
+from flux_trt.exporter.params import flux_params
+
+NANO = Path(__file__).parent.parent / "examples" / "flux-nano"
+
+
+def write_random(
+    folder: Path,
+    *,
+    heads: int,
+    axes: tuple[int, int, int],
+    depth: int,
+    single: int,
+    guidance: bool,
+    in_channels: int = 64,
+    seed: int = 0,
+) -> Path:
+    """A whole diffusers folder; the tokenizers are flux-nano's."""
+    torch.manual_seed(seed)
+    clip = CLIPTextConfig(
+        vocab_size=700,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        bos_token_id=633,
+        eos_token_id=634,
+    )
+    t5 = T5Config(vocab_size=200, d_model=80, d_kv=16, d_ff=96, num_layers=2, num_heads=5)
+    t5.feed_forward_proj, t5.is_gated_act, t5.dense_act_fn = "gated-gelu", True, "gelu_new"
+    transformer = FluxTransformer2DModel(
+        in_channels=in_channels,
+        out_channels=64,
+        num_layers=depth,
+        num_single_layers=single,
+        attention_head_dim=sum(axes),
+        num_attention_heads=heads,
+        joint_attention_dim=80,
+        pooled_projection_dim=48,
+        guidance_embeds=guidance,
+        axes_dims_rope=axes,
+    )
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[16, 32, 32, 48],
+        layers_per_block=2,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=guidance, shift=3.0 if guidance else 1.0, max_shift=1.15, base_shift=0.5
+    )
+    CLIPTextModel(clip).save_pretrained(folder / "text_encoder")
+    T5EncoderModel(t5).save_pretrained(folder / "text_encoder_2")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    scheduler.save_pretrained(folder / "scheduler")
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(NANO / name, folder / name)
+    shutil.copy(NANO / "model_index.json", folder)
+    return folder
+
+
+def write_bfl(source: Path, target: Path, prefix: str = "") -> Path:
+    """The transformer of a diffusers folder as one file with BFL's names."""
+    part = open_checkpoint(str(source)).parts["transformer"]
+    params = flux_params(part)
+    recipes = transformer_from_diffusers(params.depth, params.depth_single_blocks, params.guidance_embed)
+    save_file({prefix + name: recipe.load(part.tensors) for name, recipe in recipes.items()}, target)
+    return target
+
+
+def set_pipeline(folder: Path, name: str) -> None:
+    """Change the pipeline class that `model_index.json` names."""
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": name}))

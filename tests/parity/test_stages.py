@@ -1,0 +1,102 @@
+"""Every stage of every kind of checkpoint against transformers and diffusers with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from checkpoints import write_bfl
+from transformers import T5EncoderModel
+
+from flux_trt.exporter.build import build
+from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.reference import case
+from flux_trt.exporter.verify import relative_error, verify
+from flux_trt.runtime.manifest import STAGES
+
+Get = Callable[..., Path]
+
+
+@pytest.mark.parametrize("name", ["flux-nano", "dev-like", "schnell-like"])
+def test_fp32_stages_agree_to_1e_4(checkpoint: Get, bundle: Get, name: str) -> None:
+    rows = list(verify(bundle(name), checkpoint=str(checkpoint(name))))
+    assert {row.stage for row in rows} == set(STAGES)
+    assert {row.ran_on for row in rows} == {"onnxruntime cpu"}
+    for row in rows:
+        limit = 1 / 255 if row.output == "image" else 1e-4
+        assert row.error <= limit, row
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_lower_precisions_stay_within_their_rounding(checkpoint: Get, bundle: Get, precision: str) -> None:
+    rows = list(verify(bundle("flux-nano", precision), checkpoint=str(checkpoint("flux-nano"))))
+    assert [row for row in rows if not row.passed] == []
+    assert {row.precision for row in rows} == ({"fp16", "fp32"} if precision == "fp16" else {"bf16"})
+    assert max(row.error for row in rows) > 1e-6, "nothing was rounded: was this fp32?"
+
+
+def test_verify_sees_a_changed_weight(checkpoint: Get, bundle: Get, tmp_path: Path) -> None:
+    """The comparison has teeth: one weight matrix scaled by 1.01 is out of tolerance."""
+    from safetensors.torch import load_file, save_file
+
+    found = open_checkpoint(str(checkpoint("dev-like")))
+    expected = case("denoiser", found)
+    for file in bundle("dev-like").glob("denoiser.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "denoiser.safetensors"
+    tensors = load_file(weights)
+    tensors["single_blocks.0.linear2.weight"] *= 1.01
+    save_file(tensors, weights)
+    inputs = {name: value.numpy() for name, value in expected.inputs.items()}
+
+    def velocity() -> np.ndarray:
+        return onnxruntime.InferenceSession(tmp_path / "denoiser.onnx").run(["velocity"], inputs)[0]
+
+    assert relative_error(velocity(), expected.expected["velocity"].detach().numpy()) > 1e-4
+
+
+@pytest.mark.parametrize("length", [1, 77, 300])
+def test_t5_at_other_lengths(checkpoint: Get, bundle: Get, length: int) -> None:
+    model = T5EncoderModel.from_pretrained(checkpoint("flux-nano") / "text_encoder_2", dtype=torch.float32)
+    ids = np.random.default_rng(length).integers(0, 138, (1, length))
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).last_hidden_state.numpy()
+    (found,) = onnxruntime.InferenceSession(bundle("flux-nano") / "t5.onnx").run(None, {"ids": ids})
+    assert relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_bfl_and_diffusers_names_give_the_same_outputs(
+    checkpoint: Get, bundle: Get, tmp_path: Path, prefix: str
+) -> None:
+    source = checkpoint("dev-like")
+    file = write_bfl(source, tmp_path / "flux.safetensors", prefix)
+    out = tmp_path / "bundle"
+    build(str(file), out, stages=["conditioner", "denoiser"])
+    found = open_checkpoint(str(source))
+    for stage in ("conditioner", "denoiser"):
+        inputs = {name: value.numpy() for name, value in case(stage, found).inputs.items()}
+        ours, theirs = (
+            onnxruntime.InferenceSession(root / f"{stage}.onnx").run(None, inputs)
+            for root in (out, bundle("dev-like"))
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_graphs_pass_the_checker(bundle: Get, precision: str) -> None:
+    for stage in STAGES:
+        path = bundle("flux-nano", precision) / f"{stage}.onnx"
+        onnx.checker.check_model(path, full_check=precision != "bf16")
+        model = onnx.load(path, load_external_data=False)
+        assert [entry.version for entry in model.opset_import if entry.domain == ""] == [23]
+        assert path.stat().st_size < 2_000_000
+        embedded = [t.name for t in model.graph.initializer if len(t.raw_data) > 100_000]
+        assert embedded == []
+        assert not any(node.doc_string or node.metadata_props for node in model.graph.node)

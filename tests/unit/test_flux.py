@@ -1,0 +1,103 @@
+"""The transformer written for export: precision rules that no oracle has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoints import NANO
+
+from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.flux import Conditioner, Denoiser, Linear
+from flux_trt.exporter.params import flux_params
+
+PARAMS = flux_params(open_checkpoint(str(NANO)).parts["transformer"])
+TOKENS, TEXT = 12, 5
+
+
+def large_denoiser(size: float) -> Denoiser:
+    """Weights that drive the residual stream beyond float16's 65504."""
+    torch.manual_seed(0)
+    model = Denoiser(PARAMS).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("proj.weight", "mlp.2.weight", "linear2.weight")):
+            parameter.data *= size
+    return model
+
+
+def inputs() -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    D, E = PARAMS.hidden_size, PARAMS.head_dim
+    angles = torch.rand(TEXT + TOKENS, E // 2)
+    return (
+        torch.randn(2, TOKENS, 64),
+        -torch.rand(2, TOKENS, 1),
+        torch.randn(2, TEXT, D),
+        torch.randn(2, PARAMS.modulation_rows, D),
+        angles.cos(),
+        angles.sin(),
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1.0, 3e4])
+def test_fp16_survives_residuals_beyond_65504(size: float) -> None:
+    model, feeds = large_denoiser(size), inputs()
+    stream: list[float] = []
+    for block in model.single_blocks:
+        block.register_forward_hook(lambda _m, _i, out: stream.append(float(out.abs().max())))
+    expected, _ = model(*feeds)
+    if size > 1:
+        assert max(stream) > 65504, "the case must be one that plain float16 cannot hold"
+    found, _ = model.half()(*feeds)
+    assert torch.isfinite(found).all()
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert error < 2e-2
+
+
+@torch.no_grad()
+def test_fp16_saturates_where_even_a_branch_overflows() -> None:
+    found, velocity = large_denoiser(5e5).half()(*inputs())
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(velocity).all()
+
+
+@torch.no_grad()
+def test_plain_float16_would_fail_there() -> None:
+    """The same weights with a float16 residual stream give inf or nan: the rule is needed."""
+    model, feeds = large_denoiser(3e4), inputs()
+    model = model.half()
+    seen = []
+    for block in model.single_blocks:
+        block.register_forward_hook(lambda _m, _i, out: seen.append(out.half()))
+    model(*feeds)
+    assert any(not torch.isfinite(x).all() for x in seen)
+
+
+def test_linear_saturates_in_fp16_only() -> None:
+    layer = Linear(2, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 300.0)
+    x = torch.tensor([[300.0, 300.0]])
+    with torch.no_grad():
+        assert layer(x).item() == 180_000
+        assert layer.half()(x).item() == 65504
+        assert layer.bfloat16()(x).item() == pytest.approx(180_000, rel=1e-2)
+
+
+def test_the_two_halves_are_exactly_a_bfl_checkpoint() -> None:
+    with torch.device("meta"):
+        conditioner, denoiser = Conditioner(PARAMS), Denoiser(PARAMS)
+    ours = [{name for name, _ in module.named_parameters()} for module in (conditioner, denoiser)]
+    assert not ours[0] & ours[1]
+    found = open_checkpoint(str(NANO)).parts["transformer"].tensors.values()
+    count = sum(p.numel() for module in (conditioner, denoiser) for p in module.parameters())
+    assert count == sum(torch.Size(info.shape).numel() for info in found)
+
+
+@torch.no_grad()
+def test_tokens_with_dt_0_stay_as_they_are() -> None:
+    latents, dt, *rest = inputs()
+    dt[:, 7:] = 0
+    found, velocity = Denoiser(PARAMS).eval()(latents, dt, *rest)
+    assert torch.equal(found[:, 7:], latents[:, 7:])
+    assert not torch.equal(found[:, :7], latents[:, :7])
+    assert velocity[:, 7:].abs().max() > 0
