@@ -12,7 +12,7 @@ import onnx_ir as ir
 from flux_trt.exporter import reuse
 from flux_trt.exporter.checkpoint import open_checkpoint
 from flux_trt.exporter.describe import describe
-from flux_trt.exporter.folder import digest, written_aside
+from flux_trt.exporter.folder import digest, digests, written_aside
 from flux_trt.exporter.params import flux_params
 from flux_trt.exporter.stages import Stage, make_stages
 from flux_trt.exporter.tokenizer import export_tokenizer
@@ -22,6 +22,7 @@ from flux_trt.exporter.weights import Links, attach, bytes_to_write, plan_links
 from flux_trt.runtime import manifest
 from flux_trt.runtime.errors import BuildError, CheckpointError
 from flux_trt.runtime.manifest import STAGES, File, Manifest, Precision, StageName, Tokenizer
+from flux_trt.runtime.progress import Progress, silent
 
 
 def build(
@@ -35,7 +36,9 @@ def build(
     text_encoders: Path | None = None,
     vae: Path | None = None,
     revision: str | None = None,
+    link: bool = True,
     tell: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
 ) -> Manifest:
     """Build the bundle `out` from the checkpoint `source`.
 
@@ -49,7 +52,9 @@ def build(
         text_encoders: a diffusers folder with the encoders and tokenizers that a BFL file lacks.
         vae: `ae.safetensors` or a diffusers VAE folder.
         revision: of a hub id.
+        link: use weights where they lie when they need no change; False copies every weight.
         tell: called with a line for every step done.
+        progress: told (what, bytes done, bytes in all) while files are hashed and written.
 
     Raises:
         CheckpointError: the checkpoint is not there or does not fit; nothing was written.
@@ -64,18 +69,18 @@ def build(
     tell(f"{source}: FLUX.1 {kind.name} in {checkpoint.layout} layout")
 
     with written_aside(out) as folder:
-        sources = {file: digest(file) for file in sorted({f for stage in plan for f in stage.files})}
-        links = plan_links(plan, folder)
+        sources = digests((file for stage in plan for file in stage.files), progress)
+        links = plan_links(plan, folder) if link else {}
         _refuse_full_disk(plan, links, folder)
         files = {inside: sources[file] for file, inside in links.items()}
         old, built = reuse.previous(out), {}
         for stage in plan:
-            started, key = time.perf_counter(), reuse.key(stage, sources)
+            started, key = time.perf_counter(), reuse.key(stage, sources, link)
             if kept := reuse.reuse(stage.name, key, old, out, folder):
                 built[stage.name], new = kept
                 tell(f"{stage.name}: reused, nothing it is built from has changed")
             else:
-                built[stage.name], new = _build_stage(stage, key, folder, links)
+                built[stage.name], new = _build_stage(stage, key, folder, links, progress)
                 size = sum(file.bytes for file in new.values()) / 1e6
                 seconds = time.perf_counter() - started
                 tell(f"{stage.name}: {stage.precision}, {size:.1f} MB written in {seconds:.1f} s")
@@ -93,11 +98,11 @@ def build(
 
 
 def _build_stage(
-    stage: Stage, key: str, folder: Path, links: Links
+    stage: Stage, key: str, folder: Path, links: Links, progress: Progress
 ) -> tuple[manifest.Stage, dict[str, File]]:
     """Trace one stage, give it its weights and write its graph."""
     model = trace(stage)
-    written = attach(model, stage, folder, links)
+    written = attach(model, stage, folder, links, progress)
     graph = f"{stage.name}.onnx"
     ir.save(model, folder / graph)
     record = manifest.Stage(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,8 @@ class Checkpoint:
     tokenizers: Mapping[str, Path] = field(default_factory=dict)
     pipeline: str | None = None
     scheduler: Mapping[str, Any] | None = None
+    text_encoders: str | None = None
+    vae: str | None = None
 
 
 def open_checkpoint(
@@ -78,7 +80,13 @@ def open_checkpoint(
         tokenizers |= other.tokenizers
     if vae is not None:
         parts["vae"] = _vae(vae)
-    return Checkpoint(source, found.layout, parts, tokenizers, found.pipeline, found.scheduler)
+    return replace(
+        found,
+        parts=parts,
+        tokenizers=tokenizers,
+        text_encoders=str(text_encoders) if text_encoders else None,
+        vae=str(vae) if vae else None,
+    )
 
 
 def _from_folder(source: str, folder: Path) -> Checkpoint:

@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from flux_trt.runtime.errors import FluxTrtError
+from flux_trt.runtime.cli import Commands as RunCommands
 from flux_trt.runtime.manifest import STAGES, Precision
 
 PRECISIONS = get_args(Precision)
 VARIANTS = ("dev", "krea", "schnell", "kontext", "fill", "canny", "depth")
 
 
-def _expected(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Expected faults, and the extra that is not installed, end in one line and exit 1."""
+class Commands(RunCommands):
+    """As flux-run's, and one line when the packages of the extra are not installed."""
 
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
-            return command(*args, **kwargs)
-        except FluxTrtError as fault:
-            raise click.ClickException(str(fault)) from fault
+            return super().invoke(ctx)
         except ModuleNotFoundError as fault:
-            if (fault.name or "").split(".")[0] == "flux_trt":
+            if (fault.name or "").startswith("flux_trt"):
                 raise
             raise click.ClickException(
                 f"{fault.name} is not installed; install the exporter: pip install 'flux_trt[export]'"
-            ) from fault
-
-    return run
+            ) from None
 
 
 class _StageList(click.ParamType):
@@ -57,7 +51,7 @@ class _StagePrecision(click.ParamType):
         return stage, precision
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flux_trt", prog_name="flux-export")
 def main() -> None:
     """Turn a FLUX checkpoint into a bundle of ONNX graphs that flux-run paints with."""
@@ -81,7 +75,12 @@ def main() -> None:
 @click.option("--text-encoders", type=click.Path(path_type=Path), help="Diffusers folder with CLIP and T5.")
 @click.option("--vae", type=click.Path(path_type=Path), help="ae.safetensors, or a diffusers VAE folder.")
 @click.option("--revision", help="Of a hub id.")
-@_expected
+@click.option(
+    "--link/--no-link",
+    default=True,
+    show_default=True,
+    help="Use weights where they lie, by hard links, when they need no change.",
+)
 def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> None:
     """Build a bundle from CHECKPOINT.
 
@@ -90,14 +89,17 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> 
     complete, and stages that would not change are reused.
     """
     from flux_trt.exporter.build import build as build_bundle
+    from flux_trt.runtime.progress import bars
 
-    found = build_bundle(
-        checkpoint,
-        out,
-        stage_precisions=dict(stage_precisions),
-        tell=lambda line: click.echo(line, err=True),
-        **options,
-    )
+    with bars(of_bytes=True) as progress:
+        found = build_bundle(
+            checkpoint,
+            out,
+            stage_precisions=dict(stage_precisions),
+            tell=lambda line: click.echo(line, err=True),
+            progress=progress,
+            **options,
+        )
     size = sum(file.bytes for file in found.files.values())
     click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
 
@@ -105,7 +107,6 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@_expected
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what is in BUNDLE: stages, dtypes, shapes, bytes, provenance."""
     from flux_trt.runtime import manifest
@@ -125,7 +126,6 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--text-encoders", type=click.Path(path_type=Path), help="As for build.")
 @click.option("--vae", type=click.Path(path_type=Path), help="As for build.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@_expected
 def verify(bundle: Path, as_json: bool, **options: Any) -> None:
     """Compare every stage of BUNDLE with diffusers and transformers in fp32; exit 1 when one is off.
 

@@ -76,6 +76,8 @@ def describe(
         files={path: files[path] for path in sorted(used)},
         provenance=Provenance(
             checkpoint=checkpoint.source,
+            text_encoders=checkpoint.text_encoders,
+            vae=checkpoint.vae,
             layout=checkpoint.layout,
             sources=[
                 Source(name=f"{path.parent.name}/{path.name}", bytes=file.bytes, sha256=file.sha256)
@@ -107,7 +109,16 @@ def scheduler(checkpoint: Checkpoint, variant: Variant) -> Scheduler:
         raise CheckpointError(
             f"the scheduler is {config.get('_class_name')}; FLUX.1 needs FlowMatchEulerDiscreteScheduler"
         )
-    strange = [name for name in ("use_karras_sigmas", "use_beta_sigmas", "invert_sigmas") if config.get(name)]
+    foreign = (
+        "use_karras_sigmas",
+        "use_beta_sigmas",
+        "use_exponential_sigmas",
+        "invert_sigmas",
+        "shift_terminal",
+    )
+    strange = [name for name in foreign if config.get(name)]
+    if config.get("time_shift_type", "exponential") != "exponential":
+        strange.append("time_shift_type")
     if strange:
         raise CheckpointError(f"the scheduler sets {strange[0]}, which FLUX.1 does not use; take it out")
     return Scheduler(**{name: config.get(name, value) for name, value in numbers.items()})

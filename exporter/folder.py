@@ -6,13 +6,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from flux_trt.runtime import manifest
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.manifest import File
+from flux_trt.runtime.progress import Progress
 
 CHUNK = 1 << 24
 
@@ -67,11 +68,25 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def digest(path: Path) -> File:
-    """Size and SHA-256 of a file, read in chunks."""
+def digest(path: Path, told: Callable[[int], None] = lambda size: None) -> File:
+    """Size and SHA-256 of a file, read in chunks; `told` hears the size of each."""
     with path.open("rb") as file:
         found, size = hashlib.sha256(), 0
         while chunk := file.read(CHUNK):
             found.update(chunk)
             size += len(chunk)
+            told(len(chunk))
     return File(bytes=size, sha256=found.hexdigest())
+
+
+def digests(paths: Iterable[Path], progress: Progress) -> dict[Path, File]:
+    """Size and SHA-256 of many files, as one piece of work."""
+    paths = sorted(set(paths))
+    total, done = sum(path.stat().st_size for path in paths), 0
+
+    def told(size: int) -> None:
+        nonlocal done
+        done += size
+        progress("hash", done, total)
+
+    return {path: digest(path, told) for path in paths}

@@ -31,13 +31,14 @@ def _exporter_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def key(stage: Stage, sources: Mapping[Path, File]) -> str:
+def key(stage: Stage, sources: Mapping[Path, File], link: bool) -> str:
     """A digest of all that a stage is made from: weights, recipes, config, precision, code and packages."""
     facts = {
         "stage": stage.name,
         "precision": stage.precision,
         "config": {name: repr(value) for name, value in stage.config.items()},
         "recipes": {name: repr(recipe) for name, recipe in stage.recipes.items()},
+        "link": link,
         "sources": [sources[file].sha256 for file in stage.files],
         "exporter": _exporter_digest(),
         "packages": versions(),

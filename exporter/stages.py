@@ -90,7 +90,7 @@ def make_stages(
         CheckpointError: a part is missing, or its tensors do not fit.
         BuildError: a precision that a stage cannot have.
     """
-    stages = []
+    pairs = []
     for name in wanted:
         part = checkpoint.parts.get(PARTS[name])
         if part is None:
@@ -99,12 +99,18 @@ def make_stages(
             raise CheckpointError(
                 f"{checkpoint.source} has no {PARTS[name]}; {hint}, or leave {name} out with --stages"
             )
-        stages.append(MAKERS[name](name, part, precision_of(name, precision, chosen or {})))
-    pairs = [(stage, skeleton(stage)) for stage in stages]
+        inside = precision_of(name, precision, chosen or {})
+        try:
+            stage = MAKERS[name](name, part, inside)
+            pairs.append((stage, skeleton(stage)))
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise CheckpointError(
+                f"no {PARTS[name]} can be made from its config ({fault!r}); copy or download it again"
+            ) from fault
     for stage, module in pairs:
         check(stage, module)
     check_whole([pair for pair in pairs if pair[0].part == "transformer"])
-    return stages
+    return [stage for stage, _ in pairs]
 
 
 def skeleton(stage: Stage) -> nn.Module:

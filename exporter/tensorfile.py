@@ -99,7 +99,7 @@ class Writer:
     """Writes a safetensors file tensor by tensor: the header first, since all shapes are known.
 
     Use as a context manager; leaving it checks that every announced tensor was written, flushes the file to
-    disk and leaves `entries` (where each tensor lies), `nbytes` and `sha256`.
+    disk and leaves `entries` (where each tensor lies), `nbytes` (of `total`) and `sha256`.
     """
 
     def __init__(self, path: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
@@ -120,6 +120,7 @@ class Writer:
         self._hash = hashlib.sha256()
         self._file: BinaryIO
         self.nbytes, self.sha256 = 0, ""
+        self.total = len(self._head) + end
 
     def __enter__(self) -> Writer:
         self._file = self.path.open("xb")

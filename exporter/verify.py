@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
-import torch
-from torch import Tensor
 
 from flux_trt.exporter.checkpoint import Checkpoint, open_checkpoint
+from flux_trt.exporter.eager import Eager
 from flux_trt.exporter.reference import Values, case
-from flux_trt.exporter.stages import DTYPES, make_stages, skeleton
-from flux_trt.exporter.stages import Stage as Traced
-from flux_trt.exporter.tensorfile import TensorInfo
-from flux_trt.runtime.backend import connect
+from flux_trt.exporter.stages import PARTS
+from flux_trt.runtime.backend import Backend, connect
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.errors import BackendError, CheckpointError
 from flux_trt.runtime.manifest import STAGES, Precision, Stage, StageName
@@ -24,6 +20,8 @@ from flux_trt.runtime.manifest import STAGES, Precision, Stage, StageName
 # Rounding once costs 2^-24, 2^-11 and 2^-8; a network of some hundred layers loses a few bits more.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 PIXEL = 1 / 255
+
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -54,26 +52,30 @@ def verify(
 
     Args:
         root: the bundle.
-        checkpoint: where it was built from, when that is not what its manifest says.
-        text_encoders, vae: as in `build`, for a BFL file.
+        checkpoint, text_encoders, vae: where they are now, when that is not what the manifest says.
 
     Yields:
         a row per output: the largest error over the largest expected value, in levels of 255 for pictures.
 
     Raises:
         BundleError: a bundle that is not whole.
-        CheckpointError: the checkpoint is not there, or has changed since the bundle was built.
+        CheckpointError: the checkpoint is not there, or lacks a part that the bundle has.
     """
     bundle = Bundle.open(root)
-    source = checkpoint or bundle.manifest.provenance.checkpoint
+    known = bundle.manifest.provenance
+    text_encoders = text_encoders or (Path(known.text_encoders) if known.text_encoders else None)
+    vae = vae or (Path(known.vae) if known.vae else None)
     try:
-        found = open_checkpoint(source, text_encoders=text_encoders, vae=vae)
+        found = open_checkpoint(checkpoint or known.checkpoint, text_encoders=text_encoders, vae=vae)
     except CheckpointError as fault:
-        raise CheckpointError(f"{fault} (--checkpoint tells verify where the checkpoint is now)") from None
+        raise CheckpointError(f"{fault} (verify takes --checkpoint, --text-encoders and --vae)") from None
     for name in (name for name in STAGES if name in bundle.manifest.stages):
         stage = bundle.manifest.stages[name]
+        if PARTS[name] not in found.parts:
+            raise CheckpointError(f"{found.source} has no {PARTS[name]}; give what the bundle was built from")
         expected = case(name, found)
-        outputs, where = _run(found, bundle, name, stage, expected.inputs)
+        backend, where = _choose(found, name, stage)
+        outputs = _run(backend, bundle, name, stage, expected.inputs)
         tolerance = TOLERANCE[stage.precision]
         for output in stage.outputs:
             error = relative_error(outputs[output.name], expected.expected[output.name].numpy())
@@ -87,40 +89,20 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found.astype(np.float64) - expected).max()) / scale
 
 
-def _run(
-    checkpoint: Checkpoint, bundle: Bundle, name: StageName, stage: Stage, inputs: Values
-) -> tuple[dict[str, np.ndarray], str]:
-    """The stage's outputs from onnxruntime, or from its torch module where onnxruntime has no kernels."""
-    backend = connect("onnxruntime", "auto")
-    try:
-        backend.refuse(name, stage)
-    except BackendError:
-        (traced,) = make_stages(checkpoint, stage.precision, [name], {name: stage.precision})
-        return _run_torch(traced, bundle, stage, inputs), "torch cpu"
+def _run(backend: Backend, bundle: Bundle, name: StageName, stage: Stage, inputs: Values) -> Arrays:
     graph = backend.load(bundle.root / stage.graph, name, stage)
     try:
         found = graph.run({key: value.contiguous().numpy() for key, value in inputs.items()})
-        return {key: value.numpy() for key, value in found.items()}, f"onnxruntime {backend.device}"
+        return {key: value.numpy() for key, value in found.items()}
     finally:
         graph.close()
 
 
-def _run_torch(traced: Traced, bundle: Bundle, record: Stage, inputs: Values) -> dict[str, np.ndarray]:
-    """The module that was traced, with the weights that lie in the bundle."""
-    module = skeleton(traced)
-    for name, value in ir.load(bundle.root / record.graph).graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            owner, _, attribute = name.rpartition(".")
-            read = TensorInfo(
-                Path(tensor.path),
-                DTYPES[record.precision],
-                tuple(tensor.shape.numpy()),
-                tensor.offset or 0,
-                tensor.length or 0,
-            ).read()
-            setattr(module.get_submodule(owner), attribute, torch.nn.Parameter(read, requires_grad=False))
-    with torch.no_grad():
-        found = module(*(inputs[tensor.name] for tensor in record.inputs))
-    outputs: tuple[Tensor, ...] = found if isinstance(found, tuple) else (found,)
-    return {tensor.name: value.numpy() for tensor, value in zip(record.outputs, outputs, strict=True)}
+def _choose(checkpoint: Checkpoint, name: StageName, stage: Stage) -> tuple[Backend, str]:
+    """onnxruntime, or the traced torch module where onnxruntime has no kernels."""
+    onnxruntime = connect("onnxruntime", "auto")
+    try:
+        onnxruntime.refuse(name, stage)
+    except BackendError:
+        return Eager(checkpoint), "torch cpu"
+    return onnxruntime, f"onnxruntime {onnxruntime.device}"

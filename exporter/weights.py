@@ -22,8 +22,10 @@ from flux_trt.exporter.stages import DTYPES, Stage, skeleton
 from flux_trt.exporter.tensorfile import TensorInfo, Writer
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.manifest import File
+from flux_trt.runtime.progress import Progress, silent
 
 WORTH_LINKING = 0.5
+FICLONE = 0x40049409
 Links = Mapping[Path, str]
 
 
@@ -36,10 +38,11 @@ class Written:
 
 
 def plan_links(stages: Iterable[Stage], folder: Path) -> dict[Path, str]:
-    """Hard-link into `folder` the checkpoint files that the stages can use as they are.
+    """Bring into `folder`, without copying, the checkpoint files that the stages can use as they are.
 
-    A file is worth its place when at least half of its bytes are used; where the file system or its rights
-    forbid the link, the weights are copied instead.
+    A file is worth its place when at least half of its bytes are used. Where the file system shares blocks
+    between files, the bundle's is a clone that later changes of the checkpoint do not reach; else it is a
+    hard link; where neither is allowed, the weights are copied.
 
     Returns:
         checkpoint file -> path inside the bundle.
@@ -54,12 +57,32 @@ def plan_links(stages: Iterable[Stage], folder: Path) -> dict[Path, str]:
         if nbytes >= WORTH_LINKING * file.stat().st_size:
             inside = f"{part}/{file.name}"
             (folder / part).mkdir(exist_ok=True)
-            try:
-                os.link(file.resolve(), folder / inside)
-            except OSError:
-                continue
-            links[file] = inside
+            if _clone(file.resolve(), folder / inside) or _hard_link(file.resolve(), folder / inside):
+                links[file] = inside
+            elif not any((folder / part).iterdir()):
+                (folder / part).rmdir()
     return links
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """A copy that shares its blocks with `source`, on file systems that can (Btrfs, XFS)."""
+    try:
+        import fcntl
+
+        with source.open("rb") as old, target.open("xb") as new:
+            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+    except (ImportError, OSError):
+        target.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _hard_link(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def _identity(stage: Stage, name: str) -> TensorInfo | None:
@@ -81,7 +104,7 @@ def bytes_to_write(stage: Stage, links: Links) -> int:
     return made
 
 
-def attach(model: ir.Model, stage: Stage, folder: Path, links: Links) -> Written:
+def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: Progress = silent) -> Written:
     """Give every parameter of `model` its bytes: in a linked file, or in `<stage>.safetensors`.
 
     Args:
@@ -89,6 +112,7 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links) -> Written
         stage: where its weights come from.
         folder: of the bundle being written.
         links: from `plan_links`.
+        progress: told (stage, bytes written, bytes to write).
 
     Raises:
         BuildError: the graph has a parameter without a recipe.
@@ -118,6 +142,7 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links) -> Written
                         "use --precision fp32 or bf16, or check the checkpoint"
                     )
                 writer.write(name, tensor)
+                progress(stage.name, writer.nbytes, writer.total)
         placed |= {name: (info, own) for name, info in writer.entries.items()}
         files[own] = File(bytes=writer.nbytes, sha256=writer.sha256)
     for name, (info, inside) in placed.items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,6 @@ from flux_trt.runtime.errors import FluxTrtError, RequestError
 
 if TYPE_CHECKING:
     from flux_trt.runtime.backend import Device
-    from flux_trt.runtime.pipeline import Progress
 
 # numpy, Pillow and onnxruntime are imported inside the commands: --help answers at once.
 
@@ -108,6 +105,7 @@ def generate(
 
     from flux_trt.runtime import picture
     from flux_trt.runtime.pipeline import Pipeline
+    from flux_trt.runtime.progress import bars
     from flux_trt.runtime.request import Request
 
     start = time.perf_counter()
@@ -125,7 +123,7 @@ def generate(
         )
         places = _places(output, len(request.prompts))
         written = []
-        with _bars() as progress:
+        with bars() as progress:
             for path, painted in zip(places, pipeline.paint(request, progress), strict=True):
                 picture.write(painted.image, path)
                 written.append({"path": str(path), **painted.parameters, "seconds": painted.seconds})
@@ -163,18 +161,3 @@ def _places(output: Path, pictures: int) -> list[Path]:
     if pictures == 1:
         return [output]
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(pictures)]
-
-
-@contextmanager
-def _bars() -> Iterator[Progress | None]:
-    """Progress bars on stderr, one per stage; none where stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bars:
-        tasks = {name: bars.add_task(name, total=None) for name in ("encode", "denoise", "decode")}
-        yield lambda stage, done, total: bars.update(tasks[stage], completed=done, total=total)

@@ -121,6 +121,8 @@ class Provenance(_Record):
     """Where the bundle comes from."""
 
     checkpoint: str
+    text_encoders: str | None = Field(None, description="given beside a checkpoint that lacks them")
+    vae: str | None = Field(None, description="given beside a checkpoint that lacks it")
     layout: str
     sources: list[Source]
     tool: str

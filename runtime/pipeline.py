@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,11 @@ from flux_trt.runtime.backend import Backend, Buffer, Device, Graph, connect
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.manifest import StageName
+from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.request import Request
 from flux_trt.runtime.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
-"""Told (stage, done, total) after each prompt batch encoded, step denoised and picture decoded."""
-
 STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser", "vae_decoder")
 ENCODERS: tuple[StageName, ...] = ("clip", "t5")
 
@@ -110,7 +108,7 @@ class Pipeline:
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
         batch: int | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> list[Image.Image]:
         """Paint pictures from text.
 
@@ -123,7 +121,8 @@ class Pipeline:
                 painted again alone. A sequence gives one per picture. None draws one at random.
             count: pictures per prompt.
             batch: how many pictures are painted at once, at most; 1 needs the least memory.
-            progress: told (stage, done, total) as the work goes on.
+            progress: told (stage, done, total) after each prompt batch encoded, step denoised and batch
+                decoded.
 
         Returns:
             The pictures, prompt by prompt; `image.info["parameters"]` has what was used, as JSON.
@@ -145,15 +144,14 @@ class Pipeline:
         )
         return [painted.image for painted in self.paint(request, progress)]
 
-    def paint(self, request: Request, progress: Progress | None = None) -> Iterator[Painted]:
+    def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
         """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
-        report = progress or (lambda stage, done, total: None)
         manifest, pictures = self.bundle.manifest, len(request.prompts)
         rows, columns = request.grid
         levels = schedule.sigmas(manifest.scheduler, request.steps, rows * columns)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
-            row_of, pooled, text = self._encode_once(request, report)
+            row_of, pooled, text = self._encode_once(request, progress)
         for chosen in request.batches():
             seconds = dict(encoding)
             picked = [row_of[prompt] for prompt in request.prompts[chosen]]
@@ -163,10 +161,10 @@ class Pipeline:
             with _timed(seconds, "denoise"):
                 for step in self.denoise(start, levels, modulation, context, request.grid):
                     done = chosen.start * request.steps + step.index * len(picked)
-                    report("denoise", done, pictures * request.steps)
+                    progress("denoise", done, pictures * request.steps)
             with _timed(seconds, "decode"):
                 images = self.decode(step.latents, request.grid)
-            report("decode", chosen.stop, pictures)
+            progress("decode", chosen.stop, pictures)
             for index, image in zip(range(pictures)[chosen], images, strict=True):
                 parameters = self._parameters(request, index)
                 image.info[picture.PARAMETERS] = json.dumps(parameters)
@@ -260,13 +258,13 @@ class Pipeline:
             _log.warning("%s reads only %d tokens; not read: %r", encoder, ids.shape[1], text)
         return ids
 
-    def _encode_once(self, request: Request, report: Progress) -> tuple[dict[str, int], Floats, Floats]:
+    def _encode_once(self, request: Request, progress: Progress) -> tuple[dict[str, int], Floats, Floats]:
         """The row of each different prompt, and all rows of pooled and text."""
         prompts = list(dict.fromkeys(request.prompts))
         parts = []
         for first in range(0, len(prompts), request.batch):
             parts.append(self.encode(prompts[first : first + request.batch]))
-            report("encode", min(first + request.batch, len(prompts)), len(prompts))
+            progress("encode", min(first + request.batch, len(prompts)), len(prompts))
         pooled, text = (np.concatenate(each) for each in zip(*parts, strict=True))
         return {prompt: row for row, prompt in enumerate(prompts)}, pooled, text
 

@@ -33,6 +33,11 @@ def build(path: Path, stage: manifest.Stage, logger: trt.Logger) -> dict[str, ob
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         return {"bytes": 0, "fault": str(parser.get_error(0))}
+    # Attention in fp32, or with the VAE's wide head, has no kernel of its own: let the builder take it apart.
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # how the binding casts a layer
+            layer.attention.decomposable = True
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)

@@ -90,6 +90,59 @@ def write_bfl(source: Path, target: Path, prefix: str = "") -> Path:
     return target
 
 
+def write_bfl_vae(target: Path, channels: int = 32, multiples: tuple[int, ...] = (1, 1, 2, 2)) -> Path:
+    """A random VAE under the names and shapes of BFL's `ae.safetensors` (src/flux/modules/autoencoder.py)."""
+    torch.manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+
+    def conv(name: str, into: int, out: int, size: int = 3) -> None:
+        state[f"{name}.weight"] = torch.randn(out, into, size, size) / (into * size * size) ** 0.5
+        state[f"{name}.bias"] = torch.randn(out) / 10
+
+    def norm(name: str, width: int) -> None:
+        state[f"{name}.weight"], state[f"{name}.bias"] = 1 + torch.randn(width) / 10, torch.randn(width) / 10
+
+    def res(name: str, into: int, out: int) -> None:
+        norm(f"{name}.norm1", into)
+        conv(f"{name}.conv1", into, out)
+        norm(f"{name}.norm2", out)
+        conv(f"{name}.conv2", out, out)
+        if into != out:
+            conv(f"{name}.nin_shortcut", into, out, 1)
+
+    def middle(half: str, width: int) -> None:
+        res(f"{half}.mid.block_1", width, width)
+        norm(f"{half}.mid.attn_1.norm", width)
+        for name in ("q", "k", "v", "proj_out"):
+            conv(f"{half}.mid.attn_1.{name}", width, width, 1)
+        res(f"{half}.mid.block_2", width, width)
+
+    widths, last = [channels * m for m in multiples], len(multiples) - 1
+    conv("encoder.conv_in", 3, channels)
+    into = channels
+    for level, width in enumerate(widths):
+        for block in range(2):
+            res(f"encoder.down.{level}.block.{block}", into, width)
+            into = width
+        if level != last:
+            conv(f"encoder.down.{level}.downsample.conv", width, width)
+    middle("encoder", into)
+    norm("encoder.norm_out", into)
+    conv("encoder.conv_out", into, 32)
+    conv("decoder.conv_in", 16, into)
+    middle("decoder", into)
+    for level, width in reversed(list(enumerate(widths))):
+        for block in range(3):
+            res(f"decoder.up.{level}.block.{block}", into, width)
+            into = width
+        if level != 0:
+            conv(f"decoder.up.{level}.upsample.conv", width, width)
+    norm("decoder.norm_out", into)
+    conv("decoder.conv_out", into, 3)
+    save_file(state, target)
+    return target
+
+
 def set_pipeline(folder: Path, name: str) -> None:
     """Change the pipeline class that `model_index.json` names."""
     path = folder / "model_index.json"

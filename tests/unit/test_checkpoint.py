@@ -199,6 +199,13 @@ def test_broken_folders(folder: Path, break_it: Callable[[Path], object], said: 
         open_checkpoint(str(folder))
 
 
+def test_a_config_that_no_model_has(folder: Path) -> None:
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "up_block_types": ["NoBlock"] * 4}))
+    with pytest.raises(CheckpointError, match="no vae can be made from its config"):
+        make_stages(open_checkpoint(str(folder)), "fp32")
+
+
 def test_a_missing_part_says_how_to_give_it(checkpoint: Get, tmp_path: Path) -> None:
     file = write_bfl(checkpoint("dev-like"), tmp_path / "flux.safetensors")
     found = open_checkpoint(str(file))

@@ -1,0 +1,125 @@
+"""A backend that runs the traced modules themselves, in torch, with the weights of a bundle.
+
+It runs what no other backend has kernels for here, such as bfloat16 on a CPU, so that a precision can be
+judged before there is an engine for it. Not a way to deploy: it needs torch and the checkpoint's configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from flux_trt.exporter.checkpoint import Checkpoint
+from flux_trt.exporter.stages import DTYPES, make_stages, skeleton
+from flux_trt.exporter.tensorfile import TensorInfo
+from flux_trt.runtime import backend
+from flux_trt.runtime.errors import BackendError
+from flux_trt.runtime.manifest import Stage, StageName
+
+
+@dataclass(frozen=True)
+class EagerBuffer:
+    """A torch tensor as a backend's buffer."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dims."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the memory is the host's."""
+        return self.tensor.device.type == "cpu"
+
+    def __getitem__(self, row: int) -> EagerBuffer:
+        if not 0 <= row < self.shape[0]:
+            raise IndexError(row)
+        return EagerBuffer(self.tensor[row])
+
+    def reshape(self, *shape: int) -> EagerBuffer:
+        """The same memory in another shape."""
+        return EagerBuffer(self.tensor.view(shape))
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The values on the host."""
+        return self.tensor.cpu().numpy()
+
+
+class EagerGraph:
+    """A stage's module with its weights."""
+
+    def __init__(self, module: nn.Module, record: Stage, device: str) -> None:
+        self._module: nn.Module | None = module.to(device)
+        self._record, self._device = record, device
+
+    @torch.no_grad()
+    def run(
+        self,
+        inputs: Mapping[str, backend.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, backend.Buffer] | None = None,
+    ) -> dict[str, backend.Buffer]:
+        """Run once; see `backend.Graph.run`."""
+        if self._module is None:
+            raise BackendError("the stage is closed; load the pipeline again")
+        args = [_tensor(inputs[tensor.name]).to(self._device) for tensor in self._record.inputs]
+        found = self._module(*args)
+        values = found if isinstance(found, tuple) else (found,)
+        named = {tensor.name: v for tensor, v in zip(self._record.outputs, values, strict=True)}
+        if into is None:
+            return {name: EagerBuffer(value) for name, value in named.items()}
+        for name, target in into.items():
+            _tensor(target).copy_(named[name])
+        return dict(into)
+
+    def close(self) -> None:
+        """Let the weights go."""
+        self._module = None
+
+
+class Eager:
+    """torch eager on one device."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        """The checkpoint tells the modules' shapes; the weights are the bundle's."""
+        self.checkpoint, self.device = checkpoint, device
+
+    def refuse(self, name: str, stage: Stage) -> None:
+        """Torch runs every precision."""
+
+    def load(self, path: Path, name: str, stage: Stage) -> EagerGraph:
+        """The traced module of the stage, with the weights that the graph at `path` refers to."""
+        wanted = cast(StageName, name)
+        (traced,) = make_stages(self.checkpoint, stage.precision, [wanted], {wanted: stage.precision})
+        module = skeleton(traced)
+        for parameter, value in ir.load(path).graph.initializers.items():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                where = TensorInfo(
+                    Path(tensor.path),
+                    DTYPES[stage.precision],
+                    tuple(tensor.shape.numpy()),
+                    tensor.offset or 0,
+                    tensor.length or 0,
+                )
+                owner, _, attribute = parameter.rpartition(".")
+                read = nn.Parameter(where.read(), requires_grad=False)
+                setattr(module.get_submodule(owner), attribute, read)
+        return EagerGraph(module, stage, self.device)
+
+    def upload(self, array: npt.NDArray[Any]) -> EagerBuffer:
+        """Put a copy of an array on the device."""
+        return EagerBuffer(torch.from_numpy(np.array(array)).to(self.device))
+
+
+def _tensor(value: backend.Buffer | npt.NDArray[Any]) -> torch.Tensor:
+    return value.tensor if isinstance(value, EagerBuffer) else torch.from_numpy(np.array(value))
