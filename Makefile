@@ -11,7 +11,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,dev]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -44,11 +44,15 @@ format: $(INSTALLED)
 
 score: $(INSTALLED)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
-	cd examples/flux-nano && $(abspath $(BIN))/python -m nano.score $(abspath $(OUT))/flux-nano
+	cd examples/flux-nano && $(abspath $(BIN))/python -m nano.score $(abspath $(OUT))/flux-nano \
+	    --json $(abspath benchmarks/results/flux_nano_score.json) --sheet samples.png
+	$(BIN)/python benchmarks/table.py
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf $(OUT) build .links .pytest_cache .mypy_cache .ruff_cache

@@ -18,10 +18,8 @@ PACKAGES = ("flux_trt", "torch", "diffusers", "transformers", "onnx", "onnxrunti
 def describe() -> dict[str, object]:
     """Hardware, versions, command line and date."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(
-            ["python", *(Path(arg).name if i == 0 else arg for i, arg in enumerate(sys.argv))]
-        ),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "gpu": None},
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},

@@ -80,6 +80,7 @@ def build(
                 built[stage.name], new = kept
                 tell(f"{stage.name}: reused, nothing it is built from has changed")
             else:
+                progress(stage.name, 0, bytes_to_write(stage, links))
                 built[stage.name], new = _build_stage(stage, key, folder, links, progress)
                 size = sum(file.bytes for file in new.values()) / 1e6
                 seconds = time.perf_counter() - started

@@ -63,6 +63,8 @@ def open_checkpoint(
         CheckpointError: nothing there, or not a FLUX.1 checkpoint.
     """
     path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise CheckpointError(f"{source} is on this disk; --revision is for hub ids")
     if path.is_dir():
         found = _from_folder(source, path)
     elif path.is_file():

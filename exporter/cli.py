@@ -27,7 +27,7 @@ class Commands(RunCommands):
             if (fault.name or "").startswith("flux_trt"):
                 raise
             raise click.ClickException(
-                f"{fault.name} is not installed; install the exporter: pip install 'flux_trt[export]'"
+                f"{fault.name} is not installed; install flux_trt with its extra: flux_trt[export]"
             ) from None
 
 
@@ -57,10 +57,16 @@ def main() -> None:
     """Turn a FLUX checkpoint into a bundle of ONNX graphs that flux-run paints with."""
 
 
-@main.command()
+@main.command(short_help="Build a bundle.")
 @click.argument("checkpoint")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Of the weights and matrix products.",
+)
 @click.option(
     "--stage-precision",
     "stage_precisions",
@@ -68,7 +74,9 @@ def main() -> None:
     multiple=True,
     help="Another precision for one stage. By default an fp16 bundle keeps T5 and the VAE in fp32.",
 )
-@click.option("--stages", type=_StageList(), default=",".join(STAGES), help="Build only these stages.")
+@click.option(
+    "--stages", type=_StageList(), default=",".join(STAGES), help="Build only these stages.  [default: all]"
+)
 @click.option(
     "--variant", type=click.Choice(VARIANTS), help="Chooses among variants whose tensors are alike."
 )
@@ -104,7 +112,7 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> 
     click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
 
 
-@main.command()
+@main.command(short_help="Show what is in a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(bundle: Path, as_json: bool) -> None:
@@ -120,7 +128,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         show(bundle, found)
 
 
-@main.command()
+@main.command(short_help="Compare a bundle with diffusers.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", help="Where the checkpoint is now, if not where it was at the build.")
 @click.option("--text-encoders", type=click.Path(path_type=Path), help="As for build.")

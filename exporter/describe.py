@@ -85,7 +85,7 @@ def describe(
             ],
             tool=f"flux_trt {version('flux_trt')}",
             packages=versions(),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
     )
 

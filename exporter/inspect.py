@@ -27,9 +27,11 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
     table = Table("stage", "precision", "inputs", "outputs", "weights", box=None, pad_edge=False)
     for name in (name for name in STAGES if name in manifest.stages):
         stage = manifest.stages[name]
-        weights = sum(manifest.files[path].bytes for path in stage.weights)
+        weights = sum(manifest.files[path].bytes for path in stage.weights) / 1e6
+        others = [other for other in manifest.stages.values() if other is not stage]
+        shared = any(path in other.weights for other in others for path in stage.weights)
         ends = (_tensors(stage.inputs), _tensors(stage.outputs))
-        table.add_row(name, stage.precision, *ends, f"{weights / 1e6:.1f} MB")
+        table.add_row(name, stage.precision, *ends, f"{weights:.1f} MB{', shared' * shared}")
     console.print(table)
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row("tasks", ", ".join(manifest.tasks) or "none: a partial bundle, or a variant not yet served")

@@ -1,7 +1,7 @@
 """The public implementations as oracles: transformers and diffusers, in float32, on the same weights.
 
-Nothing here uses this project's transformer: a BFL file is converted by diffusers' own code, and the
-modulation is read off diffusers' modules.
+Nothing here uses this project's transformer: a BFL file of FLUX.1's width is converted by diffusers' own
+code, and the modulation is read off diffusers' modules.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from flux_trt.exporter.checkpoint import Checkpoint, Part
-from flux_trt.exporter.names import text_encoder
+from flux_trt.exporter.names import BFL_PREFIXES, text_encoder, transformer_from_diffusers
 from flux_trt.exporter.params import FluxParams, flux_params
+from flux_trt.exporter.recipe import SwapHalves
 from flux_trt.exporter.vae import config_from_bfl
 from flux_trt.runtime.manifest import StageName
 
@@ -93,9 +94,23 @@ def transformer(part: Part) -> FluxTransformer2DModel:
     )
     state = _state(part)
     if part.naming == "bfl":
-        state = convert_flux_transformer_checkpoint_to_diffusers(state)
+        state = _from_bfl(state, p, {name: tensor.shape for name, tensor in model.state_dict().items()})
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return model.eval()
+
+
+def _from_bfl(state: Values, p: FluxParams, shapes: Mapping[str, torch.Size]) -> Values:
+    """diffusers' names for BFL's tensors: by its own converter, which knows FLUX.1's width only."""
+    state = {name.removeprefix(BFL_PREFIXES[1]): tensor for name, tensor in state.items()}
+    if (p.hidden_size, p.mlp_ratio) == (3072, 4.0):
+        return convert_flux_transformer_checkpoint_to_diffusers(state)
+    found: Values = {}
+    recipes = transformer_from_diffusers(p.depth, p.depth_single_blocks, p.guidance_embed)
+    for ours, recipe in recipes.items():
+        tensor = torch.cat(state[ours].chunk(2)[::-1]) if isinstance(recipe, SwapHalves) else state[ours]
+        parts = tensor.split([shapes[name][0] for name in recipe.names])
+        found |= dict(zip(recipe.names, parts, strict=True))
+    return found
 
 
 @dataclass(frozen=True)

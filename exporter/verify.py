@@ -68,7 +68,9 @@ def verify(
     try:
         found = open_checkpoint(checkpoint or known.checkpoint, text_encoders=text_encoders, vae=vae)
     except CheckpointError as fault:
-        raise CheckpointError(f"{fault} (verify takes --checkpoint, --text-encoders and --vae)") from None
+        raise CheckpointError(
+            f"{fault} (the bundle was built from {known.checkpoint}; --checkpoint says where that is now)"
+        ) from None
     for name in (name for name in STAGES if name in bundle.manifest.stages):
         stage = bundle.manifest.stages[name]
         if PARTS[name] not in found.parts:

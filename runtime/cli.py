@@ -46,20 +46,26 @@ def main() -> None:
     """Paint with a FLUX bundle, without PyTorch."""
 
 
-@main.command()
+@main.command(short_help="Paint prompts with a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option(
     "-o",
+    "--out",
     "--output",
+    "output",
     type=click.Path(path_type=Path),
     default="out.png",
     show_default=True,
     help="Where to write; several pictures become OUT-0.png, OUT-1.png, ...",
 )
-@click.option("--size", type=Size(), metavar="WxH", help="Width and height in pixels.")
-@click.option("--steps", type=click.IntRange(min=1), help="How often the denoiser runs.")
-@click.option("--guidance", type=float, help="How closely to follow the prompt (dev models).")
+@click.option(
+    "--size", type=Size(), metavar="WxH", help="Width and height in pixels.  [default: the bundle's]"
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="How often the denoiser runs.  [default: the bundle's]"
+)
+@click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the bundle's]")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**64 - 1),
@@ -138,10 +144,13 @@ def generate(
 
 
 def _read(prompts: tuple[str, ...]) -> list[str]:
-    """The prompts, with the lines of standard input in the place of "-"."""
-    return [
-        text for prompt in prompts for text in (sys.stdin.read().splitlines() if prompt == "-" else [prompt])
-    ]
+    """The prompts, with the lines of standard input in the place of "-"; blank lines are no prompts."""
+    found: list[str] = []
+    for prompt in prompts:
+        found += filter(str.strip, sys.stdin.read().splitlines()) if prompt == "-" else [prompt]
+    if not found:
+        raise RequestError("standard input has no prompt; give one per line")
+    return found
 
 
 def _expect_writable(output: Path) -> None:

@@ -23,7 +23,7 @@ try:
     import onnxruntime as ort
 except ImportError:
     raise BackendError(
-        "onnxruntime is not installed; pip install 'flux_trt[cpu]', or 'flux_trt[gpu]' for a GPU"
+        "onnxruntime is not installed; install flux_trt with its extra: flux_trt[cpu], or flux_trt[gpu]"
     ) from None
 
 _ERRORS_ONLY = 3
@@ -187,7 +187,7 @@ class OnnxRuntime:
 def _cuda_fault() -> str | None:
     """Why CUDA cannot be used, or None."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this onnxruntime has no CUDA (pip install 'flux_trt[gpu]' in place of onnxruntime)"
+        return "this onnxruntime has no CUDA (onnxruntime-gpu, from flux_trt[gpu], must take its place)"
     ort.preload_dlls()
     try:
         ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from flux_trt.runtime.manifest import STAGES
 SCRIPT = Path(__file__).parent.parent / "build_engines.py"
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is only there on x86-64 Linux"
+)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_every_stage_builds(bundle: Callable[..., Path], precision: str) -> None:
     root = bundle("flux-nano", precision)

@@ -6,8 +6,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flux_trt.exporter.flux import Conditioner, Denoiser
+from flux_trt.exporter.names import transformer_from_diffusers
+from flux_trt.exporter.params import FluxParams
 from flux_trt.exporter.recipe import Concat, Flatten, Key, Recipe, SwapHalves, Tensors
 from flux_trt.exporter.tensorfile import read_header
+
+WIDE = FluxParams(
+    in_channels=64,
+    out_channels=64,
+    vec_in_dim=768,
+    context_in_dim=4096,
+    hidden_size=3072,
+    mlp_ratio=4.0,
+    num_heads=24,
+    depth=1,
+    depth_single_blocks=1,
+    axes_dim=(16, 56, 56),
+    theta=1e4,
+    guidance_embed=True,
+)
 
 
 @pytest.fixture
@@ -41,3 +59,20 @@ def test_parts_that_do_not_fit_have_no_shape(tensors: Tensors) -> None:
 
 def test_repr_tells_recipes_apart() -> None:
     assert len({repr(recipe) for recipe in (Key("a"), SwapHalves("a"), Concat("a"), Concat("a", "b"))}) == 4
+
+
+def test_bfl_names_are_those_that_diffusers_converts() -> None:
+    """diffusers' converter turns a BFL state of FLUX.1's width into names from which ours gives it back."""
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    torch.manual_seed(0)
+    recipes = transformer_from_diffusers(1, 1, guidance_embed=True)
+    with torch.device("meta"):
+        halves = (Conditioner(WIDE), Denoiser(WIDE))
+    shapes = {name: value.shape for half in halves for name, value in half.named_parameters()}
+    assert set(shapes) == set(recipes)
+    state = {name: torch.rand(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    converted = convert_flux_transformer_checkpoint_to_diffusers(dict(state))
+    assert {name for recipe in recipes.values() for name in recipe.names} == set(converted)
+    for name, recipe in recipes.items():
+        assert torch.equal(recipe.make(*(converted[key] for key in recipe.names)), state[name]), name

@@ -1,0 +1,164 @@
+"""The numbers in README.md, rendered from the results files; nothing there is typed by hand.
+
+python benchmarks/table.py            rewrite the block between the two comments
+python benchmarks/table.py --check    exit 1 when it is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- numbers: python benchmarks/table.py -->", "<!-- end of numbers -->"
+ABOUT = {"settings", "versions", "hardware", "targets", "python", "date", "command"}
+
+Row = tuple[str, str, str]
+Results = Mapping[str, Any]
+
+
+def full_size(found: Results) -> Iterator[Row]:
+    """FLUX.1's full size through the exporter."""
+    billions = f"{found['parameters'] / 1e9:.1f} B parameters"
+    targets = found.get("targets", {})
+    graphs = " + ".join(f"{name} {seconds:.0f} s" for name, seconds in found["graph_seconds"].items())
+    yield (
+        f"Export the transformer, {billions}, bf16: both graphs",
+        f"{found['graph_seconds_total']:.0f} s ({graphs})",
+        _at_most(targets.get("graph_seconds_total"), "s"),
+    )
+    yield "the same: whole command", f"{found['wall_seconds']:.0f} s", ""
+    yield (
+        "the same: peak memory",
+        f"{found['peak_rss_gb']:.2f} GB",
+        _at_most(targets.get("peak_rss_gb"), "GB"),
+    )
+    linked = f"{found['checkpoint_gb']:.1f} GB of weights are hard-linked" if found["weights_linked"] else ""
+    own = f"{found['bundle_own_mb_on_disk']:.1f} MB"
+    yield "the same: disk that the bundle adds", f"{own}; {linked}" if linked else own, ""
+
+
+def cold_start(found: Results) -> Iterator[Row]:
+    """flux-run and diffusers from a process's start."""
+    targets = found.get("targets", {})
+    yield (
+        "`flux-run --help`",
+        f"{found['help_seconds']['median']:.2f} s",
+        _at_most(targets.get("help_seconds"), "s"),
+    )
+    settings = found["settings"]
+    width, height = settings["size"]
+    what = f"flux-nano, {width}x{height}, {settings['steps']} steps, {settings['precision']}"
+    names = (
+        (
+            f"{what}: process start to first PNG, median of {settings['rounds']}",
+            "first_picture_seconds",
+            "s",
+            2,
+            targets.get("first_picture_seconds"),
+        ),
+        ("the same: peak memory", "peak_rss_mb", "MB", 0, None),
+    )
+    for title, key, unit, digits, target in names:
+        ours, theirs, ratio = (
+            found[key][name]["median"] for name in ("flux_run", "diffusers", "diffusers_over_flux_run")
+        )
+        measured = (
+            f"{ours:.{digits}f} {unit}; diffusers {theirs:.{digits}f} {unit} ({ratio:.1f} times as much)"
+        )
+        yield title, measured, _at_most(target, unit)
+    pictures = found["pictures"]
+    yield (
+        "the same: pictures alike",
+        f"{pictures['share_within_1']:.2%} of the values within 1/255, "
+        f"largest difference {pictures['largest_difference']}",
+        "",
+    )
+
+
+def score(found: Results) -> Iterator[Row]:
+    """The checker's verdicts, one row for each group of shares."""
+    yield from _shares("flux-nano", found)
+
+
+def _shares(title: str, found: Results) -> Iterator[Row]:
+    shares = [
+        f"{name.replace('_', ' ')} {value:.1%}"
+        for name, value in found.items()
+        if isinstance(value, float) and 0 <= value <= 1
+    ]
+    if shares:
+        yield title, ", ".join(shares), ""
+    for name, value in found.items():
+        if isinstance(value, Mapping) and name not in ABOUT:
+            yield from _shares(f"{title}, {name.replace('_', ' ')}", value)
+
+
+FILES = {"full_size.json": full_size, "cold_start.json": cold_start, "flux_nano_score.json": score}
+
+
+def render(results: Path) -> str:
+    """The block, its two comments included; a results file that is not there has no rows."""
+    lines, made = [], []
+    for name, rows in FILES.items():
+        path = results / name
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            source = f"[{path.stem}](benchmarks/results/{name})"
+            lines += [f"| {what} | {value} | {target} | {source} |" for what, value, target in rows(found)]
+            made.append(f"{path.stem}: {found['date'][:10]}, {_machine(found.get('hardware'))}.")
+    if not lines:
+        return f"{BEGIN}\nNo results are committed yet.\n{END}"
+    head = ["| what | measured | target | from |", "|---|---|---|---|"]
+    return "\n".join([BEGIN, *head, *lines, "", " ".join(made), END])
+
+
+def _machine(hardware: object) -> str:
+    if not isinstance(hardware, Mapping):
+        return str(hardware)
+    gpu = hardware.get("gpu")
+    return f"{hardware['cpu']}, {hardware['cores']} cores, {f'GPU {gpu}' if gpu else 'no GPU'}"
+
+
+def _at_most(target: float | None, unit: str) -> str:
+    return "" if target is None else f"at most {target:g} {unit}"
+
+
+def replaced(text: str, block: str) -> str:
+    """`text` with `block` between the comments.
+
+    Raises:
+        SystemExit: the comments are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"the page lacks {BEGIN} or {END}")
+    return before + block + after
+
+
+def main() -> int:
+    """Rewrite the page, or check it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 when stale")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    old = options.page.read_text(encoding="utf-8")
+    new = replaced(old, render(options.results))
+    if options.check and new != old:
+        print(f"{options.page.name} is stale; run: python benchmarks/table.py", file=sys.stderr)
+        return 1
+    if new != old:
+        options.page.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The pages: their links lead somewhere, their commands exist, their numbers are those of the results."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import click
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+
+from flux_trt.runtime import manifest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    page
+    for page in (
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "examples").glob("*/README.md")),
+        *sorted((ROOT / "plugins").glob("**/README.md")),
+    )
+    if page.is_file()
+]
+COMMANDS = {"flux-export": "flux_trt.exporter.cli", "flux-run": "flux_trt.runtime.cli"}
+TABLE = ROOT / "benchmarks" / "table.py"
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def links(text):
+    """Targets of links and pictures outside of code."""
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    yield from re.findall(r"\]\(([^)\s]+)\)", text)
+    yield from re.findall(r'<img[^>]+src="([^"]+)"', text)
+
+
+def anchors(text):
+    """What a heading may be linked by, as GitHub makes it."""
+    for heading in re.findall(r"^#+ +(.+)$", text, re.M):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def shown(text):
+    """Command lines of the fenced blocks, continuations joined."""
+    for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield line.strip().removeprefix("$ ")
+
+
+def command_lines():
+    for page in PAGES:
+        for line in shown(page.read_text(encoding="utf-8")):
+            last = re.sub(r"^([A-Z_]+=\S* )+", "", line.rpartition(" | ")[2])
+            words = shlex.split(last, comments=True)
+            if words and words[0] in COMMANDS:
+                yield pytest.param(words, id=f"{named(page)}: {' '.join(words)[:60]}")
+
+
+def group(name):
+    return importlib.import_module(COMMANDS[name]).main
+
+
+def leads(page, target):
+    """Whether a relative link, with or without an anchor, ends inside of the project."""
+    name, _, anchor = target.partition("#")
+    place = (page.parent / name).resolve() if name else page
+    if not place.exists() or not place.is_relative_to(ROOT):
+        return False
+    return not anchor or anchor in set(anchors(place.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    broken = [
+        target for target in links(text) if not re.match(r"[a-z]+:", target) and not leads(page, target)
+    ]
+    assert not broken
+
+
+@pytest.mark.parametrize("words", list(command_lines()))
+def test_command_lines_parse(words):
+    main = group(words[0])
+    try:
+        if words[1].startswith("-"):
+            main.make_context(words[0], words[1:])
+        else:
+            main.commands[words[1]].make_context(words[1], words[2:])
+    except click.exceptions.Exit as shown_and_done:
+        assert shown_and_done.exit_code == 0
+
+
+def test_the_python_in_the_readme_runs(bundle, tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block.replace("out/flux-nano", str(bundle("flux-nano"))), {})
+    with Image.open(tmp_path / "circle.png") as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_in_the_text_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for span in re.findall(r"`((?:flux-export|flux-run)[^`]*)`", text):
+        name, *words = span.split()
+        verb = next((word for word in words if word in group(name).commands), None)
+        command = group(name).commands[verb] if verb else group(name)
+        known = {option for each in command.params for option in each.opts} | {"--help", "-h"}
+        assert not words or verb or words[0].startswith("-"), span
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_make_targets_exist(page):
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    used = {word for span in re.findall(r"`make ([a-z -]+)", text) for word in span.split()}
+    used |= {
+        word for line in shown(text) if line.startswith("make ") for word in line.split("#")[0].split()[1:]
+    }
+    assert used <= targets
+
+
+def test_files_in_the_code_map_exist():
+    """Names in backquotes that look like our files are ours."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    spans = re.findall(r"`((?:exporter|runtime|plugins|benchmarks|tests|docs|examples)/[\w./-]*)`", text)
+    assert [span for span in spans if not (ROOT / span).exists()] == []
+
+
+def records(model):
+    """A pydantic model's fields and those of the models inside of it."""
+    for name, field in model.model_fields.items():
+        yield name
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from records(inner)
+
+
+def test_every_field_of_the_manifest_is_described():
+    text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    fields = set(records(manifest.Manifest))
+    assert {"schema_version", "shift", "sha256", "dims"} <= fields
+    assert [name for name in sorted(fields) if not re.search(rf"`([\w*]+\.)*{name}[`.]", text)] == []
+
+
+def test_every_stage_is_described(bundle):
+    text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    for name, stage in manifest.read(bundle("flux-nano")).stages.items():
+        for tensor in (*stage.inputs, *stage.outputs):
+            varying = [dim for dim in tensor.dims if isinstance(dim, str)]
+            assert f"`{name}`" in text
+            assert re.search(rf"`{tensor.name}`[^|]*\| \[{', '.join(varying)}[,\]]", text), (name, tensor)
+
+
+def table(*arguments):
+    return subprocess.run([sys.executable, TABLE, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_numbers_are_those_of_the_results():
+    found = table("--check")
+    assert found.returncode == 0, found.stderr
+
+
+FIGURES = {"median": 2.0, "min": 1.0, "max": 3.0}
+PAIR = {"flux_run": FIGURES, "diffusers": FIGURES, "diffusers_over_flux_run": FIGURES}
+RESULTS = {
+    "full_size.json": {
+        "parameters": 11.9e9,
+        "graph_seconds": {"conditioner": 8.0, "denoiser": 40.0},
+        "graph_seconds_total": 48.0,
+        "wall_seconds": 70.0,
+        "peak_rss_gb": 0.75,
+        "checkpoint_gb": 23.8,
+        "weights_linked": True,
+        "bundle_own_mb_on_disk": 1.5,
+        "targets": {"graph_seconds_total": 90, "peak_rss_gb": 1.5},
+    },
+    "cold_start.json": {
+        "help_seconds": FIGURES,
+        "first_picture_seconds": PAIR,
+        "peak_rss_mb": PAIR,
+        "pictures": {"largest_difference": 1, "share_within_1": 1.0},
+        "settings": {"size": [64, 64], "steps": 12, "precision": "fp32", "rounds": 7},
+        "targets": {"help_seconds": 0.3},
+    },
+    "flux_nano_score.json": {"text_to_image": {"colour": 0.987, "pictures": 256}, "settings": {"x": 0.5}},
+}
+ABOUT = {"date": "2026-01-02T03:04:05+00:00", "hardware": {"cpu": "a CPU", "cores": 2, "gpu": None}}
+
+
+@pytest.fixture
+def page(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- numbers: python benchmarks/table.py -->\n<!-- end of numbers -->\nafter\n")
+    return path
+
+
+@pytest.mark.parametrize("missing", [set(), {"cold_start.json"}, set(RESULTS)], ids=["none", "one", "all"])
+def test_a_table_of_what_is_there(page, tmp_path, missing):
+    for name in RESULTS.keys() - missing:
+        (tmp_path / name).write_text(json.dumps({**ABOUT, **RESULTS[name]}))
+    arguments = ("--page", page, "--results", tmp_path)
+    assert table("--check", *arguments).returncode == 1
+    assert table(*arguments).returncode == 0
+    assert table("--check", *arguments).returncode == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    for name in RESULTS:
+        assert (f"benchmarks/results/{name}" in text) == (name not in missing)
+    if "flux_nano_score.json" not in missing:
+        assert "flux-nano, text to image | colour 98.7%" in text
+        assert "50.0%" not in text
