@@ -125,7 +125,6 @@ def vae_from_bfl(names: Iterable[str], levels: int) -> dict[str, Recipe]:
             for theirs, new in (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v")):
                 ours = ours.replace(f".0.{theirs}.", f".0.{new}.")
             ours = ours.replace(".0.proj_out.", ".0.to_out.0.")
-            recipes[ours] = Flatten(name) if ours.endswith("weight") else Key(name)
-        else:
-            recipes[ours] = Key(name)
+        linear = ".to_" in ours and ours.endswith(".weight")
+        recipes[ours] = Flatten(name) if linear else Key(name)
     return recipes

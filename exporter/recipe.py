@@ -35,7 +35,7 @@ class Recipe:
         parts = [torch.empty(tensors[name].shape, device="meta") for name in self.names]
         try:
             return tuple(self.make(*parts).shape)
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             return ()
 
     def load(self, tensors: Tensors) -> Tensor:

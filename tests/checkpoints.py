@@ -27,6 +27,7 @@ def write_random(
     single: int,
     guidance: bool,
     in_channels: int = 64,
+    pipeline: str = "FluxPipeline",
     seed: int = 0,
 ) -> Path:
     """A whole diffusers folder; the tokenizers are flux-nano's."""
@@ -77,7 +78,8 @@ def write_random(
     scheduler.save_pretrained(folder / "scheduler")
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(NANO / name, folder / name)
-    shutil.copy(NANO / "model_index.json", folder)
+    index = json.loads((NANO / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": pipeline}))
     return folder
 
 

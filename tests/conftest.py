@@ -7,6 +7,26 @@ import pytest
 
 RANDOM = {
     "dev-like": {"heads": 2, "axes": (16, 16, 16), "depth": 1, "single": 2, "guidance": True, "seed": 1},
+    "fill-like": {
+        "heads": 1,
+        "axes": (16, 8, 8),
+        "depth": 1,
+        "single": 1,
+        "guidance": True,
+        "in_channels": 384,
+        "pipeline": "FluxFillPipeline",
+        "seed": 3,
+    },
+    "canny-like": {
+        "heads": 1,
+        "axes": (16, 8, 8),
+        "depth": 1,
+        "single": 1,
+        "guidance": True,
+        "in_channels": 128,
+        "pipeline": "FluxControlPipeline",
+        "seed": 4,
+    },
     "schnell-like": {"heads": 3, "axes": (8, 12, 12), "depth": 2, "single": 1, "guidance": False, "seed": 2},
 }
 

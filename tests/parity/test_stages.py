@@ -32,6 +32,18 @@ def test_fp32_stages_agree_to_1e_4(checkpoint: Get, bundle: Get, name: str) -> N
         assert row.error <= limit, row
 
 
+@pytest.mark.parametrize(("name", "channels"), [("fill-like", 320), ("canny-like", 64)])
+def test_variants_with_a_condition_input(checkpoint: Get, tmp_path: Path, name: str, channels: int) -> None:
+    out = tmp_path / "bundle"
+    found = build(str(checkpoint(name)), out, stages=["conditioner", "denoiser"])
+    assert (found.variant, found.tasks) == (name.removesuffix("-like"), [])
+    assert found.model.condition_channels == channels
+    assert found.stages["denoiser"].inputs[-1].dims == ["batch", "tokens", channels]
+    rows = list(verify(out))
+    assert len(rows) == 4
+    assert max(row.error for row in rows) <= 1e-4
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_lower_precisions_stay_within_their_rounding(checkpoint: Get, bundle: Get, precision: str) -> None:
     rows = list(verify(bundle("flux-nano", precision), checkpoint=str(checkpoint("flux-nano"))))
