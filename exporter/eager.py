@@ -111,9 +111,14 @@ class Eager:
                     tensor.offset or 0,
                     tensor.length or 0,
                 )
-                owner, _, attribute = parameter.rpartition(".")
+                holder, _, attribute = parameter.rpartition(".")
                 read = nn.Parameter(where.read(), requires_grad=False)
-                setattr(module.get_submodule(owner), attribute, read)
+                setattr(module.get_submodule(holder), attribute, read)
+        for owner in module.modules():
+            for unused in [
+                name for name, value in owner._parameters.items() if value is not None and value.is_meta
+            ]:
+                owner._parameters[unused] = None  # of the VAE's other half
         return EagerGraph(module, stage, self.device)
 
     def upload(self, array: npt.NDArray[Any]) -> EagerBuffer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import T5EncoderModel
 from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoint import open_checkpoint
 from flux_trt.exporter.reference import case
+from flux_trt.exporter.tensorfile import read_header
 from flux_trt.exporter.verify import relative_error, verify
 from flux_trt.runtime.manifest import STAGES
 
@@ -54,16 +56,14 @@ def test_lower_precisions_stay_within_their_rounding(checkpoint: Get, bundle: Ge
 
 def test_verify_sees_a_changed_weight(checkpoint: Get, bundle: Get, tmp_path: Path) -> None:
     """The comparison has teeth: one weight matrix scaled by 1.01 is out of tolerance."""
-    from safetensors.torch import load_file, save_file
-
     found = open_checkpoint(str(checkpoint("flux-nano")))
     expected = case("denoiser", found)
     for file in bundle("flux-nano").glob("denoiser.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = tmp_path / "denoiser.safetensors"
-    tensors = load_file(weights)
-    tensors["single_blocks.0.linear2.weight"] *= 1.01
-    save_file(tensors, weights)
+    where = read_header(tmp_path / "denoiser.safetensors")["single_blocks.0.linear2.weight"]
+    with where.file.open("r+b") as file:
+        file.seek(where.offset)
+        file.write((where.read() * 1.01).numpy().tobytes())
     inputs = {name: value.numpy() for name, value in expected.inputs.items()}
 
     def velocity() -> np.ndarray:
@@ -126,14 +126,13 @@ def test_a_bfl_file_with_its_vae_against_diffusers_own_converters(checkpoint: Ge
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_graphs_pass_the_checker(checkpoint: Get, bundle: Get, precision: str, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    build(str(checkpoint("dev-like")), whole, precision=precision, stages=["conditioner"], link=False)
-    onnx.checker.check_model(whole / "conditioner.onnx", full_check=True)  # with its external data
+def test_graphs_pass_the_checker(bundle: Get, precision: str, tmp_path: Path) -> None:
+    # The checker refuses hard-linked weights; in a copy of the bundle they are files of their own.
+    root = shutil.copytree(bundle("flux-nano", precision), tmp_path / "copy")
     for stage in STAGES:
-        path = bundle("flux-nano", precision) / f"{stage}.onnx"
+        path = root / f"{stage}.onnx"
+        onnx.checker.check_model(path, full_check=True)
         model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model, full_check=True)
         assert [entry.version for entry in model.opset_import if entry.domain == ""] == [23]
         assert path.stat().st_size < 2_000_000
         embedded = [t.name for t in model.graph.initializer if len(t.raw_data) > 100_000]

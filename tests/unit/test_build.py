@@ -71,6 +71,9 @@ def test_identity_weights_are_linked_not_copied(checkpoint: Get, tmp_path: Path)
     assert [stage.weights for stage in found.stages.values()] == [["transformer/flux.safetensors"]] * 2
     assert sum(f.bytes for p, f in found.files.items() if p.endswith(".onnx")) > 0
     assert list(out.glob("*.safetensors")) == []
+    whole = build(str(file), out, stages=HALF, link=False)
+    assert whole.stages["conditioner"].weights == ["conditioner.safetensors"]
+    assert not (out / "transformer").exists()
 
 
 def test_links_that_the_file_system_refuses_become_copies(
