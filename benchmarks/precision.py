@@ -26,7 +26,7 @@ from flux_trt.runtime.manifest import Precision
 from flux_trt.runtime.pipeline import Pipeline
 
 NANO = Path(__file__).parent.parent / "examples" / "flux-nano"
-STEPS, GUIDANCE, SEED, BATCH = 12, 3.5, 0, 32
+STEPS, GUIDANCE, SEED, BATCH = 12, 1.0, 0, 32
 ROWS: tuple[tuple[Precision, str], ...] = (
     ("fp32", "onnxruntime"),
     ("fp16", "onnxruntime"),

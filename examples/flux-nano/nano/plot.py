@@ -1,0 +1,51 @@
+"""The loss curves of all phases, from the journal of the training run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
+
+TITLES = {
+    "vae": "autoencoder",
+    "text": "text encoders",
+    "dit": "transformer",
+    "distill": "guidance distillation",
+}
+TITLES |= {"decoder": "decoder alone"}
+
+
+def plot_losses(journal: Path, out: Path) -> None:
+    """One panel per phase, both axes logarithmic."""
+    curves = read_losses(journal)
+    figure, panels = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3.0), squeeze=False)
+    for panel, (phase, points) in zip(panels[0], curves.items(), strict=True):
+        steps, losses, seconds = zip(*points, strict=True)
+        panel.loglog(steps, losses, linewidth=1.2)
+        panel.set_title(
+            f"{TITLES.get(phase, phase)}\n{steps[-1] + 1:,} steps, {seconds[-1] / 60:.0f} min", fontsize=9
+        )
+        panel.set_xlabel("step")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.grid(which="both", alpha=0.25)
+    panels[0][0].set_ylabel("training loss")
+    figure.tight_layout()
+    figure.savefig(out, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def read_losses(journal: Path) -> dict[str, list[tuple[int, float, float]]]:
+    """(step, loss, seconds) of each phase; where a resumed run repeats steps, the later entry counts."""
+    entries: dict[str, list[tuple[int, float, float]]] = {}
+    for line in journal.read_text().splitlines():
+        entry = json.loads(line)
+        points = entries.setdefault(entry["phase"], [])
+        while points and points[-1][0] >= entry["step"]:
+            points.pop()
+        points.append((entry["step"], entry["loss"], entry["seconds"]))
+    return entries

@@ -1,0 +1,68 @@
+"""The one command: `python -m nano.train` trains every part, resumes where it stopped, and writes the folder.
+
+The phases are bounded by time and not by steps, so a slow machine gives a weaker model and not a later one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from nano import bundle
+from nano.distill import distill
+from nano.dit import train_dit
+from nano.latents import Latents
+from nano.plot import plot_losses
+from nano.text import train_text
+from nano.vae import train_decoder, train_vae
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run all phases in order; those already done cost nothing."""
+    parser = argparse.ArgumentParser(description="Train flux-nano; run it again to resume.")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="checkpoint folder to write (default: this folder)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=HERE / "runs", help="where states and the journal are kept"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda (default: cuda when there is one)"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--vae-minutes", type=float, default=48)
+    parser.add_argument("--text-minutes", type=float, default=8)
+    parser.add_argument("--dit-minutes", type=float, default=180)
+    parser.add_argument("--distill-minutes", type=float, default=30)
+    parser.add_argument("--decoder-minutes", type=float, default=21)
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(options.threads)
+    runs, device = options.runs, _device(options.device)
+    runs.mkdir(parents=True, exist_ok=True)
+    vae = train_vae(runs, options.vae_minutes, device)
+    encoders = train_text(runs, options.text_minutes, device)
+    data = Latents(runs / "latents.pt", vae, device)
+    teacher = train_dit(runs, options.dit_minutes, data, encoders, device)
+    student = distill(runs, options.distill_minutes, teacher, data, encoders, device)
+
+    vae = train_decoder(runs, options.decoder_minutes, vae, device)
+
+    for folder, dtype in ((runs / "float32", torch.float32), (options.out, torch.bfloat16)):
+        bundle.save(folder, student, vae, encoders.clip, encoders.t5, dtype)
+    shutil.copyfile(runs / "journal.jsonl", options.out / "training.jsonl")
+    plot_losses(options.out / "training.jsonl", options.out / "loss.png")
+    print(f"written: {options.out}; next: python -m nano.score {options.out}")
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""flux-nano's training: a phase resumes and keeps its average; tokenizers know every word of the world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from nano.edit import sample_edit  # noqa: E402
+from nano.phase import Phase  # noqa: E402
+from nano.plot import read_losses  # noqa: E402
+from nano.vocabulary import clip_tokenizer, t5_tokenizer, words  # noqa: E402
+
+
+def run(folder: Path, minutes: float, limit: int) -> Phase:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    phase = Phase(folder, "line", model, minutes, rate=1e-2)
+    for step in phase:
+        phase.update(model(torch.ones(2, 4)).square().mean())
+        if step == limit:
+            phase.save()
+            break
+    return phase
+
+
+def test_a_phase_resumes_where_it_stopped(tmp_path: Path) -> None:
+    first = run(tmp_path, minutes=10, limit=120)
+    again = run(tmp_path, minutes=10, limit=121)
+    assert again.step == 121
+    assert again.seconds >= first.seconds > 0
+    assert read_losses(tmp_path / "journal.jsonl")["line"][-1][0] == 99
+
+
+def test_a_phase_ends_with_its_time_and_then_costs_nothing(tmp_path: Path) -> None:
+    first = run(tmp_path, minutes=0.002, limit=10**9)
+    assert first.done and first.progress == 1.0
+    again = run(tmp_path, minutes=0.002, limit=10**9)
+    assert again.step == first.step
+    again.use_average()
+    assert torch.equal(again.weights[0], again.average[0])
+
+
+def test_words_of_prompts_are_whole_to_t5_and_short_to_clip() -> None:
+    rng = np.random.default_rng(0)
+    edits = [sample_edit(rng) for _ in range(200)]
+    used = {
+        word for edit in edits for text in (edit.source.caption, edit.instruction) for word in text.split()
+    }
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    assert used <= set(words())
+    assert all(len(t5.tokenize(word)) == 1 for word in used)
+    # Merges of one word get in the way of another; the shipped weights know these four by their pieces.
+    split = {word for word in used if len(clip.tokenize(word)) > 1}
+    assert split == {"cyan", "orange", "pink", "triangle"}
+
+
+def test_unknown_words_are_spelled() -> None:
+    assert (
+        clip_tokenizer().decode(clip_tokenizer()("zebra ü").input_ids, skip_special_tokens=True) == "zebra ü"
+    )
+    assert t5_tokenizer().decode(t5_tokenizer()("zebra").input_ids, skip_special_tokens=True) == "zebra"
