@@ -15,7 +15,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- numbers: python benchmarks/table.py -->", "<!-- end of numbers -->"
-ABOUT = {"settings", "versions", "hardware", "targets", "python", "date", "command"}
 
 Row = tuple[str, str, str]
 Results = Mapping[str, Any]
@@ -80,25 +79,40 @@ def cold_start(found: Results) -> Iterator[Row]:
     )
 
 
+GOALS = {"colour": 0.95, "shape": 0.90, "place": 0.95, "background": 0.98}
+
+
 def score(found: Results) -> Iterator[Row]:
-    """The checker's verdicts, one row for each group of shares."""
-    yield from _shares("flux-nano", found)
+    """The checker's verdicts on the exported fp32 bundle, and what was missed."""
+    asked = found["settings"]
+    title = f"flux-nano, exported fp32 bundle, {asked['steps']} steps, guidance {asked['guidance']:g}"
+    goals = ", ".join(f"{name} {goal:.0%}" for name, goal in GOALS.items())
+    for group in ("text_to_image", "one_object", "two_objects"):
+        of = f"{found[group]['pictures']} unseen prompts"
+        label = f"{title}: {of}" if group == "text_to_image" else f"the same: {group.replace('_', ' ')}"
+        missed = [name for name, goal in GOALS.items() if found[group][name] < goal]
+        verdict = f"{goals}; missed in {', '.join(missed)}" if missed else goals
+        yield label, _shares(found[group]), verdict if group == "text_to_image" else ""
 
 
-def _shares(title: str, found: Results) -> Iterator[Row]:
-    shares = [
-        f"{name.replace('_', ' ')} {value:.1%}"
-        for name, value in found.items()
-        if isinstance(value, float) and 0 <= value <= 1
-    ]
-    if shares:
-        yield title, ", ".join(shares), ""
-    for name, value in found.items():
-        if isinstance(value, Mapping) and name not in ABOUT:
-            yield from _shares(f"{title}, {name.replace('_', ' ')}", value)
+def precision(found: Results) -> Iterator[Row]:
+    """What a precision costs flux-nano."""
+    for row in found["rows"]:
+        where = f"flux-nano in {row['precision']} ({row['runner']} on the CPU)"
+        distance = f"; PSNR to fp32 {row['psnr_db_median']:.1f} dB" if row["psnr_db_median"] else ""
+        yield where, f"{_shares(row['score'])}{distance}", ""
 
 
-FILES = {"full_size.json": full_size, "cold_start.json": cold_start, "flux_nano_score.json": score}
+def _shares(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {rates[name]:.1%}" for name in (*GOALS, "all_right"))
+
+
+FILES = {
+    "full_size.json": full_size,
+    "cold_start.json": cold_start,
+    "flux_nano_score.json": score,
+    "precision.json": precision,
+}
 
 
 def render(results: Path) -> str:

@@ -175,6 +175,7 @@ def test_the_numbers_are_those_of_the_results():
 
 FIGURES = {"median": 2.0, "min": 1.0, "max": 3.0}
 PAIR = {"flux_run": FIGURES, "diffusers": FIGURES, "diffusers_over_flux_run": FIGURES}
+SHARES = {"colour": 0.987, "shape": 0.5, "place": 1.0, "background": 1.0, "all_right": 0.4, "pictures": 256}
 RESULTS = {
     "full_size.json": {
         "parameters": 11.9e9,
@@ -195,7 +196,13 @@ RESULTS = {
         "settings": {"size": [64, 64], "steps": 12, "precision": "fp32", "rounds": 7},
         "targets": {"help_seconds": 0.3},
     },
-    "flux_nano_score.json": {"text_to_image": {"colour": 0.987, "pictures": 256}, "settings": {"x": 0.5}},
+    "flux_nano_score.json": {
+        **dict.fromkeys(("text_to_image", "one_object", "two_objects"), SHARES),
+        "settings": {"steps": 12, "guidance": 3.5},
+    },
+    "precision.json": {
+        "rows": [{"precision": "fp16", "runner": "onnxruntime", "score": SHARES, "psnr_db_median": 50.0}]
+    },
 }
 ABOUT = {"date": "2026-01-02T03:04:05+00:00", "hardware": {"cpu": "a CPU", "cores": 2, "gpu": None}}
 
@@ -221,5 +228,7 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
     for name in RESULTS:
         assert (f"benchmarks/results/{name}" in text) == (name not in missing)
     if "flux_nano_score.json" not in missing:
-        assert "flux-nano, text to image | colour 98.7%" in text
-        assert "50.0%" not in text
+        assert "colour 98.7%, shape 50.0%, place 100.0%" in text
+        assert "missed in shape |" in text
+    if "precision.json" not in missing:
+        assert "PSNR to fp32 50.0 dB" in text
