@@ -104,7 +104,7 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> 
             checkpoint,
             out,
             stage_precisions=dict(stage_precisions),
-            tell=lambda line: click.echo(line, err=True),
+            tell=lambda line: print(line, file=sys.stderr),  # click.echo would write over the bars
             progress=progress,
             **options,
         )

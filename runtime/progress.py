@@ -25,17 +25,24 @@ def bars(of_bytes: bool = False) -> Iterator[Progress]:
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bars
 
     counter = DownloadColumn() if of_bytes else MofNCompleteColumn()
     columns = TextColumn("{task.description:12}"), BarColumn(), counter, TimeElapsedColumn()
     with Bars(*columns, console=Console(stderr=True), redirect_stdout=False) as shown:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def tell(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = int(shown.add_task(what, total=total))
-            shown.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+                tasks[what] = shown.add_task(what, total=total)
+            shown.update(tasks[what], completed=done, total=total)
 
         yield tell
