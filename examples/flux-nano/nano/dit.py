@@ -19,20 +19,27 @@ from nano.text import Encoders
 from nano.vocabulary import T5_LENGTH
 
 BATCH = 64
-EDIT_SHARE = 0.2  # of steps; one step is all captions or all edits, so that captions keep short sequences
+EDIT_SHARE = 0.25  # of steps; one step is all captions or all edits, so that captions keep short sequences
 # T5 tokens and the shares of steps read at that length. The longest text has 20, the rest is padding: short
 # sequences save time, and the others teach that padding means nothing, up to the 512 of diffusers' default.
 LENGTHS = {20: 0.84, T5_LENGTH: 0.1, 64: 0.04, 512: 0.02}
 COMPILED = (20,)
-NEAR_MIDDLE, NEAR_NOISE = 0.3, 2.0  # centres of the times, as logits
+NEAR_MIDDLE, NEAR_NOISE = 0.5, 2.5  # centres of the times, as logits
+PURE_NOISE = 0.1  # share of times that are exactly 1: where every sampler begins, and no logit gets to
 
 
 def train_dit(
-    runs: Path, minutes: float, data: Latents, encoders: Encoders, device: torch.device, seed: int = 4
+    runs: Path,
+    minutes: float,
+    data: Latents,
+    encoders: Encoders,
+    device: torch.device,
+    start: FluxTransformer2DModel | None = None,
+    seed: int = 4,
 ) -> FluxTransformer2DModel:
-    """The transformer before guidance is distilled into it."""
+    """The transformer before guidance is distilled into it, trained from nothing or on from `start`."""
     torch.manual_seed(seed)
-    model = new_transformer().to(device)
+    model = (start or new_transformer()).to(device).train()
     phase = Phase(runs, "dit", model, minutes, rate=1e-3, hold=0.5)
     compiled = torch.compile(model, dynamic=False)
     rng = np.random.default_rng([seed, phase.step])
@@ -83,6 +90,7 @@ def add_noise(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     times = torch.sigmoid(torch.randn(count, device=device) + centre)
     uniform = torch.rand(count, device=device)
     times = torch.where(torch.rand(count, device=device) < 0.1, uniform, times)
+    times = torch.where(torch.rand(count, device=device) < PURE_NOISE, torch.ones_like(times), times)
     noise = torch.randn_like(latents)
     mix = times[:, None, None]
     return (1 - mix) * latents + mix * noise, times, noise - latents

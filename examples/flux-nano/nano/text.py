@@ -62,6 +62,13 @@ class Encoders(nn.Module):
         self.token_heads = _heads(TOKEN_TAGS, width=128)
         self.pooled_heads = _heads(POOLED_TAGS, width=64)
 
+    @classmethod
+    def of(cls, clip: CLIPTextModel, t5: T5EncoderModel) -> Encoders:
+        """Trained encoders, frozen; their heads are new and mean nothing."""
+        encoders = cls()
+        encoders.clip, encoders.t5 = clip, t5
+        return encoders.to(clip.device).eval().requires_grad_(False)
+
     def embed(self, texts: list[str], length: int = T5_LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
         """(pooled [B, 64], text [B, length, 128]), with FLUX's padding: no attention mask anywhere."""
         device = next(self.parameters()).device

@@ -10,13 +10,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from nano import bundle
 from nano.distill import distill
 from nano.dit import train_dit
 from nano.latents import Latents
 from nano.plot import plot_losses
-from nano.text import train_text
+from nano.text import Encoders, train_text
 from nano.vae import train_decoder, train_vae
 
 HERE = Path(__file__).resolve().parent.parent
@@ -34,6 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--device", default="auto", help="auto, cpu or cuda (default: cuda when there is one)"
     )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="a trained checkpoint folder: keep its autoencoder and encoders, train its transformer on",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--vae-minutes", type=float, default=48)
     parser.add_argument("--text-minutes", type=float, default=8)
@@ -45,19 +51,31 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     runs, device = options.runs, _device(options.device)
     runs.mkdir(parents=True, exist_ok=True)
-    vae = train_vae(runs, options.vae_minutes, device)
-    encoders = train_text(runs, options.text_minutes, device)
+    transformer = None
+    if options.start:
+        vae, encoders, transformer = _trained(options.start, device)
+    else:
+        vae = train_vae(runs, options.vae_minutes, device)
+        encoders = train_text(runs, options.text_minutes, device)
     data = Latents(runs / "latents.pt", vae, device)
-    teacher = train_dit(runs, options.dit_minutes, data, encoders, device)
+    teacher = train_dit(runs, options.dit_minutes, data, encoders, device, transformer)
     student = distill(runs, options.distill_minutes, teacher, data, encoders, device)
-
-    vae = train_decoder(runs, options.decoder_minutes, vae, device)
+    if not options.start:
+        vae = train_decoder(runs, options.decoder_minutes, vae, device)
 
     for folder, dtype in ((runs / "float32", torch.float32), (options.out, torch.bfloat16)):
         bundle.save(folder, student, vae, encoders.clip, encoders.t5, dtype)
     shutil.copyfile(runs / "journal.jsonl", options.out / "training.jsonl")
     plot_losses(options.out / "training.jsonl", options.out / "loss.png")
     print(f"written: {options.out}; next: python -m nano.score {options.out}")
+
+
+def _trained(
+    folder: Path, device: torch.device
+) -> tuple[AutoencoderKL, Encoders, FluxTransformer2DModel]:
+    pipe = bundle.load(folder).to(device)
+    encoders = Encoders.of(pipe.text_encoder, pipe.text_encoder_2)
+    return pipe.vae.eval(), encoders, pipe.transformer
 
 
 def _device(name: str) -> torch.device:
