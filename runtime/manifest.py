@@ -18,7 +18,7 @@ SCHEMA = 1
 NAME = "bundle.json"
 
 StageName = Literal["clip", "t5", "conditioner", "denoiser", "vae_encoder", "vae_decoder"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
@@ -32,11 +32,13 @@ def _inside(path: str) -> str:
 BundlePath = Annotated[str, AfterValidator(_inside)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Strict, unchangeable, with no fields of unknown names."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Tensor(_Record):
+class Tensor(Record):
     """One input or output of a stage. A dim is a number, or the name of a dim that varies."""
 
     name: str
@@ -44,18 +46,19 @@ class Tensor(_Record):
     dims: list[int | str]
 
 
-class Stage(_Record):
+class Stage(Record):
     """One ONNX graph: its files, what is inside, and its contract."""
 
     graph: BundlePath
     weights: list[BundlePath]
     precision: Precision
+    base: Precision | None = Field(default=None, description="of fp8: the type of all that is not quantised")
     inputs: list[Tensor]
     outputs: list[Tensor]
     key: str = Field(description="digest of everything the stage was built from")
 
 
-class Scheduler(_Record):
+class Scheduler(Record):
     """The numbers of FlowMatchEulerDiscreteScheduler, under diffusers' names."""
 
     use_dynamic_shifting: bool
@@ -66,7 +69,7 @@ class Scheduler(_Record):
     max_image_seq_len: int = Field(gt=0)
 
 
-class Tokenizer(_Record):
+class Tokenizer(Record):
     """A `tokenizers` file, the length every prompt is padded or cut to, and the padding."""
 
     file: BundlePath
@@ -75,7 +78,7 @@ class Tokenizer(_Record):
     pad_token: str
 
 
-class Model(_Record):
+class Model(Record):
     """What the runtime must know of the transformer and the VAE to prepare their inputs."""
 
     channels: int = Field(description="of a latent token: 4 x the VAE's latent channels; 64 for FLUX.1")
@@ -86,14 +89,14 @@ class Model(_Record):
     patch: int = Field(description="pixels of a latent token's side; 16 for FLUX.1")
 
 
-class Sizes(_Record):
+class Sizes(Record):
     """Picture sides in pixels that the bundle accepts: multiples of `Model.patch` in this range."""
 
     smallest: int = Field(gt=0)
     largest: int = Field(gt=0)
 
 
-class Defaults(_Record):
+class Defaults(Record):
     """What a run uses when the caller does not say."""
 
     width: int
@@ -102,14 +105,14 @@ class Defaults(_Record):
     guidance: float
 
 
-class File(_Record):
+class File(Record):
     """A bundle file's size in bytes and SHA-256."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Source(_Record):
+class Source(Record):
     """One checkpoint file that went into the bundle."""
 
     name: str
@@ -117,7 +120,7 @@ class Source(_Record):
     sha256: str
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """Where the bundle comes from."""
 
     checkpoint: str
@@ -130,7 +133,7 @@ class Provenance(_Record):
     created: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """All of `bundle.json`."""
 
     schema_version: int = SCHEMA

@@ -70,9 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"written: {options.out}; next: python -m nano.score {options.out}")
 
 
-def _trained(
-    folder: Path, device: torch.device
-) -> tuple[AutoencoderKL, Encoders, FluxTransformer2DModel]:
+def _trained(folder: Path, device: torch.device) -> tuple[AutoencoderKL, Encoders, FluxTransformer2DModel]:
     pipe = bundle.load(folder).to(device)
     encoders = Encoders.of(pipe.text_encoder, pipe.text_encoder_2)
     return pipe.vae.eval(), encoders, pipe.transformer

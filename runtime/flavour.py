@@ -1,0 +1,57 @@
+"""The two TensorRTs. Only this file knows in what they differ; everything else takes `Flavour.module()`."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+from flux_trt.runtime.errors import BackendError
+
+FlavourName = Literal["tensorrt", "tensorrt-rtx"]
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One TensorRT: a package with the API of the other."""
+
+    name: FlavourName
+    package: str
+    """To install."""
+    cross_builds: bool
+    """Whether engines for GPUs that are not present can be built, even with no GPU at all."""
+    capabilities: tuple[str, ...]
+    """The compute capabilities that engines can be built for; () means whatever GPU is present."""
+
+    def module(self) -> ModuleType:
+        """The flavour's Python module, `tensorrt` or `tensorrt_rtx`.
+
+        Raises:
+            BackendError: it is not installed.
+        """
+        try:
+            return importlib.import_module(self.name.replace("-", "_"))
+        except ImportError as fault:
+            raise BackendError(
+                f"{self.name} is not installed ({fault}); pip install {self.package}"
+            ) from None
+
+    def version(self) -> str:
+        """As the package names it; an engine runs only with the version that built it.
+
+        Raises:
+            BackendError: it is not installed.
+        """
+        return str(self.module().__version__)
+
+
+FLAVOURS: dict[FlavourName, Flavour] = {
+    "tensorrt": Flavour("tensorrt", "tensorrt", cross_builds=False, capabilities=()),
+    "tensorrt-rtx": Flavour(
+        "tensorrt-rtx",
+        "tensorrt-rtx-cu13",
+        cross_builds=True,
+        capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+    ),
+}
