@@ -12,6 +12,7 @@ import onnx_ir as ir
 from flux_trt.exporter import reuse
 from flux_trt.exporter.checkpoint import open_checkpoint
 from flux_trt.exporter.describe import describe
+from flux_trt.exporter.engine import keep_engines
 from flux_trt.exporter.folder import digest, digests, written_aside
 from flux_trt.exporter.params import flux_params
 from flux_trt.exporter.stages import Stage, make_stages
@@ -20,6 +21,7 @@ from flux_trt.exporter.trace import trace
 from flux_trt.exporter.variant import detect
 from flux_trt.exporter.weights import Links, attach, bytes_to_write, plan_links
 from flux_trt.runtime import manifest
+from flux_trt.runtime.engine import graph_digest
 from flux_trt.runtime.errors import BuildError, CheckpointError
 from flux_trt.runtime.manifest import STAGES, File, Manifest, Precision, StageName, Tokenizer
 from flux_trt.runtime.progress import Progress, silent
@@ -95,6 +97,7 @@ def build(
         files |= {tokenizer.file: digest(folder / tokenizer.file) for tokenizer in tokenizers.values()}
         found = describe(checkpoint, kind, params, sources, built, tokenizers, files)
         (folder / manifest.NAME).write_text(found.dumps(), encoding="utf-8")
+        keep_engines(out, folder, {name: graph_digest(found, name) for name in found.stages})
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 
+from flux_trt.exporter.options import FLAVOURS, NAMES, build_engines, engine_options
 from flux_trt.runtime.cli import Commands as RunCommands
 from flux_trt.runtime.manifest import STAGES, Precision
 
@@ -89,7 +90,15 @@ def main() -> None:
     show_default=True,
     help="Use weights where they lie, by hard links, when they need no change.",
 )
-def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> None:
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", *FLAVOURS]),
+    default="onnxruntime",
+    show_default=True,
+    help="Also build engines for one of the TensorRTs; onnxruntime needs none.",
+)
+@engine_options
+def build(checkpoint: str, out: Path, stage_precisions: Any, backend: Any, **options: Any) -> None:
     """Build a bundle from CHECKPOINT.
 
     CHECKPOINT is a diffusers folder, a safetensors file with Black Forest Labs' names (with --text-encoders
@@ -99,6 +108,7 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> 
     from flux_trt.exporter.build import build as build_bundle
     from flux_trt.runtime.progress import bars
 
+    chosen = {name: options.pop(name) for name in NAMES}
     with bars(of_bytes=True) as progress:
         found = build_bundle(
             checkpoint,
@@ -110,6 +120,24 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, **options: Any) -> 
         )
     size = sum(file.bytes for file in found.files.values())
     click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
+    if backend != "onnxruntime":
+        build_engines(out, backend, options["stages"], chosen)
+
+
+@main.command(short_help="Build TensorRT engines into a bundle.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--backend", type=click.Choice(FLAVOURS), required=True, help="Which TensorRT.")
+@click.option("--stages", type=_StageList(), help="Build only these stages' engines.  [default: all]")
+@engine_options
+def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any) -> None:
+    """Build TensorRT engines of BUNDLE's graphs into it.
+
+    Needs neither the checkpoint nor PyTorch, so a bundle that was exported elsewhere gets its engines on the
+    machine that will run them. Engines that are there already are kept.
+    """
+    from flux_trt.runtime import manifest
+
+    build_engines(bundle, backend, stages or list(manifest.read(bundle).stages), chosen)
 
 
 @main.command(short_help="Show what is in a bundle.")

@@ -23,6 +23,8 @@ class Flavour:
     """Whether engines for GPUs that are not present can be built, even with no GPU at all."""
     capabilities: tuple[str, ...]
     """The compute capabilities that engines can be built for; () means whatever GPU is present."""
+    polygraphy: str
+    """What `POLYGRAPHY_USE_TENSORRT_RTX` must be for Polygraphy to use it."""
 
     def module(self) -> ModuleType:
         """The flavour's Python module, `tensorrt` or `tensorrt_rtx`.
@@ -47,11 +49,12 @@ class Flavour:
 
 
 FLAVOURS: dict[FlavourName, Flavour] = {
-    "tensorrt": Flavour("tensorrt", "tensorrt", cross_builds=False, capabilities=()),
+    "tensorrt": Flavour("tensorrt", "tensorrt", cross_builds=False, capabilities=(), polygraphy="0"),
     "tensorrt-rtx": Flavour(
         "tensorrt-rtx",
         "tensorrt-rtx-cu13",
         cross_builds=True,
         capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+        polygraphy="1",
     ),
 }

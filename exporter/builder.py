@@ -1,0 +1,172 @@
+"""The child process that builds one engine; TensorRT may take it down without harm to anything else.
+
+Run by `child` as `python -m flux_trt.exporter.builder FD`, with a job as one line of JSON on standard input.
+What happens is told as JSON lines on the file descriptor FD; standard output and error are TensorRT's own.
+The process ends when its parent does: standard input stays open as long as the parent lives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TextIO
+
+from pydantic import BaseModel, ConfigDict
+
+from flux_trt.exporter.profile import shapes_of
+from flux_trt.runtime.engine import Recipe
+from flux_trt.runtime.flavour import FLAVOURS
+from flux_trt.runtime.manifest import File, Tensor
+
+TELL_EVERY = 0.2  # seconds between two progress lines of one phase
+
+
+class Job(BaseModel):
+    """What the child is to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    graph: Path
+    inputs: list[Tensor]
+    recipe: Recipe
+    plan: Path | None
+    """Where to write the plan; None only reads the graph and says whether TensorRT accepts it."""
+    timing_cache: Path | None = None
+
+
+def build(job: Job, tell: Any) -> File | None:
+    """Do the job; the digest of the plan, or None when it was only to read the graph."""
+    import polygraphy.backend.trt as pg
+
+    recipe, flavour = job.recipe, FLAVOURS[job.recipe.flavour]
+    trt, flags = flavour.module(), []
+    if recipe.plugins:
+        from flux_trt.plugins.qk_norm_rope import plugin
+
+        plugin.register(trt)
+        flags = [trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE]
+    loaded = pg.network_from_onnx_path(str(job.graph), flags=flags, strongly_typed=True)
+    builder, network, _parser = pg.set_decomposable_attentions(loaded)
+    if job.plan is None:
+        return None
+    config = _config(job, flavour.cross_builds, _monitor(trt, tell))(builder, network)
+    writer = _writer(trt, job.plan)
+    if not builder.build_serialized_network_to_stream(network, config, writer):
+        raise RuntimeError("TensorRT built no engine")
+    if job.timing_cache:
+        cache = config.get_timing_cache().serialize()
+        aside = job.timing_cache.with_name(f".{job.timing_cache.name}.{os.getpid()}")
+        aside.write_bytes(bytes(cache))
+        aside.replace(job.timing_cache)
+    return writer.finish()
+
+
+def _config(job: Job, cross_builds: bool, monitor: Any) -> Any:
+    import polygraphy.backend.tensorrt_rtx as pg_rtx
+    import polygraphy.backend.trt as pg
+
+    recipe, chosen = job.recipe, []
+    for profile in recipe.profiles:
+        ranges = pg.Profile()
+        for tensor in job.inputs:
+            ranges.add(tensor.name, *shapes_of(profile, tensor.dims))
+        chosen.append(ranges)
+    options: dict[str, Any] = {
+        "profiles": chosen,
+        "builder_optimization_level": recipe.opt_level,
+        "weight_streaming": recipe.weight_streaming or None,
+        "progress_monitor": monitor,
+    }
+    if job.timing_cache and job.timing_cache.exists():
+        options["load_timing_cache"] = str(job.timing_cache)
+    if not cross_builds:
+        return pg.CreateConfig(**options)
+    targets = [(int(major), int(minor)) for major, minor in (sm.split(".") for sm in recipe.capabilities)]
+    return pg_rtx.CreateConfigRTX(compute_capabilities=targets, **options)
+
+
+def _monitor(trt: ModuleType, tell: Any) -> Any:
+    """An IProgressMonitor that tells of the outermost phase's steps."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.outer: dict[str, int] = {}
+            self.told = 0.0
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.outer[phase] = steps
+                tell(progress=[phase, 0, steps])
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            now = time.monotonic()
+            if phase in self.outer and now - self.told > TELL_EVERY:
+                self.told = now
+                tell(progress=[phase, step + 1, self.outer[phase]])
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            if steps := self.outer.pop(phase, None):
+                tell(progress=[phase, steps, steps])
+
+    return Monitor()
+
+
+def _writer(trt: ModuleType, path: Path) -> Any:
+    """An IStreamWriter into a file, hashed on the way."""
+
+    class Writer(trt.IStreamWriter):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.file, self.digest, self.size = path.open("wb"), hashlib.sha256(), 0
+
+        def write(self, data: bytes) -> int:
+            view = memoryview(data)
+            self.file.write(view)
+            self.digest.update(view)
+            self.size += view.nbytes
+            return view.nbytes
+
+        def finish(self) -> File:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            return File(bytes=self.size, sha256=self.digest.hexdigest())
+
+    return Writer()
+
+
+def _die_with_parent() -> None:
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(events: TextIO) -> None:
+    """Read a job, do it, tell of it."""
+
+    def tell(**event: Any) -> None:
+        print(json.dumps(event), file=events, flush=True)
+
+    job = Job.model_validate_json(sys.stdin.readline())
+    _die_with_parent()
+    try:
+        done = build(job, tell)
+    except Exception as fault:  # Polygraphy and TensorRT raise what they like
+        tell(fault=" ".join(str(fault).split()))
+        raise
+    tell(plan=done.model_dump() if done else None)
+
+
+if __name__ == "__main__":
+    with os.fdopen(int(sys.argv[1]), "w") as pipe:
+        main(pipe)

@@ -1,0 +1,129 @@
+"""The command line's words for engines, shared by `build` and `engines`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from flux_trt.runtime.cli import Size
+from flux_trt.runtime.flavour import FlavourName
+
+if TYPE_CHECKING:
+    from flux_trt.exporter.profile import Shapes
+
+FLAVOURS = get_args(FlavourName)
+
+
+class Capability(click.ParamType):
+    """8.9, 89 or sm_89."""
+
+    name = "X.Y"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As "8.9"."""
+        digits = str(value).lower().removeprefix("sm").lstrip("_").replace(".", "")
+        if not digits.isdigit() or len(digits) < 2:
+            self.fail(f"{value!r} is not a compute capability such as 8.9", param, ctx)
+        return f"{digits[:-1]}.{digits[-1]}"
+
+
+class SizeList(click.ParamType):
+    """1024x1024,768x1344."""
+
+    name = "WxH,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As pairs (width, height)."""
+        if not isinstance(value, str):
+            return value
+        return tuple(Size().convert(part, param, ctx) for part in value.split(","))
+
+
+_OPTIONS = (
+    click.option(
+        "--sm",
+        "capabilities",
+        type=Capability(),
+        multiple=True,
+        help="Compute capability of a GPU to build for; repeat for more.  [default: the present GPU's]",
+    ),
+    click.option(
+        "--sizes",
+        type=SizeList(),
+        help="Sizes in pixels to tune for; smaller ones work too.  [default: the bundle's default size]",
+    ),
+    click.option(
+        "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at once."
+    ),
+    click.option(
+        "--max-references",
+        type=click.IntRange(0),
+        help="Reference pictures beside the painted one.  [default: 1 for Kontext, else 0]",
+    ),
+    click.option("--rope", type=click.Choice(["native", "plugin"]), default="native", show_default=True),
+    click.option("--opt-level", type=click.IntRange(0, 5), help="TensorRT's optimisation level."),
+    click.option(
+        "--weight-streaming", is_flag=True, help="Engines that can keep part of their weights in host memory."
+    ),
+    click.option(
+        "--timing-cache", type=click.Path(path_type=Path), help="File that TensorRT's timings are kept in."
+    ),
+    click.option("--force", is_flag=True, help="Try even if memory or disk seem too small."),
+)
+NAMES = (
+    "capabilities",
+    "sizes",
+    "max_batch",
+    "max_references",
+    "rope",
+    "opt_level",
+    "weight_streaming",
+    "timing_cache",
+    "force",
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen: dict[str, Any]) -> None:
+    """Build engines as the options say; each one is told of on stderr."""
+    from flux_trt.exporter.engine import Options
+    from flux_trt.exporter.engine import build_engines as build
+    from flux_trt.runtime.progress import bars
+
+    shapes = _shapes(bundle, chosen)
+    options = Options(flavour=backend, **chosen)
+    with bars() as progress:
+        build(
+            bundle,
+            options,
+            shapes,
+            stages,
+            tell=lambda line: print(line, file=sys.stderr),  # click.echo would write over the bars
+            progress=progress,
+        )
+
+
+def _shapes(bundle: Path, chosen: dict[str, Any]) -> Shapes:
+    """Take what makes shapes out of the options."""
+    from dataclasses import replace
+
+    from flux_trt.exporter.profile import default_shapes
+    from flux_trt.runtime import manifest
+
+    shapes = replace(default_shapes(manifest.read(bundle)), max_batch=chosen.pop("max_batch"))
+    sizes, references = chosen.pop("sizes"), chosen.pop("max_references")
+    if sizes is not None:
+        shapes = replace(shapes, sizes=sizes)
+    if references is not None:
+        shapes = replace(shapes, max_references=references)
+    return shapes

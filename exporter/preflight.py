@@ -1,0 +1,87 @@
+"""What can be known to fail is refused before any work, with the way out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from flux_trt.runtime.engine import Recipe
+from flux_trt.runtime.errors import BuildError
+from flux_trt.runtime.flavour import Flavour
+from flux_trt.runtime.manifest import Precision
+
+LEAST: dict[Precision, tuple[float, str]] = {
+    "bf16": (8.0, "--precision fp16"),
+    "fp8": (8.9, "--precision bf16 or fp16"),
+}
+PLAN = 1.05
+"""Bytes of a plan for each byte of weights."""
+MEMORY = 1.35
+"""Bytes of RAM, beside the mapped weights, for each byte of weights: 11.7 GB were measured for 8.7 GB."""
+MEMORY_BASE = 1.5e9
+
+
+def refuse_targets(flavour: Flavour, capabilities: Sequence[str], precisions: Sequence[Precision]) -> None:
+    """Check the targets against the flavour and the precisions.
+
+    Args:
+        flavour: of the engines.
+        capabilities: such as ["8.9"].
+        precisions: of the stages.
+
+    Raises:
+        BuildError: a target that the flavour does not build for, or that lacks a precision.
+    """
+    if not capabilities:
+        raise BuildError(f"no GPU to build {flavour.name} engines for; say which with --sm, such as --sm 8.9")
+    for sm in capabilities:
+        if flavour.capabilities and sm not in flavour.capabilities:
+            raise BuildError(
+                f"{flavour.name} builds no engines for sm {sm}; "
+                f"it builds for {', '.join(flavour.capabilities)}"
+                + ("; use --backend tensorrt on such a GPU" if flavour.cross_builds else "")
+            )
+        for precision in precisions:
+            least, way_out = LEAST.get(precision, (0.0, ""))
+            if float(sm) < least:
+                raise BuildError(f"{precision} needs sm {least} or newer, not {sm}; use {way_out}")
+
+
+def refuse_short(recipes: Sequence[tuple[Recipe, int]], folder: Path) -> None:
+    """Check free disk and memory against an estimate.
+
+    Args:
+        recipes: the engines to build, each with its bytes of weights.
+        folder: on the disk that takes the plans.
+
+    Raises:
+        BuildError: too little of either.
+    """
+    disk, free = sum(PLAN * size for _, size in recipes), shutil.disk_usage(folder).free
+    if disk > free:
+        raise BuildError(
+            f"the engines need about {disk / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free; "
+            "build fewer with --stages, or into a bundle on another disk"
+        )
+    available = available_memory()
+    for recipe, size in recipes:
+        needed = MEMORY_BASE + MEMORY * size
+        if available is not None and needed > available:
+            raise BuildError(
+                f"building {recipe.stage} in {recipe.precision} needs about {needed / 1e9:.1f} GB of memory "
+                f"and {available / 1e9:.1f} GB are available; "
+                "use --precision fp8, a machine with more memory, or --force to try"
+            )
+
+
+def available_memory() -> int | None:
+    """Bytes of RAM that can still be had, or None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,93 @@
+"""Optimisation profiles: the shapes an engine is tuned for, and those it merely accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flux_trt.runtime import latents
+from flux_trt.runtime.engine import Profile, Range
+from flux_trt.runtime.manifest import Manifest, StageName
+
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the engines must be able to paint."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) in pixels; each gets a profile tuned for it."""
+    max_batch: int = 1
+    max_references: int = 0
+    """Reference pictures of the largest size that may follow the picture's own tokens."""
+
+
+def default_shapes(found: Manifest) -> Shapes:
+    """The bundle's default size, one picture at a time; a Kontext bundle takes one reference picture."""
+    size = (found.defaults.width, found.defaults.height)
+    return Shapes((size,), max_references=int(found.variant == "kontext"))
+
+
+def profiles(found: Manifest, name: StageName, shapes: Shapes) -> list[Profile]:
+    """One profile for each size, and a wide one that takes every shape up to the largest; equal ones once.
+
+    Args:
+        found: of the bundle; it knows the text length, the patch and the smallest side.
+        name: of the stage.
+        shapes: sizes that the bundle accepts.
+
+    Raises:
+        RequestError: a size that the bundle does not accept.
+    """
+    patch = found.model.patch
+    grids = [latents.grid(width, height, patch, found.sizes) for width, height in shapes.sizes]
+    least, most = found.sizes.smallest // patch, max(max(grid) for grid in grids)
+    tokens = max(rows * columns for rows, columns in grids)
+    wide = _dims(
+        found,
+        shapes,
+        rows=(least, most, most),
+        columns=(least, most, most),
+        tokens=(least * least, tokens, tokens * (1 + shapes.max_references)),
+    )
+    tuned = [
+        _dims(
+            found,
+            shapes,
+            rows=(rows,) * 3,
+            columns=(columns,) * 3,
+            tokens=(rows * columns, rows * columns, rows * columns * (1 + shapes.max_references)),
+        )
+        for rows, columns in grids
+    ]
+    varying = {dim for tensor in found.stages[name].inputs for dim in tensor.dims if isinstance(dim, str)}
+    cut = [{dim: each[dim] for dim in sorted(varying)} for each in (*tuned, wide)]
+    return [each for index, each in enumerate(cut) if each not in cut[:index]]
+
+
+def _dims(found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range) -> Profile:
+    text = found.tokenizers["t5"].length if "t5" in found.tokenizers else 512
+    patch = found.model.patch
+    return {
+        "batch": (1, 1, shapes.max_batch),
+        "text": (text,) * 3,
+        "steps": (1, min(found.defaults.steps, MAX_STEPS), MAX_STEPS),
+        "tokens": tokens,
+        "sequence": _each(tokens, lambda each: each + text),
+        "h": rows,
+        "w": columns,
+        "height": _each(rows, lambda each: each * patch),
+        "width": _each(columns, lambda each: each * patch),
+    }
+
+
+def _each(dims: Range, change: Callable[[int], int]) -> Range:
+    least, tuned, most = map(change, dims)
+    return least, tuned, most
+
+
+def shapes_of(profile: Profile, dims: Sequence[int | str]) -> tuple[tuple[int, ...], ...]:
+    """The least, tuned-for and largest shape of a tensor with such dims."""
+    ranges = [(dim,) * 3 if isinstance(dim, int) else profile[dim] for dim in dims]
+    return tuple(zip(*ranges, strict=True))
