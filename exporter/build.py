@@ -14,7 +14,10 @@ from flux_trt.exporter.checkpoint import open_checkpoint
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engine import keep_engines
 from flux_trt.exporter.folder import digest, digests, written_aside
+from flux_trt.exporter.fp8 import Fp8
 from flux_trt.exporter.params import flux_params
+from flux_trt.exporter.quantize import quantize
+from flux_trt.exporter.ranges import with_ranges
 from flux_trt.exporter.stages import Stage, make_stages
 from flux_trt.exporter.tokenizer import export_tokenizer
 from flux_trt.exporter.trace import trace
@@ -33,6 +36,7 @@ def build(
     *,
     precision: Precision = "fp32",
     stage_precisions: Mapping[StageName, Precision] | None = None,
+    fp8: Fp8 | None = None,
     stages: Sequence[StageName] = STAGES,
     variant: str | None = None,
     text_encoders: Path | None = None,
@@ -49,6 +53,7 @@ def build(
         out: directory to be; an older bundle there is replaced, and its unchanged stages are reused.
         precision: of the bundle; T5 and the VAE stay in fp32 when it is fp16.
         stage_precisions: another precision for single stages.
+        fp8: how to quantise what is in fp8; None: with Fp8's defaults.
         stages: which to build; a bundle without all of them is partial.
         variant: chooses among FLUX.1 variants whose tensors are alike.
         text_encoders: a diffusers folder with the encoders and tokenizers that a BFL file lacks.
@@ -67,11 +72,14 @@ def build(
         raise CheckpointError(f"{source} has no transformer; give a whole FLUX.1 checkpoint")
     params = flux_params(checkpoint.parts["transformer"])
     kind = detect(params, checkpoint.pipeline, variant)
-    plan = make_stages(checkpoint, precision, stages, stage_precisions)
+    fp8 = fp8 or Fp8()
+    plan = make_stages(checkpoint, precision, stages, stage_precisions, fp8.base)
     tell(f"{source}: FLUX.1 {kind.name} in {checkpoint.layout} layout")
 
     with written_aside(out) as folder:
         sources = digests((file for stage in plan for file in stage.files), progress)
+        beside = out.with_name(f"{out.name}.calibration.json")
+        plan = with_ranges(plan, checkpoint, kind, sources, fp8, beside, tell, progress)
         links = plan_links(plan, folder) if link else {}
         _refuse_full_disk(plan, links, folder)
         files = {inside: sources[file] for file, inside in links.items()}
@@ -106,6 +114,8 @@ def _build_stage(
 ) -> tuple[manifest.Stage, dict[str, File]]:
     """Trace one stage, give it its weights and write its graph."""
     model = trace(stage)
+    if stage.quantisation is not None:
+        quantize(model, stage)
     written = attach(model, stage, folder, links, progress)
     graph = f"{stage.name}.onnx"
     ir.save(model, folder / graph)
@@ -113,6 +123,7 @@ def _build_stage(
         graph=graph,
         weights=written.used,
         precision=stage.precision,
+        base=stage.base,
         inputs=list(stage.inputs),
         outputs=list(stage.outputs),
         key=key,

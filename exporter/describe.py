@@ -50,9 +50,7 @@ def describe(
     files: Mapping[str, File],
 ) -> Manifest:
     """The manifest of a bundle with these stages, listing of `files` those that it uses."""
-    vae = _vae_config(checkpoint)
-    patch = 2 ** len(vae["block_out_channels"]) if vae else 16
-    side = int(vae.get("sample_size") or 1024)
+    patch, side = picture(checkpoint)
     condition = params.in_channels - params.out_channels
     used = {path for stage in stages.values() for path in (stage.graph, *stage.weights)}
     used |= {tokenizer.file for tokenizer in tokenizers.values()}
@@ -88,6 +86,12 @@ def describe(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
     )
+
+
+def picture(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Pixels of a latent token's side, and of the picture's that the model was made for."""
+    vae = _vae_config(checkpoint)
+    return 2 ** len(vae["block_out_channels"]) if vae else 16, int(vae.get("sample_size") or 1024)
 
 
 def _vae_config(checkpoint: Checkpoint) -> Mapping[str, Any]:

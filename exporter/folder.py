@@ -59,6 +59,30 @@ def _replace(aside: Path, out: Path) -> None:
         shutil.rmtree(old)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole, or as it was before.
+
+    Raises:
+        BuildError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        aside = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.chmod(0o644)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync(path.parent)
+    except OSError as fault:
+        raise BuildError(f"cannot write {path} ({fault.strerror}); check the disk") from fault
+
+
 def sync(path: Path) -> None:
     """Flush a file or directory to disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -36,6 +36,8 @@ def key(stage: Stage, sources: Mapping[Path, File], link: bool) -> str:
     facts = {
         "stage": stage.name,
         "precision": stage.precision,
+        "base": stage.base,
+        "quantisation": repr(stage.quantisation),
         "config": {name: repr(value) for name, value in stage.config.items()},
         "recipes": {name: repr(recipe) for name, recipe in stage.recipes.items()},
         "link": link,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flux_trt.exporter import names, text, vae
 from flux_trt.exporter.checkpoint import Checkpoint, Part
 from flux_trt.exporter.fit import check, check_whole
 from flux_trt.exporter.flux import Conditioner, Denoiser
+from flux_trt.exporter.fp8 import Quantisation
 from flux_trt.exporter.params import FluxParams, flux_params
 from flux_trt.exporter.recipe import Recipe, Tensors
 from flux_trt.runtime.errors import BuildError, CheckpointError
@@ -33,6 +34,13 @@ PARTS: dict[StageName, str] = {
 SAFER: dict[Precision, dict[StageName, Precision]] = {
     "fp16": {"t5": "fp32", "vae_encoder": "fp32", "vae_decoder": "fp32"}
 }
+LARGE_LAYERS: dict[StageName, tuple[str, ...]] = {
+    "denoiser": ("double_blocks.", "single_blocks."),
+    "t5": ("encoder.block.",),
+    "conditioner": ("",),
+}
+"""Where the linear layers are that fp8 quantises. The conditioner's only when it is asked for by name."""
+IN_FP8: tuple[StageName, ...] = ("denoiser", "t5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,15 @@ class Stage:
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
     config: Mapping[str, Any]
+    base: Precision | None = None
+    """Of fp8: the precision of all that is not quantised."""
+    quantisation: Quantisation | None = None
+    """Of fp8: what is quantised; known when a calibration is."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters that are not quantised."""
+        return DTYPES[self.base or self.precision]
 
     @property
     def files(self) -> list[Path]:
@@ -59,19 +76,26 @@ class Stage:
         return PARTS[self.name]
 
 
-def precision_of(stage: StageName, precision: Precision, chosen: Mapping[StageName, Precision]) -> Precision:
-    """The precision inside a stage when the bundle is asked for in `precision`.
+def precision_of(
+    stage: StageName, precision: Precision, chosen: Mapping[StageName, Precision], base: Precision = "bf16"
+) -> tuple[Precision, Precision | None]:
+    """The precision inside a stage when the bundle is asked for in `precision`, and the base of fp8.
 
     T5 overflows in float16 and the VAE loses accuracy in it (peers have both on record), so an fp16 bundle
-    keeps them in fp32 unless `chosen` says otherwise.
+    keeps them in fp32 unless `chosen` says otherwise. Of an fp8 bundle the denoiser and T5 are quantised, and
+    all else is as in a bundle of the base precision.
 
     Raises:
-        BuildError: T5 in float16.
+        BuildError: T5 in float16, or fp8 where nothing is to be quantised.
     """
-    found = chosen.get(stage, SAFER.get(precision, {}).get(stage, precision))
+    safer = SAFER.get(base, {}).get(stage, base)
+    whole = precision if precision != "fp8" or stage in IN_FP8 else base
+    found = chosen.get(stage, SAFER.get(whole, {}).get(stage, whole))
     if stage == "t5" and found == "fp16":
         raise BuildError("T5 overflows in fp16 and its text turns into nan; use t5=bf16 or t5=fp32")
-    return found
+    if found == "fp8" and stage not in LARGE_LAYERS:
+        raise BuildError(f"{stage} has no fp8; fp8 is for {', '.join(LARGE_LAYERS)}: use {stage}={safer}")
+    return found, safer if found == "fp8" else None
 
 
 def _f32(name: str, *dims: int | str) -> Tensor:
@@ -83,6 +107,7 @@ def make_stages(
     precision: Precision,
     wanted: Sequence[StageName] = STAGES,
     chosen: Mapping[StageName, Precision] | None = None,
+    base: Precision = "bf16",
 ) -> list[Stage]:
     """The wanted stages, checked: every weight has its tensors, of the right shape, and none is left over.
 
@@ -99,9 +124,9 @@ def make_stages(
             raise CheckpointError(
                 f"{checkpoint.source} has no {PARTS[name]}; {hint}, or leave {name} out with --stages"
             )
-        inside = precision_of(name, precision, chosen or {})
+        inside, around = precision_of(name, precision, chosen or {}, base)
         try:
-            stage = MAKERS[name](name, part, inside)
+            stage = replace(MAKERS[name](name, part, inside), base=around)
             pairs.append((stage, skeleton(stage)))
         except (KeyError, TypeError, ValueError, AttributeError) as fault:
             raise CheckpointError(
@@ -120,9 +145,15 @@ def skeleton(stage: Stage) -> nn.Module:
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None:
-                empty = torch.empty(parameter.shape, dtype=DTYPES[stage.precision], device="meta")
+                empty = torch.empty(parameter.shape, dtype=stage.dtype, device="meta")
                 owner._parameters[name] = nn.Parameter(empty, requires_grad=False)
     return module
+
+
+def large_layers(stage: Stage) -> list[str]:
+    """The linear layers of a stage that fp8 quantises, in the module's order."""
+    linears = (name for name, module in skeleton(stage).named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linears if name.startswith(LARGE_LAYERS[stage.name])]
 
 
 def _clip(name: StageName, part: Part, precision: Precision) -> Stage:

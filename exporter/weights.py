@@ -2,11 +2,13 @@
 
 A parameter that the checkpoint already holds in the right dtype is used where it lies, by a hard link of
 the checkpoint's file into the bundle (onnxruntime refuses a symlink that leaves the bundle). All others are
-made by their recipes, one tensor at a time, in a safetensors file of the stage's own.
+made by their recipes, one tensor at a time, in a safetensors file of the stage's own; what is quantised lies
+there as F8_E4M3, `<name>`, with its scale, `<name>_scale`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,8 +19,9 @@ import onnx_ir as ir
 import torch
 
 from flux_trt.exporter.fit import parameters
+from flux_trt.exporter.fp8 import E4M3, SCALE, quantize_weight
 from flux_trt.exporter.recipe import Key
-from flux_trt.exporter.stages import DTYPES, Stage, skeleton
+from flux_trt.exporter.stages import Stage, skeleton
 from flux_trt.exporter.tensorfile import TensorInfo, Writer
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.manifest import File
@@ -88,20 +91,38 @@ def _hard_link(source: Path, target: Path) -> bool:
 def _identity(stage: Stage, name: str) -> TensorInfo | None:
     """The checkpoint's own tensor, when it is the parameter as it stands."""
     recipe = stage.recipes[name]
-    if not isinstance(recipe, Key):
+    if not isinstance(recipe, Key) or name in _quantised(stage):
         return None
     info = stage.tensors[recipe.names[0]]
-    return info if info.dtype == DTYPES[stage.precision] else None
+    return info if info.dtype == stage.dtype else None
+
+
+def _quantised(stage: Stage) -> frozenset[str]:
+    return stage.quantisation.weights if stage.quantisation else frozenset()
+
+
+def _entries(stage: Stage, names: Iterable[str]) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """The tensors of `<stage>.safetensors` in their order: plain ones, E4M3 weights, then these' scales.
+
+    So each begins at a multiple of its element's size, and the scales are known when their turn comes.
+    """
+    plan, plain, small, scales = stage.quantisation, [], [], []
+    for name in names:
+        shape = stage.recipes[name].shape(stage.tensors)
+        if plan is None or name not in plan.weights:
+            plain.append((name, stage.dtype, shape))
+        else:
+            small.append((name, E4M3, shape))
+            scales.append((name + SCALE, stage.dtype, shape[:1] if plan.per_channel else ()))
+    return plain + small + scales
 
 
 def bytes_to_write(stage: Stage, links: Links) -> int:
     """Bytes of `<stage>.safetensors`: the parameters that are not used where they lie."""
-    made = 0
-    for name, parameter in parameters(stage, skeleton(stage)).items():
-        info = _identity(stage, name)
-        if info is None or info.file not in links:
-            made += parameter.nbytes
-    return made
+    names = parameters(stage, skeleton(stage))
+    infos = {name: _identity(stage, name) for name in names}
+    own = [name for name, info in infos.items() if info is None or info.file not in links]
+    return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in _entries(stage, own))
 
 
 def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: Progress = silent) -> Written:
@@ -118,9 +139,10 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: 
         BuildError: the graph has a parameter without a recipe.
         CheckpointError: a checkpoint file ends early.
     """
-    dtype, made, placed = DTYPES[stage.precision], [], {}
+    made, placed = [], {}
+    scales = {name + SCALE for name in _quantised(stage)}
     for name, value in model.graph.initializers.items():
-        if value.const_value is not None:
+        if value.const_value is not None or name in scales:
             continue
         if name not in stage.recipes:
             raise BuildError(f"{stage.name}: no recipe for {name}; this is a bug, report it")
@@ -132,17 +154,8 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: 
     files: dict[str, File] = {}
     if made:
         own = f"{stage.name}.safetensors"
-        shapes = [(name, dtype, stage.recipes[name].shape(stage.tensors)) for name in made]
-        with Writer(folder / own, shapes) as writer:
-            for name in made:
-                tensor = stage.recipes[name].load(stage.tensors).to(dtype)
-                if not torch.isfinite(tensor).all():
-                    raise BuildError(
-                        f"{stage.name}: {name} has values that are not finite in {stage.precision}; "
-                        "use --precision fp32 or bf16, or check the checkpoint"
-                    )
-                writer.write(name, tensor)
-                progress(stage.name, writer.nbytes, writer.total)
+        with Writer(folder / own, _entries(stage, made)) as writer:
+            _write(writer, stage, progress)
         placed |= {name: (info, own) for name, info in writer.entries.items()}
         files[own] = File(bytes=writer.nbytes, sha256=writer.sha256)
     for name, (info, inside) in placed.items():
@@ -158,3 +171,25 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: 
             base_dir=folder,
         )
     return Written(sorted({inside for _, inside in placed.values()}), files)
+
+
+def _write(writer: Writer, stage: Stage, progress: Progress) -> None:
+    """Make every announced tensor and write it, one at a time."""
+    scales: dict[str, torch.Tensor] = {}
+    for name, info in writer.entries.items():
+        if name in scales:
+            writer.write(name, scales[name])
+            continue
+        tensor = stage.recipes[name].load(stage.tensors)
+        tensor = tensor.float() if info.dtype == E4M3 else tensor.to(info.dtype)
+        if not torch.isfinite(tensor).all():
+            raise BuildError(
+                f"{stage.name}: {name} has values that are not finite in {stage.base or stage.precision}; "
+                "use --precision fp32 or bf16, or check the checkpoint"
+            )
+        if info.dtype == E4M3:
+            assert stage.quantisation is not None
+            tensor, scale = quantize_weight(tensor, stage.dtype, stage.quantisation.per_channel)
+            scales[name + SCALE] = scale
+        writer.write(name, tensor)
+        progress(stage.name, writer.nbytes, writer.total)

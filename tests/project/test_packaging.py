@@ -73,14 +73,21 @@ def test_packages_are_the_folders(config):
     assert places == {f"flux_trt.{folder}": folder for folder in FOLDERS}
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
+def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel, config):
     names, _, _ = wheel
+    data = {
+        f"flux_trt/{path.relative_to(ROOT).as_posix()}"
+        for package, patterns in config["options.package_data"].items()
+        for pattern in patterns.split()
+        for path in (ROOT / package.removeprefix("flux_trt.").replace(".", "/")).glob(pattern)
+    }
+    assert data
     expected = {
         f"flux_trt/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert set(names) == expected
+    assert set(names) == expected | data
 
 
 def test_painting_needs_no_framework(wheel, config):

@@ -1,0 +1,121 @@
+"""The ranges of an FP8 build: read from a calibration, or calibrated now, and given to the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flux_trt.exporter.calibrate import calibrate, settings_of
+from flux_trt.exporter.calibration import ATTENTION, HEADS, Calibration, digest_of, read
+from flux_trt.exporter.checkpoint import Checkpoint
+from flux_trt.exporter.folder import digests
+from flux_trt.exporter.fp8 import Fp8, Quantisation
+from flux_trt.exporter.stages import Stage, large_layers
+from flux_trt.exporter.variant import Variant
+from flux_trt.runtime.errors import BuildError
+from flux_trt.runtime.manifest import File
+from flux_trt.runtime.progress import Progress, silent
+
+PARTS = ("transformer", "t5")
+"""The parts of a checkpoint whose layers are calibrated."""
+
+
+def with_ranges(
+    plan: Sequence[Stage],
+    checkpoint: Checkpoint,
+    kind: Variant,
+    sources: Mapping[Path, File],
+    fp8: Fp8,
+    beside: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
+) -> list[Stage]:
+    """The stages, those in fp8 with their quantisation.
+
+    Args:
+        plan: all stages.
+        checkpoint: they are made from.
+        kind: its variant.
+        sources: hashes of the checkpoint's files that are known already.
+        fp8: how to quantise.
+        beside: where a calibration is kept that is not given: a later build takes it from there.
+        tell: called with a line for what a user should know.
+        progress: told (what, done, total).
+
+    Raises:
+        BuildError: a calibration that is not one, or of other weights.
+        CheckpointError: nothing to calibrate with.
+    """
+    quantised = [stage for stage in plan if stage.precision == "fp8"]
+    if not quantised:
+        return list(plan)
+    weights = identity(checkpoint, sources, progress)
+    if fp8.calibration is not None:
+        found = read(fp8.calibration)
+        refuse_foreign(found, weights, {stage.part for stage in quantised}, fp8.calibration)
+    else:
+        settings = settings_of(checkpoint, kind)
+        kept = _kept(beside, weights)
+        if kept is None:
+            tell(
+                f"calibrating with {len(settings.prompts)} built-in prompts at {settings.width}x"
+                f"{settings.height}, {settings.steps} steps; --calibration takes a file instead"
+            )
+            kept = calibrate(checkpoint, kind, settings, weights, beside, tell=tell, progress=progress)
+        tell(f"calibration: {beside}")
+        found = kept
+    return [
+        replace(stage, quantisation=quantisation(stage, found, fp8)) if stage in quantised else stage
+        for stage in plan
+    ]
+
+
+def quantisation(stage: Stage, found: Calibration, fp8: Fp8) -> Quantisation:
+    """What of a stage is quantised, and its ranges.
+
+    Raises:
+        BuildError: the calibration lacks a layer.
+    """
+    inputs = found.sizes(stage.name, large_layers(stage), fp8.statistic)
+    attention: dict[str, tuple[float, float, float]] = {}
+    if fp8.attention and stage.name == "denoiser":
+        for block in dict.fromkeys(".".join(layer.split(".")[:2]) for layer in inputs):
+            names = [f"{block}.{ATTENTION}.{head}" for head in HEADS]
+            q, k, v = found.sizes(stage.name, names, fp8.statistic).values()
+            attention[block] = q, k, v
+    return Quantisation(inputs=inputs, attention=attention, per_channel=fp8.per_channel)
+
+
+def identity(
+    checkpoint: Checkpoint, sources: Mapping[Path, File], progress: Progress = silent
+) -> dict[str, str]:
+    """What identifies the weights of each part that is calibrated; files not in `sources` are hashed."""
+    parts = {name: checkpoint.parts[name] for name in PARTS if name in checkpoint.parts}
+    of = {name: {info.file for info in part.tensors.values()} for name, part in parts.items()}
+    missing = set().union(*of.values()) - set(sources)
+    known = {**sources, **(digests(missing, progress) if missing else {})}
+    return {name: digest_of({file: known[file] for file in paths}) for name, paths in of.items()}
+
+
+def refuse_foreign(found: Calibration, weights: Mapping[str, str], parts: set[str], path: Path) -> None:
+    """Refuse a calibration of other weights.
+
+    Raises:
+        BuildError: naming the part.
+    """
+    for part in sorted(parts):
+        if found.weights.get(part) != weights[part]:
+            raise BuildError(
+                f"{path} was made with another {part}; run flux-export calibrate on this checkpoint, "
+                "or leave --calibration out"
+            )
+
+
+def _kept(path: Path, weights: Mapping[str, str]) -> Calibration | None:
+    """The calibration that an earlier build kept, when it is of these weights."""
+    try:
+        found = read(path)
+    except BuildError:
+        return None
+    return found if found.weights == dict(weights) else None
