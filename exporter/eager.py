@@ -93,8 +93,14 @@ class Eager:
         """The checkpoint tells the modules' shapes; the weights are the bundle's."""
         self.checkpoint, self.device = checkpoint, device
 
+    gpu = None
+
     def refuse(self, name: str, stage: Stage) -> None:
         """Torch runs every precision."""
+
+    def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
+        """Bytes of the files that hold the stage's weights."""
+        return backend.file_bytes(path, stage)
 
     def load(self, path: Path, name: str, stage: Stage) -> EagerGraph:
         """The traced module of the stage, with the weights that the graph at `path` refers to."""

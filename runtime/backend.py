@@ -1,19 +1,26 @@
 """What a backend must offer: load a graph, bind buffers, run, free.
 
-A backend is a small module that implements these three protocols. onnxruntime is the embedded one.
+A backend is a small module that implements these three protocols. onnxruntime is the embedded one. A stage's
+graph and a glue graph (true CFG's combination) are loaded and run in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy.typing as npt
 
 from flux_trt.runtime.errors import BackendError
 from flux_trt.runtime.manifest import Stage
 
+if TYPE_CHECKING:
+    from flux_trt.runtime.bundle import Bundle
+    from flux_trt.runtime.device import Gpu
+    from flux_trt.runtime.memory import MemoryMode
+
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -66,12 +73,19 @@ class Backend(Protocol):
     def device(self) -> str:
         """Where graphs run: "cpu" or "cuda"."""
 
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU on whose stream graphs run and in whose memory buffers are; None on a CPU."""
+
     def refuse(self, name: str, stage: Stage) -> None:
         """Check, without reading the graph, that this machine can run `stage`.
 
         Raises:
             BackendError: it cannot, and what to do.
         """
+
+    def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
+        """How much of the device's memory the weights of the graph at `path` take, at most."""
 
     def load(self, path: Path, name: str, stage: Stage) -> Graph:
         """Load the graph at `path`, whose weights lie beside it.
@@ -85,18 +99,44 @@ class Backend(Protocol):
         """Put an array into the backend's memory; on the CPU the buffer is the array's own memory."""
 
 
-def connect(name: str, device: Device) -> Backend:
+def connect(
+    name: str,
+    device: Device,
+    bundle: Bundle | None = None,
+    memory: MemoryMode = "resident",
+    check: bool = True,
+) -> Backend:
     """The backend of that name.
 
     Args:
-        name: "onnxruntime".
+        name: one of `BACKENDS`.
         device: "auto" takes the GPU where there is one that the backend can use.
+        bundle: whose engines TensorRT is to run; onnxruntime needs none.
+        memory: what may be on a GPU at once.
+        check: compare the SHA-256 of engines before they are loaded.
 
     Raises:
-        BackendError: an unknown backend, or one that is not installed, or without such a device.
+        BackendError: an unknown backend, or one that is not installed, or without such a device or mode.
     """
     if name == "onnxruntime":
         from flux_trt.runtime.ort import OnnxRuntime
 
+        if memory == "streaming":
+            raise BackendError("onnxruntime cannot stream weights; use --memory sequential, or TensorRT")
         return OnnxRuntime(device)
-    raise BackendError(f"no backend is called {name!r}; there is: onnxruntime")
+    if name in BACKENDS:
+        from flux_trt.runtime.flavour import FlavourName
+        from flux_trt.runtime.tensorrt import TensorRT
+
+        if device == "cpu" or bundle is None:
+            raise BackendError(
+                f"{name} runs a bundle's engines on a GPU; use --backend onnxruntime for a CPU"
+            )
+        return TensorRT(bundle, cast(FlavourName, name), memory, check)
+    raise BackendError(f"no backend is called {name!r}; there are: {', '.join(BACKENDS)}")
+
+
+def file_bytes(path: Path, stage: Stage) -> int:
+    """Bytes of the files that hold a stage's weights; other stages may share them."""
+    root = path.parents[len(PurePosixPath(stage.graph).parts) - 1]
+    return sum((root / each).stat().st_size for each in (stage.graph, *stage.weights))

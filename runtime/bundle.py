@@ -38,9 +38,19 @@ class Bundle:
         found = manifest.read(root)
         for name, expected in found.files.items():
             _expect_there(root, name, expected)
-        for name, expected in found.files.items() if check else ():
-            _expect_unchanged(root, name, expected)
-        return cls(root, found, _sha256(root / manifest.NAME))
+        opened = cls(root, found, _sha256(root / manifest.NAME))
+        if check:
+            opened.verify()
+        return opened
+
+    def verify(self) -> None:
+        """Compare every file's SHA-256.
+
+        Raises:
+            BundleError: a file that is not what the manifest says.
+        """
+        for name, expected in self.manifest.files.items():
+            _expect_unchanged(self.root, name, expected)
 
     def stage(self, name: StageName) -> Stage:
         """The manifest's entry of a stage.

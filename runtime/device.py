@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.errors import BackendError, OutOfMemory
+from flux_trt.runtime.errors import BackendError, GpuMemoryError
+
+ALIGNMENT = 256  # bytes; of every address that TensorRT is given, and of every allocation
 
 
 class Memory:
@@ -26,7 +28,7 @@ class Memory:
         """Allocate.
 
         Raises:
-            OutOfMemory: the GPU has not that much.
+            GpuMemoryError: the GPU has not that much.
         """
         self.gpu, self.nbytes = gpu, nbytes
         self.address = gpu.allocate(nbytes)
@@ -76,12 +78,7 @@ class Launch:
     """Work that was recorded once and is queued again as a whole."""
 
     def __init__(self, gpu: Gpu, executable: Any) -> None:
-        self._gpu, self._executable, self._epoch = gpu, executable, gpu.epoch
-
-    @property
-    def stale(self) -> bool:
-        """Whether memory that the work uses may have moved since it was recorded."""
-        return self._epoch != self._gpu.epoch
+        self._gpu, self._executable = gpu, executable
 
     def __call__(self) -> None:
         """Queue the work."""
@@ -115,12 +112,8 @@ class Gpu:
         self._dead: list[int] = []
         self.call("cudaSetDevice", ordinal)
         attribute = self.driver.cudaDeviceAttr
-        major = self.call(
-            "cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, ordinal
-        )
-        minor = self.call(
-            "cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, ordinal
-        )
+        major = self.call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, ordinal)
+        minor = self.call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, ordinal)
         self.capability = f"{major}.{minor}"
         name = self.call("cudaGetDeviceProperties", ordinal).name
         self.name = name.decode().rstrip("\0") if isinstance(name, bytes) else str(name)
@@ -135,7 +128,7 @@ class Gpu:
         """Call a function of the CUDA runtime; its result, or a tuple of them.
 
         Raises:
-            OutOfMemory: it ran out of device memory.
+            GpuMemoryError: it ran out of device memory.
             BackendError: any other error code.
         """
         code, *results = getattr(self.driver, function)(*arguments)
@@ -143,8 +136,8 @@ class Gpu:
             self.driver.cudaGetLastError()  # else the next user of the runtime would find this error
             text = f"{function} failed on {getattr(self, 'name', 'the GPU')}: {code.name}"
             if code == self.driver.cudaError_t.cudaErrorMemoryAllocation:
-                raise OutOfMemory(f"{text}; use a smaller --size or --batch")
-            raise BackendError(f"{text}; check the driver with nvidia-smi, or use --device cpu")
+                raise GpuMemoryError(f"{text}; use a smaller --size or --batch")
+            raise BackendError(f"{text}; check the GPU with nvidia-smi")
         return results[0] if len(results) == 1 else tuple(results)
 
     def free_bytes(self) -> int:
@@ -155,15 +148,15 @@ class Gpu:
         """The address of new memory; `Memory` is the way to own it.
 
         Raises:
-            OutOfMemory: with what was asked and what is free.
+            GpuMemoryError: with what was asked and what is free.
         """
         self._bury()
         try:
             return int(self.call("cudaMalloc", max(nbytes, 1)))
-        except OutOfMemory:
-            raise OutOfMemory(
-                f"{self} is out of memory: {nbytes / 1e9:.2f} GB asked, {self.free_bytes() / 1e9:.2f} GB free; "
-                f"use a smaller --size or --batch"
+        except GpuMemoryError:
+            raise GpuMemoryError(
+                f"{self} is out of memory: {nbytes / 1e9:.2f} GB asked, "
+                f"{self.free_bytes() / 1e9:.2f} GB free; use a smaller --size or --batch"
             ) from None
 
     def free(self, address: int) -> None:
@@ -206,6 +199,32 @@ class Gpu:
         self._copy(values.ctypes.data, buffer.pointer, buffer.nbytes, "cudaMemcpyDeviceToHost")
         self.synchronize()
         return values
+
+    def rows(self, buffer: DeviceBuffer, kept: list[DeviceBuffer] | None = None) -> list[DeviceBuffer]:
+        """The rows of the first dim, each at an address that TensorRT takes.
+
+        Views where the rows are aligned as they are; else they are copied, after the work that is queued,
+        into memory with gaps.
+
+        Args:
+            buffer: [rows, ...].
+            kept: what this gave for a buffer of the same shape; the copies go there again.
+        """
+        count, width = buffer.shape[0], buffer.nbytes // buffer.shape[0]
+        if width % ALIGNMENT == 0 and buffer.pointer % ALIGNMENT == 0:
+            return [buffer[row] for row in range(count)]
+        pitch = -(-width // ALIGNMENT) * ALIGNMENT
+        if kept is None:
+            apart = self.empty((count, pitch), np.uint8)
+            kept = [
+                DeviceBuffer(self, apart.pointer + row * pitch, buffer.shape[1:], buffer.dtype, apart.owner)
+                for row in range(count)
+            ]
+        way = self.driver.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.call(
+            "cudaMemcpy2DAsync", kept[0].pointer, pitch, buffer.pointer, width, width, count, way, self.stream
+        )
+        return kept
 
     def _copy(self, to: int, start: int, nbytes: int, kind: str) -> None:
         way = getattr(self.driver.cudaMemcpyKind, kind)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from flux_trt.runtime.errors import BundleError
+from flux_trt.runtime.errors import BackendError, BundleError
 from flux_trt.runtime.flavour import FlavourName
-from flux_trt.runtime.manifest import File, Manifest, Precision, Record, StageName
+from flux_trt.runtime.manifest import File, GlueName, Manifest, Precision, Record, StageName
 
 FOLDER, RECORD, PLAN = "engines", "engine.json", "engine.plan"
 
@@ -27,7 +30,7 @@ Profile = dict[str, Range]
 class Recipe(Record):
     """Everything that a plan depends on."""
 
-    stage: StageName
+    stage: StageName | GlueName
     graph: str = Field(description="digest of the graph's and its weights' bytes: `graph_digest`")
     precision: Precision
     flavour: FlavourName
@@ -62,9 +65,9 @@ class Engine(Record):
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
 
 
-def graph_digest(found: Manifest, stage: StageName) -> str:
-    """SHA-256 over the digests of a stage's graph and weights."""
-    record = found.stages[stage]
+def graph_digest(found: Manifest, stage: StageName | GlueName) -> str:
+    """SHA-256 over the digests of a stage's, or a glue graph's, graph and weights."""
+    record = found.graph(stage)
     files = [found.files[path].sha256 for path in (record.graph, *sorted(record.weights))]
     return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
@@ -86,3 +89,111 @@ def engines(root: Path) -> list[tuple[Path, Engine]]:
             raise BundleError(f"{path} is not in the folder of its key; remove the folder and build again")
         found.append((path.parent, engine))
     return found
+
+
+def find(
+    found: Manifest,
+    root: Path,
+    stage: StageName | GlueName,
+    flavour: FlavourName,
+    version: str,
+    capability: str,
+    streaming: bool = False,
+) -> tuple[Path, Engine]:
+    """The engine of a stage that runs here: its folder and its record.
+
+    Args:
+        found: the manifest of the bundle.
+        root: the bundle's directory.
+        stage: or glue.
+        flavour: of the TensorRT that will run it.
+        version: of that TensorRT.
+        capability: compute capability of the GPU, "8.9".
+        streaming: take one that can stream its weights.
+
+    Returns:
+        Of several that run, one that streams only if that is asked for, then the one with most profiles.
+
+    Raises:
+        BackendError: there is none, and why those that are there do not run here.
+        BundleError: a broken record.
+    """
+    build = f"flux-export build --backend {flavour} --sm {capability}"
+    faults, fitting = [], []
+    for folder, engine in engines(root):
+        recipe = engine.recipe
+        if recipe.stage != stage or recipe.flavour != flavour:
+            continue
+        if recipe.graph != graph_digest(found, stage):
+            faults.append("is of another graph than the bundle now has")
+        elif recipe.version != version:
+            faults.append(f"was built by {flavour} {recipe.version}")
+        elif capability not in recipe.capabilities:
+            faults.append(f"was built for sm {', '.join(recipe.capabilities)}")
+        elif streaming and not recipe.weight_streaming:
+            faults.append("was built without --weight-streaming")
+            build += " --weight-streaming"
+        else:
+            fitting.append((recipe.weight_streaming == streaming, len(recipe.profiles), folder.name, engine))
+            continue
+        faults[-1] = f"{folder.name} {faults[-1]}"
+    if not fitting:
+        why = f": {'; '.join(faults)}" if faults else ""
+        raise BackendError(
+            f"{root} has no engine of {stage} for {flavour} {version} and sm {capability}{why}; "
+            f"build it with {build}"
+        )
+    *_, name, engine = max(fitting, key=lambda each: each[:3])
+    return root / FOLDER / name, engine
+
+
+def read_plan(folder: Path, engine: Engine, check: bool = True) -> memoryview:
+    """The bytes of a plan, mapped from its file.
+
+    Args:
+        folder: from `find`.
+        engine: from `find`.
+        check: compare the SHA-256; the size is always compared.
+
+    Raises:
+        BundleError: the plan is missing, or is not the one that was built.
+    """
+    path = folder / PLAN
+    try:
+        with path.open("rb") as file:
+            plan = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as fault:
+        raise BundleError(f"cannot read {path} ({fault}); remove its folder and build again") from None
+    if plan.nbytes != engine.plan.bytes or (check and hashlib.sha256(plan).hexdigest() != engine.plan.sha256):
+        raise BundleError(
+            f"{path} is not the engine that was built (its size or SHA-256 differs); "
+            f"remove its folder and build again"
+        )
+    return plan
+
+
+def choose_profile(profiles: list[Profile], dims: Mapping[str, int]) -> int | None:
+    """The profile whose tuned-for dims are nearest to `dims` among those that take them; None: none does."""
+    fitting = [
+        (sum(abs(math.log(size / profile[dim][1])) for dim, size in dims.items() if dim in profile), index)
+        for index, profile in enumerate(profiles)
+        if not _outside(profile, dims)
+    ]
+    return min(fitting)[1] if fitting else None
+
+
+def nearest(profiles: list[Profile], dims: Mapping[str, int]) -> dict[str, int]:
+    """The dims that the nearest profile would take instead of those of `dims` that it does not."""
+
+    def change(profile: Profile) -> float:
+        return sum(abs(math.log(dims[dim] / size)) for dim, size in _outside(profile, dims).items())
+
+    return _outside(min(profiles, key=change), dims)
+
+
+def _outside(profile: Profile, dims: Mapping[str, int]) -> dict[str, int]:
+    """The dims that are out of range, with the nearest value that is not."""
+    inside = {
+        dim: min(max(size, profile[dim][0]), profile[dim][2]) for dim, size in dims.items() if dim in profile
+    }
+    return {dim: size for dim, size in inside.items() if size != dims[dim]}

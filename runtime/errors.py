@@ -5,7 +5,7 @@
   + BuildError             a stage that cannot be traced or written
   + BundleError            a bundle that is missing, incomplete, newer, or not what its manifest says
   + BackendError           a graph that this machine cannot run
-    + OutOfMemory          a GPU with too little memory
+    + GpuMemoryError       a GPU with too little memory
   + RequestError           a prompt, size, picture or number that this bundle cannot serve
   + PaintError             a run that went wrong, such as latents that are not finite
 """
@@ -33,7 +33,7 @@ class BackendError(FluxTrtError):
     """A graph that this machine cannot run."""
 
 
-class OutOfMemory(BackendError):
+class GpuMemoryError(BackendError):
     """A GPU with too little memory for what was asked."""
 
 

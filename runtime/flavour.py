@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from flux_trt.runtime.errors import BackendError
 
@@ -46,6 +46,23 @@ class Flavour:
             BackendError: it is not installed.
         """
         return str(self.module().__version__)
+
+    def context(self, trt: Any, engine: Any) -> Any:
+        """An execution context whose memory the caller gives.
+
+        TensorRT-RTX compiles kernels for a shape when it first sees it. It would run a slower kernel until
+        then, and a recording would keep that one, so it is told to compile at once.
+
+        Args:
+            trt: the flavour's module.
+            engine: an ICudaEngine.
+        """
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.name == "tensorrt-rtx":
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+        return engine.create_execution_context(config)
 
 
 FLAVOURS: dict[FlavourName, Flavour] = {

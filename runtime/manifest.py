@@ -18,6 +18,7 @@ SCHEMA = 1
 NAME = "bundle.json"
 
 StageName = Literal["clip", "t5", "conditioner", "denoiser", "vae_encoder", "vae_decoder"]
+GlueName = Literal["cfg"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
@@ -145,16 +146,32 @@ class Manifest(Record):
     sizes: Sizes
     defaults: Defaults
     stages: dict[StageName, Stage]
+    glue: dict[GlueName, Stage] = Field(
+        default={}, description="small graphs of the loop's own arithmetic; bundles of old have none"
+    )
     files: dict[BundlePath, File]
     provenance: Provenance
 
     @model_validator(mode="after")
     def _every_file_is_listed(self) -> Manifest:
-        used = {path for stage in self.stages.values() for path in (stage.graph, *stage.weights)}
+        used = {
+            path
+            for stage in (*self.stages.values(), *self.glue.values())
+            for path in (stage.graph, *stage.weights)
+        }
         used |= {tokenizer.file for tokenizer in self.tokenizers.values()}
         if missing := sorted(used - set(self.files)):
             raise ValueError(f"file {missing[0]!r} is used but has no size and hash")
         return self
+
+    def graph(self, name: StageName | GlueName) -> Stage:
+        """The entry of a stage or of a glue graph.
+
+        Raises:
+            KeyError: there is none.
+        """
+        everything: dict[str, Stage] = {**dict(self.stages.items()), **dict(self.glue.items())}
+        return everything[name]
 
     def dumps(self) -> str:
         """The canonical text: sorted keys, two spaces, a newline at the end."""

@@ -1,7 +1,8 @@
 """The onnxruntime backend: CPU anywhere, CUDA where onnxruntime-gpu and a GPU are.
 
 Everything is bound by pointer (IOBinding), on both devices: arrays are not copied on the CPU, and on a GPU
-values stay there from the conditioner to the decoder.
+values stay there from the conditioner to the decoder. On a GPU it runs on the stream and the memory of
+`device.Gpu`, and no run waits for the one before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flux_trt.runtime import backend
-from flux_trt.runtime.errors import BackendError, BundleError
+from flux_trt.runtime.device import DeviceBuffer, Gpu
+from flux_trt.runtime.errors import BackendError, BundleError, GpuMemoryError
 from flux_trt.runtime.manifest import Stage, Tensor
 
 try:
@@ -32,16 +34,13 @@ _NUMPY = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)":
 
 @dataclass(frozen=True)
 class OrtBuffer:
-    """Part of an OrtValue: `shape` elements from element `start` on."""
+    """Part of an OrtValue in the host's memory: `shape` elements from element `start` on."""
 
     owner: ort.OrtValue
     shape: tuple[int, ...]
     start: int = 0
 
-    @property
-    def on_host(self) -> bool:
-        """Whether the memory is the host's."""
-        return bool(self.owner.device_name() == "cpu")
+    on_host = True
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -50,7 +49,7 @@ class OrtBuffer:
 
     @property
     def pointer(self) -> int:
-        """Address of the first element, on the device."""
+        """Address of the first element."""
         return int(self.owner.data_ptr()) + self.start * self.dtype.itemsize
 
     def __getitem__(self, row: int) -> OrtBuffer:
@@ -81,6 +80,7 @@ class OrtGraph:
         self._binding = session.io_binding()
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._outputs = [output.name for output in session.get_outputs()]
+        self._options = backend.run_options()
 
     def run(
         self,
@@ -95,26 +95,29 @@ class OrtGraph:
             for name, buffer in held.items():
                 self._bind_input(name, buffer)
             wanted = self._bind_outputs(into)
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._options)
             made = self._binding.get_outputs()
         except Exception as fault:  # onnxruntime's errors share no base class
-            raise BackendError(_line(f"the stage {self._name} failed", fault)) from fault
+            raise _fault(f"the stage {self._name} failed", fault) from fault
         if into is not None:
             return dict(into)
-        return {
-            name: OrtBuffer(value, tuple(value.shape())) for name, value in zip(wanted, made, strict=True)
-        }
+        return {name: self._backend.buffer(value) for name, value in zip(wanted, made, strict=True)}
 
     def close(self) -> None:
         """Let the session and its weights go."""
+        if self._session is not None and (gpu := self._backend.gpu):
+            gpu.synchronize()
+            gpu.epoch += 1
         self._session = None
         self._binding = None
         self._bound.clear()
 
-    def _hold(self, value: backend.Buffer | npt.NDArray[Any]) -> OrtBuffer:
-        return value if isinstance(value, OrtBuffer) else self._backend.upload(np.asarray(value))
+    def _hold(self, value: backend.Buffer | npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:
+        if isinstance(value, (OrtBuffer, DeviceBuffer)):
+            return value
+        return self._backend.upload(np.asarray(value))
 
-    def _bind_input(self, name: str, buffer: OrtBuffer) -> None:
+    def _bind_input(self, name: str, buffer: OrtBuffer | DeviceBuffer) -> None:
         key = buffer.pointer, buffer.shape
         if self._bound.get(name) != key:
             self._binding.bind_input(
@@ -139,61 +142,96 @@ class OrtGraph:
 class OnnxRuntime:
     """onnxruntime on one device."""
 
-    def __init__(self, device: backend.Device = "auto") -> None:
+    def __init__(self, device: backend.Device = "auto", library: Any = ort, driver: Any = None) -> None:
         """Choose the device: "auto" is the GPU where there is one.
+
+        Args:
+            device: "auto", "cpu" or "cuda".
+            library: `onnxruntime`, or what offers the same.
+            driver: see `Gpu`.
 
         Raises:
             BackendError: "cuda" without a GPU or without onnxruntime-gpu.
         """
-        ort.set_default_logger_severity(_ERRORS_ONLY)
-        ort.disable_telemetry_events()
-        fault = None if device == "cpu" else _cuda_fault()
-        if device == "cuda" and fault:
-            raise BackendError(f"{fault}; use --device cpu")
-        self.device = "cpu" if device == "cpu" or fault else "cuda"
+        library.set_default_logger_severity(_ERRORS_ONLY)
+        library.disable_telemetry_events()
+        self._library = library
+        self.gpu: Gpu | None = None
+        try:
+            self.gpu = None if device == "cpu" else _gpu(library, driver)
+        except BackendError as fault:
+            if device == "cuda":
+                raise BackendError(f"{fault}; use --device cpu") from None
+        self.device = "cuda" if self.gpu else "cpu"
 
     def refuse(self, name: str, stage: Stage) -> None:
         """Refuse bf16 on the CPU: onnxruntime would fail late and unclearly."""
-        if self.device == "cpu" and stage.precision == "bf16":
+        if self.device == "cpu" and "bf16" in (stage.precision, stage.base):
+            way_out = "--precision fp32 or fp16" if stage.base is None else "--base fp32 or fp16"
             raise BackendError(
                 f"the stage {name} is bf16, for which onnxruntime has no CPU kernels; "
-                f"use a CUDA GPU, or build with --precision fp32 or fp16"
+                f"use a CUDA GPU, or build with {way_out}"
             )
+
+    def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
+        """Bytes of the graph's file and of the files beside it that hold its weights."""
+        return backend.file_bytes(path, stage)
 
     def load(self, path: Path, name: str, stage: Stage) -> OrtGraph:
         """Open a session; onnxruntime maps the weights from the files beside the graph."""
         self.refuse(name, stage)
-        options = ort.SessionOptions()
+        options = self._library.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         # Idle threads that spin only take cores from the next stage: 0.50 s against 0.21 s on a busy machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CPUExecutionProvider"]
-        if self.device == "cuda":
-            providers.insert(0, "CUDAExecutionProvider")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if self.gpu:
+            providers.insert(0, ("CUDAExecutionProvider", {"user_compute_stream": str(self.gpu.stream)}))
         try:
-            session = ort.InferenceSession(path, options, providers)
+            session = self._library.InferenceSession(path, options, providers)
         except Exception as fault:  # onnxruntime's errors share no base class
-            raise BackendError(_line(f"onnxruntime cannot load {path}", fault)) from fault
+            raise _fault(f"onnxruntime cannot load {path}", fault) from fault
         _agree(path, "input", stage.inputs, session.get_inputs())
         _agree(path, "output", stage.outputs, session.get_outputs())
         return OrtGraph(session, name, self)
 
-    def upload(self, array: npt.NDArray[Any]) -> OrtBuffer:
+    def upload(self, array: npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:
         """Put an array on the device; on the CPU it stays where it is."""
-        value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0)
-        return OrtBuffer(value, array.shape)
+        if self.gpu:
+            return self.gpu.upload(np.ascontiguousarray(array))
+        return OrtBuffer(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cpu", 0), array.shape)
+
+    def buffer(self, value: ort.OrtValue) -> OrtBuffer | DeviceBuffer:
+        """A value that onnxruntime has allocated, as a buffer."""
+        shape = tuple(value.shape())
+        if self.gpu is None:
+            return OrtBuffer(value, shape)
+        return DeviceBuffer(self.gpu, value.data_ptr(), shape, np.dtype(_NUMPY[value.data_type()]), value)
+
+    def run_options(self) -> Any:
+        """On a GPU a run is only queued: `Gpu.synchronize` waits, not onnxruntime."""
+        if self.gpu is None:
+            return None
+        options = self._library.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
 
 
-def _cuda_fault() -> str | None:
-    """Why CUDA cannot be used, or None."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this onnxruntime has no CUDA (onnxruntime-gpu, from flux_trt[gpu], must take its place)"
-    ort.preload_dlls()
+def _gpu(library: Any, driver: Any) -> Gpu:
+    """The GPU, where this onnxruntime can use it.
+
+    Raises:
+        BackendError: no CUDA in onnxruntime, or no GPU.
+    """
+    if "CUDAExecutionProvider" not in library.get_available_providers():
+        raise BackendError(
+            "this onnxruntime has no CUDA (onnxruntime-gpu, from flux_trt[gpu], must take its place)"
+        )
+    library.preload_dlls()
     try:
-        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
-    except Exception as fault:
-        return _line("CUDA does not work", fault)
-    return None
+        return Gpu(driver)
+    except BackendError as fault:
+        raise BackendError(f"CUDA does not work ({fault})") from None
 
 
 def _agree(path: Path, kind: str, expected: list[Tensor], found: list[Any]) -> None:
@@ -219,8 +257,8 @@ def _differ(expected: list[int | str], found: list[int | str | None]) -> bool:
     return any(isinstance(there, int) and there != dim for dim, there in zip(expected, found, strict=True))
 
 
-def _line(what: str, fault: Exception) -> str:
+def _fault(what: str, fault: Exception) -> BackendError:
     text = " ".join(str(fault).split())
     if "alloc" in text.lower():
-        return f"{what}: out of memory ({text}); use a smaller --size or --batch"
-    return f"{what}: {text}"
+        return GpuMemoryError(f"{what}: out of memory ({text}); use a smaller --size or --batch")
+    return BackendError(f"{what}: {text}")

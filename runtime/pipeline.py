@@ -6,7 +6,8 @@ import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime import latents, noise, picture, schedule
-from flux_trt.runtime.backend import Backend, Buffer, Device, Graph, connect
+from flux_trt.runtime.backend import Backend, Buffer, Device, connect
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.errors import PaintError
+from flux_trt.runtime.loaded import Loaded, needs
+from flux_trt.runtime.loop import Loop, LoopShape
 from flux_trt.runtime.manifest import StageName
+from flux_trt.runtime.memory import MemoryMode
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.request import Request
 from flux_trt.runtime.tokenizer import Tokenizer
@@ -30,6 +33,7 @@ from flux_trt.runtime.tokenizer import Tokenizer
 Floats = npt.NDArray[np.float32]
 STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser", "vae_decoder")
 ENCODERS: tuple[StageName, ...] = ("clip", "t5")
+LOOPS = 4  # shapes whose buffers and recordings are kept on a GPU
 
 _log = logging.getLogger(__name__)
 
@@ -59,29 +63,41 @@ class Painted:
 class Pipeline:
     """A bundle that is loaded and ready to paint; a context manager, or `close` it."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        """Load every stage that text-to-image needs; `load` is the usual way.
+    def __init__(
+        self, bundle: Bundle, backend: Backend, memory: MemoryMode = "resident", record: bool = True
+    ) -> None:
+        """Load the stages that text-to-image needs; `load` is the usual way.
+
+        Args:
+            bundle: what to paint with.
+            backend: what runs its graphs; one that was made for this memory mode.
+            memory: what may be loaded at once.
+            record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
 
         Raises:
-            FluxTrtError: a partial bundle, or a stage that the backend cannot run.
+            FluxTrtError: a partial bundle, or a stage that the backend cannot run or that does not fit.
         """
         self.bundle = bundle
         self.backend = backend
-        stages = {name: bundle.stage(name) for name in STAGES}
+        self.memory = memory
+        self._record = record
+        self._loops: OrderedDict[LoopShape, Loop] = OrderedDict()
+        for name in STAGES:
+            bundle.stage(name)
         self._tokenizers = {name: Tokenizer(bundle.root, bundle.tokenizer(name)) for name in ENCODERS}
-        for name, stage in stages.items():
-            backend.refuse(name, stage)
-        self._graphs: dict[str, Graph] = {}
-        try:
-            for name, stage in stages.items():
-                self._graphs[name] = backend.load(bundle.root / stage.graph, name, stage)
-        except BaseException:
-            self.close()
-            raise
+        if backend.gpu:
+            needs(bundle, backend, memory, STAGES).expect_fit(backend.gpu)
+        self._graphs = Loaded(bundle, backend, memory, STAGES)
 
     @classmethod
     def load(
-        cls, bundle: str | Path, backend: str = "onnxruntime", device: Device = "auto", check: bool = True
+        cls,
+        bundle: str | Path,
+        backend: str = "onnxruntime",
+        device: Device = "auto",
+        check: bool = True,
+        memory: MemoryMode = "resident",
+        record: bool = True,
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -90,13 +106,18 @@ class Pipeline:
             backend: see `backend.connect`.
             device: "cpu", "cuda", or "auto": the GPU where there is one.
             check: verify the SHA-256 of every file.
+            memory: "resident", "sequential" or "streaming"; see `memory`.
+            record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
 
         Raises:
             BundleError: a bundle that is not whole.
-            BackendError: a backend, device or precision that does not work here.
+            BackendError: a backend, device or precision that does not work here, or too little memory.
         """
-        connected = connect(backend, device)
-        return cls(Bundle.open(bundle, check), connected)
+        opened = Bundle.open(bundle, check=False)
+        connected = connect(backend, device, opened, memory, check)
+        if check:
+            opened.verify()
+        return cls(opened, connected, memory, record)
 
     def generate(
         self,
@@ -152,23 +173,32 @@ class Pipeline:
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             row_of, pooled, text = self._encode_once(request, progress)
-        for chosen in request.batches():
-            seconds = dict(encoding)
-            picked = [row_of[prompt] for prompt in request.prompts[chosen]]
-            start = noise.draw(request.seeds[chosen], request.grid, manifest.model.channels)
-            with _timed(seconds, "condition"):
-                modulation, context = self.condition(pooled[picked], text[picked], levels, request.guidance)
-            with _timed(seconds, "denoise"):
-                for step in self.denoise(start, levels, modulation, context, request.grid):
-                    done = chosen.start * request.steps + step.index * len(picked)
-                    progress("denoise", done, pictures * request.steps)
-            with _timed(seconds, "decode"):
-                images = self.decode(step.latents, request.grid)
-            progress("decode", chosen.stop, pictures)
-            for index, image in zip(range(pictures)[chosen], images, strict=True):
-                parameters = self._parameters(request, index)
-                image.info[picture.PARAMETERS] = json.dumps(parameters)
-                yield Painted(image, parameters, seconds)
+        for group in self._groups(request):
+            seconds = {chosen.start: dict(encoding) for chosen in group}
+            conditioned: dict[int, tuple[Buffer | Floats, Buffer | Floats]] = {}
+            for chosen in group:
+                picked = [row_of[prompt] for prompt in request.prompts[chosen]]
+                with _timed(seconds[chosen.start], "condition"):
+                    conditioned[chosen.start] = self._condition(pooled[picked], text[picked], levels, request)
+            packed: dict[int, Buffer | Floats] = {}
+            for chosen in group:
+                start = noise.draw(request.seeds[chosen], request.grid, manifest.model.channels)
+                done = chosen.start * request.steps
+
+                def tell(steps: int, done: int = done, batch: int = len(start)) -> None:
+                    progress("denoise", done + steps * batch, pictures * request.steps)
+
+                with _timed(seconds[chosen.start], "denoise"):
+                    parts = conditioned.pop(chosen.start)
+                    packed[chosen.start] = self._keep(self._walk(start, levels, *parts, request.grid, tell))
+            for chosen in group:
+                with _timed(seconds[chosen.start], "decode"):
+                    images = self.decode(packed.pop(chosen.start), request.grid)
+                progress("decode", chosen.stop, pictures)
+                for index, image in zip(range(pictures)[chosen], images, strict=True):
+                    parameters = self._parameters(request, index)
+                    image.info[picture.PARAMETERS] = json.dumps(parameters)
+                    yield Painted(image, parameters, seconds[chosen.start])
 
     def encode(self, prompts: Sequence[str]) -> tuple[Floats, Floats]:
         """Tokenise and encode prompts; text that an encoder cannot read is logged as a warning.
@@ -181,7 +211,12 @@ class Pipeline:
         return pooled.numpy(), text.numpy()
 
     def condition(
-        self, pooled: Floats, text: Floats, levels: Floats, guidance: float | None
+        self,
+        pooled: Floats,
+        text: Floats,
+        levels: Floats,
+        guidance: float | None,
+        into: Mapping[str, Buffer] | None = None,
     ) -> tuple[Buffer, Buffer]:
         """All that the denoiser needs of text and time, for every step at once.
 
@@ -190,6 +225,7 @@ class Pipeline:
             text: [batch, T, C], from `encode`.
             levels: [steps + 1], from `schedule.sigmas`.
             guidance: None for a model without guidance input.
+            into: the buffers `modulation` and `context` to write to. None: new ones.
 
         Returns:
             modulation float32 [steps, batch, M, D] and context float32 [batch, T, D].
@@ -197,11 +233,16 @@ class Pipeline:
         inputs = {"timesteps": schedule.timesteps(levels), "pooled": pooled, "text": text}
         if guidance is not None:
             inputs["guidance"] = np.full(len(pooled), guidance, np.float32)
-        found = self._graphs["conditioner"].run(inputs)
+        found = self._graphs["conditioner"].run(inputs, into)
         return found["modulation"], found["context"]
 
     def denoise(
-        self, start: Floats, levels: Floats, modulation: Buffer, context: Buffer, grid: latents.Grid
+        self,
+        start: Floats,
+        levels: Floats,
+        modulation: Buffer | Floats,
+        context: Buffer | Floats,
+        grid: latents.Grid,
     ) -> Iterator[Step]:
         """Walk the latents from noise to picture, one yield per step; stop whenever you like.
 
@@ -218,31 +259,27 @@ class Pipeline:
         Raises:
             PaintError: latents that are not finite. On a GPU they are looked at after the last step only.
         """
-        model, upload = self.bundle.manifest.model, self.backend.upload
-        batch, tokens, _ = start.shape
-        cos, sin = rope_tables(latents.positions(context.shape[1], [grid]), model.rope_axes, model.rope_theta)
-        strides = np.diff(levels)[:, None, None, None]
-        dt = upload(np.broadcast_to(strides, (len(strides), batch, tokens, 1)))
-        fixed = {"context": context, "cos": upload(cos), "sin": upload(sin)}
-        now, following = upload(start.copy()), upload(np.empty_like(start))
-        for index in range(len(strides)):
-            inputs = {**fixed, "latents": now, "dt": dt[index], "modulation": modulation[index]}
-            self._graphs["denoiser"].run(inputs, into={"next_latents": following})
-            now, following = following, now
-            if now.on_host or index + 1 == len(strides):
-                _expect_finite(now, index + 1, len(strides))
-            yield Step(index + 1, float(levels[index + 1]), now)
+        steps, loop = (
+            len(levels) - 1,
+            self._loop(LoopShape(len(levels) - 1, len(start), context.shape[1], grid)),
+        )
+        loop.begin(start, levels, modulation, context)
+        for index, now in enumerate(loop.steps(self._graphs["denoiser"]), 1):
+            if now.on_host or index == steps:
+                _expect_finite(now, index, steps)
+            yield Step(index, float(levels[index]), now)
 
-    def decode(self, packed: Buffer, grid: latents.Grid) -> list[Image.Image]:
+    def decode(self, packed: Buffer | Floats, grid: latents.Grid) -> list[Image.Image]:
         """Pictures of latents [batch, tokens, channels]."""
         batch, _, channels = packed.shape
         found = self._graphs["vae_decoder"].run({"latents": packed.reshape(batch, *grid, channels)})
         return [Image.fromarray(pixels) for pixels in found["image"].numpy()]
 
     def close(self) -> None:
-        """Free all graphs; closing twice is harmless."""
-        for graph in self._graphs.values():
-            graph.close()
+        """Free all graphs and recordings; closing twice is harmless."""
+        while self._loops:
+            self._loops.popitem()[1].close()
+        self._graphs.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -267,6 +304,58 @@ class Pipeline:
             progress("encode", min(first + request.batch, len(prompts)), len(prompts))
         pooled, text = (np.concatenate(each) for each in zip(*parts, strict=True))
         return {prompt: row for row, prompt in enumerate(prompts)}, pooled, text
+
+    def _groups(self, request: Request) -> Iterator[list[slice]]:
+        """Batches that go through a stage together: those of the whole request if stages take turns."""
+        batches = list(request.batches())
+        yield from [batches] if self.memory == "sequential" else ([each] for each in batches)
+
+    def _condition(
+        self, pooled: Floats, text: Floats, levels: Floats, request: Request
+    ) -> tuple[Buffer | Floats, Buffer | Floats]:
+        """`condition`, into the loop's own buffers if it is next, else onto the host."""
+        into = None
+        if self.memory != "sequential":
+            loop = self._loop(LoopShape(request.steps, len(pooled), text.shape[1], request.grid))
+            into = loop.conditioning
+        modulation, context = self.condition(pooled, text, levels, request.guidance, into)
+        return self._keep(modulation), self._keep(context)
+
+    def _walk(
+        self,
+        start: Floats,
+        levels: Floats,
+        modulation: Buffer | Floats,
+        context: Buffer | Floats,
+        grid: latents.Grid,
+        tell: Callable[[int], None],
+    ) -> Buffer:
+        """The last latents of `denoise`; on a GPU the loop may be a single launch."""
+        if self.backend.gpu is None:
+            for step in self.denoise(start, levels, modulation, context, grid):
+                tell(step.index)
+            return step.latents
+        loop = self._loop(LoopShape(len(levels) - 1, len(start), context.shape[1], grid))
+        loop.begin(start, levels, modulation, context)
+        last = loop.run(self._graphs["denoiser"])
+        _expect_finite(last, loop.shape.steps, loop.shape.steps)
+        tell(loop.shape.steps)
+        return last
+
+    def _loop(self, of: LoopShape) -> Loop:
+        """The loop of a shape; on a GPU it is kept with its buffers and its recording."""
+        if self.backend.gpu is None:
+            return Loop(self.backend, self.bundle.manifest, of)
+        if of not in self._loops:
+            if len(self._loops) >= LOOPS:
+                self._loops.popitem(last=False)[1].close()
+            self._loops[of] = Loop(self.backend, self.bundle.manifest, of, self._record)
+        self._loops.move_to_end(of)
+        return self._loops[of]
+
+    def _keep(self, buffer: Buffer) -> Buffer | Floats:
+        """A buffer until it is used: in sequential mode on the host, where it takes no GPU memory."""
+        return buffer.numpy() if self.memory == "sequential" else buffer
 
     def _parameters(self, request: Request, index: int) -> dict[str, Any]:
         return {
