@@ -14,6 +14,7 @@ from flux_trt.runtime.flavour import Flavour
 from flux_trt.runtime.manifest import File
 from flux_trt.runtime.progress import Progress, silent
 
+MODULE = "flux_trt.exporter.builder"
 LAST_LINES = 3  # of TensorRT's output, in an error
 
 
@@ -37,7 +38,7 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> File | None:
     fault, done = None, None
     with tempfile.TemporaryFile("w+", errors="replace") as said, os.fdopen(reading) as events:
         child = subprocess.Popen(
-            [sys.executable, "-m", "flux_trt.exporter.builder", str(writing)],
+            [sys.executable, "-m", MODULE, str(writing)],
             stdin=subprocess.PIPE,
             stdout=said,
             stderr=subprocess.STDOUT,

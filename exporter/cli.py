@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from flux_trt.exporter.options import FLAVOURS, NAMES, build_engines, engine_options
+from flux_trt.exporter.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
 from flux_trt.runtime.cli import Commands as RunCommands
 from flux_trt.runtime.manifest import STAGES, Precision
 
@@ -109,6 +109,8 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, backend: Any, **opt
     from flux_trt.runtime.progress import bars
 
     chosen = {name: options.pop(name) for name in NAMES}
+    if backend != "onnxruntime":
+        check_targets(backend, chosen, [options["precision"], *dict(stage_precisions).values()])
     with bars(of_bytes=True) as progress:
         found = build_bundle(
             checkpoint,

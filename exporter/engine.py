@@ -24,7 +24,7 @@ from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.manifest import STAGES, StageName
+from flux_trt.runtime.manifest import STAGES, Precision, StageName
 from flux_trt.runtime.progress import Progress, silent
 
 Tell = Callable[[str], None]
@@ -77,12 +77,7 @@ def build_engines(
     bundle, flavour = Bundle.open(root), FLAVOURS[options.flavour]
     found, wanted = bundle.manifest, [name for name in STAGES if name in stages]
     shapes = shapes or default_shapes(found)
-    capabilities = options.capabilities or present_capabilities()
-    refuse_targets(flavour, capabilities, [bundle.stage(name).precision for name in wanted])
-    if options.rope == "plugin" and not present_capabilities():
-        raise BuildError(
-            "engines with the RoPE plugin can only be built where there is a GPU; use --rope native"
-        )
+    capabilities = check_targets(options, [bundle.stage(name).precision for name in wanted])
     recipes = [
         Recipe(
             stage=name,
@@ -116,15 +111,38 @@ def build_engines(
     return [root / recipe.folder for recipe in recipes]
 
 
+def check_targets(options: Options, precisions: Sequence[Precision]) -> tuple[str, ...]:
+    """The compute capabilities to build for, once it is known that they can be built for.
+
+    Raises:
+        BackendError: the flavour is not installed.
+        BuildError: a target that cannot be, or none.
+    """
+    flavour, present = FLAVOURS[options.flavour], present_capabilities()
+    flavour.version()
+    capabilities = options.capabilities or present
+    refuse_targets(flavour, capabilities, precisions)
+    if not flavour.cross_builds and capabilities != present:
+        here = f"sm {present[0]}" if present else "no GPU"
+        raise BuildError(
+            f"{flavour.name} builds for the GPU that is present ({here}) and not for sm "
+            f"{', '.join(capabilities)}; leave --sm out, or use --backend tensorrt-rtx"
+        )
+    if options.rope == "plugin" and not present:
+        raise BuildError("engines with the RoPE plugin are built where there is a GPU; use --rope native")
+    return capabilities
+
+
 def present_capabilities() -> tuple[str, ...]:
     """The compute capability of the first GPU, or () where there is none."""
     try:
         from cuda.bindings import driver
-    except ImportError:
+
+        if driver.cuInit(0)[0] != driver.CUresult.CUDA_SUCCESS:
+            return ()
+    except (ImportError, RuntimeError):  # no cuda-python; no driver, as cuda.pathfinder says it
         return ()
     attribute = driver.CUdevice_attribute
-    if driver.cuInit(0)[0] != driver.CUresult.CUDA_SUCCESS:
-        return ()
     fault, device = driver.cuDeviceGet(0)
     if fault != driver.CUresult.CUDA_SUCCESS:
         return ()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flux_trt.exporter.params import FluxParams
+from flux_trt.exporter.rope import qk_norm_rope
 
 EPS = 1e-6
 TIME_FACTOR = 1000.0
@@ -124,15 +125,11 @@ class Conditioner(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm of a head's channels, in float32."""
+    """The weight of a root-mean-square norm over a head's channels; `qk_norm_rope` does the norm."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, L, E] -> the same in float32."""
-        return F.rms_norm(x.float(), self.scale.shape, self.scale.float(), EPS)
 
 
 class QKNorm(nn.Module):
@@ -155,19 +152,18 @@ class SelfAttention(nn.Module):
         self.proj = Linear(D, D)
 
 
-def split_heads(qkv: Tensor, norm: QKNorm, params: FluxParams) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, L, 3 D] -> q, k (normed, float32) and v, each [B, H, L, E]."""
-    B, L, _ = qkv.shape
-    q, k, v = qkv.view(B, L, 3, params.num_heads, params.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    return norm.query_norm(q), norm.key_norm(k), v
+def split_heads(
+    qkv: Tensor, norm: QKNorm, params: FluxParams, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, L, 3 D or more], rotations [L, E / 2] -> q, k (normed, rotated) and v, each [B, H, L, E]."""
+    D, heads = params.hidden_size, (params.num_heads, params.head_dim)
+    q, k = qk_norm_rope(qkv, norm.query_norm.scale, norm.key_norm.scale, cos, sin, heads[0], EPS)
+    return q, k, qkv[..., 2 * D : 3 * D].unflatten(-1, heads).transpose(1, 2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotated attention over the joint sequence: q, k float32, v [B, H, N, E] -> [B, N, D] in v's dtype."""
-    B, H, _, E = q.shape
-    cos, sin = (table[None].expand(B, -1, -1) for table in (cos, sin))
-    q, k = (torch.onnx.ops.rotary_embedding(x, cos, sin, interleaved=True).to(v.dtype) for x in (q, k))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, -1, H * E)
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over the joint sequence: q, k, v [B, H, N, E] -> [B, N, D]."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -196,11 +192,10 @@ class DoubleStreamBlock(nn.Module):
 
         img_qkv = self.img_attn.qkv(modulate(img, img_shift1, img_scale1))
         txt_qkv = self.txt_attn.qkv(modulate(txt, txt_shift1, txt_scale1))
-        img_q, img_k, img_v = split_heads(img_qkv, self.img_attn.norm, self.params)
-        txt_q, txt_k, txt_v = split_heads(txt_qkv, self.txt_attn.norm, self.params)
-        q, k, v = (torch.cat(pair, 2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
-        joint = attention(q, k, v, cos, sin)
         T = txt.shape[1]
+        txt_heads = split_heads(txt_qkv, self.txt_attn.norm, self.params, cos[:T], sin[:T])
+        img_heads = split_heads(img_qkv, self.img_attn.norm, self.params, cos[T:], sin[T:])
+        joint = attention(*(torch.cat(pair, 2) for pair in zip(txt_heads, img_heads, strict=True)))
         txt_attn, img_attn = joint[:, :T], joint[:, T:]
 
         img = residual(img, img_gate1, self.img_attn.proj(img_attn))
@@ -224,11 +219,10 @@ class SingleStreamBlock(nn.Module):
     def forward(self, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [B, T + L, D] with its modulation [B, 3, D] -> the new x."""
         shift, scale, gate = mod.split(1, dim=1)
-        qkv, mlp = self.linear1(modulate(x, shift, scale)).split(
-            [3 * self.params.hidden_size, self.params.mlp_hidden_dim], dim=-1
-        )
-        attn = attention(*split_heads(qkv, self.norm, self.params), cos, sin)
-        return residual(x, gate, self.linear2(torch.cat([attn, F.gelu(mlp, approximate="tanh")], dim=2)))
+        qkv_mlp = self.linear1(modulate(x, shift, scale))
+        attn = attention(*split_heads(qkv_mlp, self.norm, self.params, cos, sin))
+        mlp = F.gelu(qkv_mlp[..., 3 * self.params.hidden_size :], approximate="tanh")
+        return residual(x, gate, self.linear2(torch.cat([attn, mlp], dim=2)))
 
 
 def residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import click
 
 from flux_trt.runtime.cli import Size
 from flux_trt.runtime.flavour import FlavourName
+from flux_trt.runtime.manifest import Precision
 
 if TYPE_CHECKING:
     from flux_trt.exporter.profile import Shapes
@@ -64,7 +65,13 @@ _OPTIONS = (
         type=click.IntRange(0),
         help="Reference pictures beside the painted one.  [default: 1 for Kontext, else 0]",
     ),
-    click.option("--rope", type=click.Choice(["native", "plugin"]), default="native", show_default=True),
+    click.option(
+        "--rope",
+        type=click.Choice(["native", "plugin"]),
+        default="native",
+        show_default=True,
+        help="TensorRT's own layers, or one fused kernel, for the norm and rotation of queries and keys.",
+    ),
     click.option("--opt-level", type=click.IntRange(0, 5), help="TensorRT's optimisation level."),
     click.option(
         "--weight-streaming", is_flag=True, help="Engines that can keep part of their weights in host memory."
@@ -92,6 +99,16 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list[Precision]) -> None:
+    """Refuse what cannot be built for, before any work."""
+    from flux_trt.exporter.engine import Options
+    from flux_trt.exporter.engine import check_targets as check
+
+    about_shapes = ("sizes", "max_batch", "max_references")
+    options = {name: value for name, value in chosen.items() if name not in about_shapes}
+    check(Options(flavour=backend, **options), precisions)
 
 
 def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Graph to graph: what torch writes becomes what runtimes read well.
 
 Rules, in order: inline functions; fold what is constant (TensorRT refuses the sequence ops that unfolded
-splits leave), except transposes of weights, which would put copies of them into the graph; merge equal
-nodes; drop what is unused; drop the tracer's notes, which name files of the building machine.
+splits leave), except transposes of weights, which would put copies of them into the graph; add the functions
+that stay, as TensorRT may have a plugin of their name; merge equal nodes; drop what is unused; drop the
+tracer's notes, which name files of the building machine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
+
+from flux_trt.exporter.rope import functions
 
 LARGE = 1024
 
@@ -20,6 +23,7 @@ def rewrite(model: ir.Model) -> None:
     optimizer.fold_constants(
         model, input_size_limit=LARGE, output_size_limit=8 * LARGE, should_fold=_should_fold
     )
+    model.functions.update({function.identifier(): function for function in functions()})
     ir.passes.Sequential(
         common.CommonSubexpressionEliminationPass(),
         common.IdentityEliminationPass(),

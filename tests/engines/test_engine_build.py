@@ -1,0 +1,213 @@
+"""The product's engine builder, with TensorRT-RTX, which builds without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flux_trt.exporter import child, engine
+from flux_trt.exporter.cli import main
+from flux_trt.exporter.engine import Options, build_engines, keep_engines
+from flux_trt.exporter.folder import digest
+from flux_trt.exporter.profile import Shapes
+from flux_trt.runtime import manifest
+from flux_trt.runtime.engine import Engine, engines, graph_digest
+from flux_trt.runtime.errors import BackendError, BuildError, BundleError
+from flux_trt.runtime.manifest import STAGES
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is only there on x86-64 Linux"
+)
+ADA = Options(capabilities=("8.9",))
+
+
+@pytest.fixture(scope="module")
+def nano(bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of flux-nano that engines may be put into."""
+    return shutil.copytree(bundle("flux-nano", "fp16"), tmp_path_factory.mktemp("engines") / "nano")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_stage_builds_for_two_targets(
+    bundle: Callable[..., Path], precision: str, tmp_path: Path
+) -> None:
+    root = shutil.copytree(bundle("flux-nano", precision), tmp_path / "bundle")
+    said: list[str] = []
+    seen: set[str] = set()
+    shapes = Shapes(((64, 64), (96, 64)), max_batch=2, max_references=1)
+    options = Options(capabilities=("12.0", "8.9"))
+    folders = build_engines(
+        root, options, shapes, tell=said.append, progress=lambda what, done, total: seen.add(what)
+    )
+    found = dict(engines(root))
+    assert [found[folder].recipe.stage for folder in folders] == list(STAGES)
+    for folder, built in found.items():
+        assert digest(folder / "engine.plan") == built.plan
+        assert built.recipe.capabilities == ["8.9", "12.0"]
+    stage = manifest.read(root).stages["denoiser"]
+    weights = sum((root / path).stat().st_size for path in stage.weights)
+    assert found[folders[3]].plan.bytes > 0.9 * weights, "an engine holds its weights"
+    assert "denoiser: Building engine" in seen
+    assert len(said) == len(STAGES)
+
+    again: list[str] = []
+    started = time.perf_counter()
+    assert build_engines(root, options, shapes, tell=again.append) == folders
+    assert all("is there already" in line for line in again)
+    assert time.perf_counter() - started < 30, "nothing was built again"
+
+
+def test_an_engine_that_was_tampered_with_is_built_again(nano: Path) -> None:
+    (folder,) = build_engines(nano, ADA, stages=["clip"])
+    plan = folder / "engine.plan"
+    whole = plan.read_bytes()
+    plan.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said: list[str] = []
+    build_engines(nano, ADA, stages=["clip"], tell=said.append)
+    assert "is built again" in said[0]
+    assert dict(engines(nano))[folder].plan == digest(plan)
+
+
+def test_an_engine_of_another_version_has_another_folder(nano: Path) -> None:
+    (folder,) = build_engines(nano, ADA, stages=["clip"])
+    recipe = dict(engines(nano))[folder].recipe
+    assert recipe.model_copy(update={"version": "0.0.0"}).folder != recipe.folder
+    stale = nano / recipe.model_copy(update={"version": "0.0.0"}).folder
+    shutil.copytree(folder, stale)
+    with pytest.raises(BundleError, match="not in the folder of its key"):
+        engines(nano)
+    shutil.rmtree(stale)
+
+
+def test_engines_follow_a_bundle_that_is_built_again(nano: Path, tmp_path: Path) -> None:
+    (folder,) = build_engines(nano, ADA, stages=["clip"])
+    found = manifest.read(nano)
+    same = {name: graph_digest(found, name) for name in found.stages}
+    keep_engines(nano, tmp_path / "same", same)
+    assert [path.name for path, _ in engines(tmp_path / "same")] == [folder.name]
+    keep_engines(nano, tmp_path / "other", {**same, "clip": "0" * 64})
+    assert engines(tmp_path / "other") == []
+
+
+def test_a_dying_builder_leaves_its_last_words_and_no_engine(
+    nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = dict(engines(nano))
+    monkeypatch.setattr(child, "MODULE", "engine_child_that_dies")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    with pytest.raises(BuildError, match=r"t5: the builder was killed by signal 6; .*last words: .*the end"):
+        build_engines(nano, ADA, stages=["t5"])
+    assert dict(engines(nano)) == before
+    assert not list((nano / "engines").glob(".partial*"))
+
+
+def test_a_graph_that_tensorrt_cannot_read(nano: Path, tmp_path: Path) -> None:
+    from flux_trt.exporter.builder import Job
+    from flux_trt.runtime.flavour import FLAVOURS
+
+    (folder,) = build_engines(nano, ADA, stages=["clip"])
+    graph = tmp_path / "clip.onnx"
+    graph.write_bytes(b"not a graph")
+    job = Job(graph=graph, inputs=[], recipe=dict(engines(nano))[folder].recipe, plan=None)
+    with pytest.raises(BuildError, match="clip: "):
+        child.run(job, FLAVOURS["tensorrt-rtx"])
+
+
+def test_one_build_at_a_time(nano: Path) -> None:
+    (nano / "engines").mkdir(exist_ok=True)
+    with (
+        engine._alone(nano / "engines"),
+        pytest.raises(BuildError, match="another build is at work"),
+    ):
+        build_engines(nano, ADA, stages=["clip"])
+
+
+def test_killing_a_build_at_any_moment_leaves_no_half_engine(nano: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(nano, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    command = [sys.executable, "-m", "flux_trt.exporter.cli", "engines", str(root), "--stages", "clip"]
+    command += ["--backend", "tensorrt-rtx", "--sm"]
+    chance, whole = random.Random(7), 0
+    started = time.monotonic()
+    subprocess.run([*command, "8.9"], check=True, capture_output=True)
+    longest = time.monotonic() - started
+    for index in range(20):
+        shutil.rmtree(root / "engines")
+        build = subprocess.Popen([*command, "8.9"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.2, 1.1) * longest)
+        if index % 2:
+            build.kill()  # the builder must follow its parent
+        else:
+            subprocess.run(["pkill", "-KILL", "-P", str(build.pid)], check=False)
+        build.wait()
+        (root / "engines").mkdir(exist_ok=True)
+        found = engines(root)
+        whole += len(found)
+        assert all(digest(folder / "engine.plan") == built.plan for folder, built in found)
+    assert len(build_engines(root, ADA, stages=["clip"])) == 1
+    assert not list((root / "engines").glob(".partial*")), "what killed builds left is cleared away"
+
+
+def test_the_builder_does_not_outlive_its_parent(nano: Path) -> None:
+    reading, writing = os.pipe()
+    alive = subprocess.Popen(
+        [sys.executable, "-m", "flux_trt.exporter.builder", str(writing)],
+        stdin=subprocess.PIPE,
+        pass_fds=[writing],
+        text=True,
+    )
+    os.close(writing)
+    assert alive.stdin is not None
+    alive.stdin.close()
+    assert alive.wait(timeout=60) != 0
+    os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sm", "8.6", "--precision", "fp8"], "fp8 needs sm 8.9 or newer, not 8.6"),
+        (["--sm", "9.0"], "tensorrt-rtx builds no engines for sm 9.0"),
+        ([], "no GPU to build tensorrt-rtx engines for; say which with --sm"),
+        (["--sm", "8.9", "--rope", "plugin"], "built where there is a GPU; use --rope native"),
+    ],
+)
+def test_refused_before_any_work(arguments: list[str], message: str, tmp_path: Path) -> None:
+    if engine.present_capabilities():
+        pytest.skip("what is refused here needs the machine to have no GPU")
+    out = tmp_path / "bundle"
+    command = ["build", "no-such-checkpoint", "--out", str(out), "--backend", "tensorrt-rtx", *arguments]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not out.exists()
+
+
+def test_tensorrt_that_is_not_installed(nano: Path) -> None:
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("tensorrt is installed")
+    with pytest.raises(BackendError, match="tensorrt is not installed"):
+        build_engines(nano, Options(flavour="tensorrt", capabilities=("8.9",)))
+
+
+def test_a_wrong_record(nano: Path) -> None:
+    (folder,) = build_engines(nano, ADA, stages=["clip"])
+    record = folder / "engine.json"
+    text = record.read_text()
+    record.write_text(text.replace("8.9", "8.6"))
+    with pytest.raises(BundleError, match="not in the folder of its key"):
+        engines(nano)
+    record.write_text("{")
+    with pytest.raises(BundleError, match="cannot read"):
+        engines(nano)
+    record.write_text(text)
+    assert Engine.model_validate_json(text).recipe.stage == "clip"

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flux_trt.exporter.profile import Shapes, default_shapes, profiles, shapes_of
+from flux_trt.runtime import manifest
+from flux_trt.runtime.errors import RequestError
+
+
+@pytest.fixture
+def found(tiny: Path) -> manifest.Manifest:
+    """Of a bundle with patches of 16 pixels and sides of 16 to 256."""
+    return manifest.read(tiny)
+
+
+def test_one_tuned_profile_for_each_size_and_a_wide_one(found: manifest.Manifest) -> None:
+    shapes = Shapes(((64, 32), (32, 64), (64, 64)), max_batch=4)
+    tuned = profiles(found, "denoiser", shapes)
+    assert [each["tokens"] for each in tuned] == [
+        (8, 8, 8),
+        (16, 16, 16),
+        (4, 16, 16),
+    ]  # 64x32 and 32x64 are alike
+    assert [each["h"] for each in profiles(found, "vae_decoder", shapes)] == [
+        (2, 2, 2),
+        (4, 4, 4),
+        (4, 4, 4),
+        (2, 4, 4),
+    ]
+    assert all(each["batch"] == (1, 1, 4) for each in tuned)
+
+
+def test_sequences_are_text_and_tokens(found: manifest.Manifest) -> None:
+    text = found.tokenizers["t5"].length
+    for profile in profiles(found, "denoiser", Shapes(((64, 64),), max_references=2)):
+        assert profile["tokens"][2] == 3 * 16
+        assert all(s == t + text for s, t in zip(profile["sequence"], profile["tokens"], strict=True))
+
+
+def test_a_stage_has_only_its_own_dims_and_no_profile_twice(found: manifest.Manifest) -> None:
+    (only,) = profiles(found, "clip", Shapes(((32, 32), (64, 64)), max_batch=2))
+    assert only == {"batch": (1, 1, 2)}
+
+
+def test_a_size_that_the_bundle_refuses(found: manifest.Manifest) -> None:
+    with pytest.raises(RequestError, match="multiple"):
+        profiles(found, "denoiser", Shapes(((30, 32),)))
+
+
+def test_kontext_takes_a_reference_by_default(found: manifest.Manifest) -> None:
+    assert default_shapes(found).max_references == 0
+    assert default_shapes(found.model_copy(update={"variant": "kontext"})).max_references == 1
+
+
+def test_shapes_of() -> None:
+    assert shapes_of({"batch": (1, 2, 3)}, ["batch", 77]) == ((1, 77), (2, 77), (3, 77))
