@@ -22,9 +22,10 @@ from torch import Tensor
 from flux_trt.exporter.calibration import Calibration, Settings, Size
 from flux_trt.exporter.checkpoint import Checkpoint
 from flux_trt.exporter.describe import LARGEST_SIDE, picture, scheduler
+from flux_trt.exporter.fit import parameters
 from flux_trt.exporter.folder import write_whole
 from flux_trt.exporter.params import flux_params
-from flux_trt.exporter.stages import make_stages
+from flux_trt.exporter.stages import Stage, make_stages, skeleton
 from flux_trt.exporter.state import load_state, save_state
 from flux_trt.exporter.stream import streamed
 from flux_trt.exporter.tokenizer import export_tokenizer
@@ -114,7 +115,7 @@ def calibrate(
         out: the JSON file to write; the state of an unfinished run is kept beside it.
         device: a torch device.
         tell: called with a line for what a user should know.
-        progress: told (what, done, total).
+        progress: told (what, bytes of weights read, bytes to read).
 
     Raises:
         CheckpointError: a part is missing.
@@ -183,10 +184,11 @@ class _Reference:
         module = streamed(self.plan[name], self.device)
         if name == "t5":
             self.watch.layers(self.plan[name], module)
-        parts, rows = [], max(1, AT_ONCE // ids.shape[1])
-        for first in range(0, len(ids), rows):
-            parts.append(module(torch.from_numpy(ids[first : first + rows]).to(self.device)).cpu())
-            self.progress(f"calibrate {name}", min(first + rows, len(ids)), len(ids))
+        size, parts = _bytes(self.plan[name]), []
+        batches = torch.from_numpy(ids).split(max(1, AT_ONCE // ids.shape[1]))
+        for batch in batches:
+            parts.append(module(batch.to(self.device)).cpu())
+            self.progress(f"calibrate {name}", len(parts) * size, len(batches) * size)
         return torch.cat(parts)
 
     def denoise(self, settings: Settings, state: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, int]]:
@@ -206,12 +208,12 @@ class _Reference:
             now = torch.from_numpy(noise.draw(seeds, grid, params.out_channels))
         guidance = None if settings.guidance is None else torch.full((prompts,), settings.guidance)
         blocks = params.depth + params.depth_single_blocks
-        begun = first * blocks
+        block_size, begun = _bytes(self.plan["denoiser"]) // blocks, first * blocks
 
         def before(block: str) -> None:
             nonlocal begun
             self.watch.block = block
-            self.progress("calibrate denoiser", begun, settings.steps * blocks)
+            self.progress("calibrate denoiser", begun * block_size, settings.steps * blocks * block_size)
             begun += 1
 
         conditioner = streamed(self.plan["conditioner"], self.device)
@@ -225,4 +227,10 @@ class _Reference:
                 now, _ = denoiser(now.to(self.device), dt, context, modulation[0], cos, sin)
             now = now.cpu()
             yield now, step + 1
-        self.progress("calibrate denoiser", settings.steps * blocks, settings.steps * blocks)
+        self.progress("calibrate denoiser", *(settings.steps * blocks * block_size,) * 2)
+
+
+def _bytes(stage: Stage) -> int:
+    """Of the weights that a stage reads when it runs once."""
+    names = {name for ours in parameters(stage, skeleton(stage)) for name in stage.recipes[ours].names}
+    return sum(stage.tensors[name].nbytes for name in names)

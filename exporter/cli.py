@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 
+from flux_trt.exporter.fp8_options import calibration_options, fp8_options
 from flux_trt.exporter.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
 from flux_trt.runtime.cli import Commands as RunCommands
 from flux_trt.runtime.manifest import STAGES, Precision
@@ -75,6 +76,7 @@ def main() -> None:
     multiple=True,
     help="Another precision for one stage. By default an fp16 bundle keeps T5 and the VAE in fp32.",
 )
+@fp8_options
 @click.option(
     "--stages", type=_StageList(), default=",".join(STAGES), help="Build only these stages.  [default: all]"
 )
@@ -98,7 +100,16 @@ def main() -> None:
     help="Also build engines for one of the TensorRTs; onnxruntime needs none.",
 )
 @engine_options
-def build(checkpoint: str, out: Path, stage_precisions: Any, backend: Any, **options: Any) -> None:
+def build(
+    checkpoint: str,
+    out: Path,
+    stage_precisions: Any,
+    base: Any,
+    fp8_attention: bool,
+    calibration: Path | None,
+    backend: Any,
+    **options: Any,
+) -> None:
     """Build a bundle from CHECKPOINT.
 
     CHECKPOINT is a diffusers folder, a safetensors file with Black Forest Labs' names (with --text-encoders
@@ -106,6 +117,7 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, backend: Any, **opt
     complete, and stages that would not change are reused.
     """
     from flux_trt.exporter.build import build as build_bundle
+    from flux_trt.exporter.fp8 import Fp8
     from flux_trt.runtime.progress import bars
 
     chosen = {name: options.pop(name) for name in NAMES}
@@ -116,6 +128,7 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, backend: Any, **opt
             checkpoint,
             out,
             stage_precisions=dict(stage_precisions),
+            fp8=Fp8(base=base, attention=fp8_attention, calibration=calibration),
             tell=lambda line: print(line, file=sys.stderr),  # click.echo would write over the bars
             progress=progress,
             **options,
@@ -124,6 +137,29 @@ def build(checkpoint: str, out: Path, stage_precisions: Any, backend: Any, **opt
     click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
     if backend != "onnxruntime":
         build_engines(out, backend, options["stages"], chosen)
+
+
+@main.command(short_help="Find the ranges that fp8 needs.")
+@click.argument("checkpoint")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The calibration to write, JSON."
+)
+@calibration_options
+def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
+    """Paint prompts with CHECKPOINT and record how large the inputs of its layers are.
+
+    `flux-export build --precision fp8 --calibration FILE` takes the result. The checkpoint is read block by
+    block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
+    """
+    from flux_trt.exporter.ranges import calibrate_checkpoint
+    from flux_trt.runtime.progress import bars
+
+    with bars(of_bytes=True) as progress:
+        found = calibrate_checkpoint(
+            checkpoint, out, tell=lambda line: print(line, file=sys.stderr), progress=progress, **options
+        )
+    seen = sum(len(layers) for layers in found.layers.values())
+    click.echo(f"{out}: {seen} inputs, {len(found.settings.prompts)} prompts, {found.settings.steps} steps")
 
 
 @main.command(short_help="Build TensorRT engines into a bundle.")

@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from flux_trt.exporter.calibrate import calibrate, settings_of
 from flux_trt.exporter.calibration import ATTENTION, HEADS, Calibration, digest_of, read
-from flux_trt.exporter.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoint import Checkpoint, open_checkpoint
 from flux_trt.exporter.folder import digests
 from flux_trt.exporter.fp8 import Fp8, Quantisation
+from flux_trt.exporter.params import flux_params
 from flux_trt.exporter.stages import Stage, large_layers
-from flux_trt.exporter.variant import Variant
-from flux_trt.runtime.errors import BuildError
+from flux_trt.exporter.variant import Variant, detect
+from flux_trt.runtime.errors import BuildError, CheckpointError
 from flux_trt.runtime.manifest import File
 from flux_trt.runtime.progress import Progress, silent
 
@@ -69,6 +72,67 @@ def with_ranges(
         replace(stage, quantisation=quantisation(stage, found, fp8)) if stage in quantised else stage
         for stage in plan
     ]
+
+
+def calibrate_checkpoint(
+    source: str,
+    out: Path,
+    *,
+    prompts: Path | None = None,
+    size: tuple[int, int] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    variant: str | None = None,
+    text_encoders: Path | None = None,
+    vae: Path | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Calibrate the checkpoint `source` and write `out`.
+
+    Args:
+        source: as for `build`.
+        out: the JSON file.
+        prompts: a text file with a prompt on each line; None: a built-in list.
+        size, steps, guidance: of the pictures.
+        variant, text_encoders, vae, revision: as for `build`.
+        device: a torch device.
+        tell: called with a line for what a user should know.
+        progress: told (what, bytes done, bytes in all).
+
+    Raises:
+        CheckpointError: the checkpoint is not there or lacks a part.
+        BuildError: prompts, a variant or a device that cannot be used, or `out` cannot be written.
+        RequestError: a size that is not possible.
+    """
+    checkpoint = open_checkpoint(source, text_encoders=text_encoders, vae=vae, revision=revision)
+    if "transformer" not in checkpoint.parts:
+        raise CheckpointError(f"{source} has no transformer; give a whole FLUX.1 checkpoint")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BuildError("PyTorch finds no GPU; use --device cpu")
+    kind = detect(flux_params(checkpoint.parts["transformer"]), checkpoint.pipeline, variant)
+    texts = _lines(prompts) if prompts is not None else ()
+    settings = settings_of(checkpoint, kind, prompts=texts, size=size, steps=steps, guidance=guidance)
+    weights = identity(checkpoint, {}, progress)
+    return calibrate(checkpoint, kind, settings, weights, out, device=device, tell=tell, progress=progress)
+
+
+def _lines(path: Path) -> list[str]:
+    """The prompts of a file; blank lines are none.
+
+    Raises:
+        BuildError: no prompts there.
+    """
+    try:
+        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
+        raise BuildError(f"cannot read {path} ({why}); give a text file with a prompt on each line") from None
+    if not found:
+        raise BuildError(f"{path} has no prompts; give a text file with a prompt on each line")
+    return found
 
 
 def quantisation(stage: Stage, found: Calibration, fp8: Fp8) -> Quantisation:

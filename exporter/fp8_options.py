@@ -1,0 +1,62 @@
+"""The command line's words for fp8, of `build` and of `calibrate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from flux_trt.runtime.cli import Size
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_FP8 = (
+    click.option(
+        "--base",
+        type=click.Choice(["bf16", "fp16", "fp32"]),
+        default="bf16",
+        show_default=True,
+        help="With fp8: the precision of all that is not quantised.",
+    ),
+    click.option("--fp8-attention", is_flag=True, help="With fp8: queries, keys and values too."),
+    click.option(
+        "--calibration",
+        type=click.Path(path_type=Path),
+        help="With fp8: a file of flux-export calibrate.  [default: calibrate, and keep it beside --out]",
+    ),
+)
+_CALIBRATION = (
+    click.option(
+        "--prompts",
+        type=click.Path(path_type=Path),
+        help="One prompt a line.  [default: a built-in list of many kinds]",
+    ),
+    click.option("--size", type=Size(), help="In pixels.  [default: the model's, at most 512x512]"),
+    click.option("--steps", type=click.IntRange(1), help="[default: the variant's, at most 12]"),
+    click.option("--guidance", type=float, help="[default: the variant's]"),
+    click.option("--variant", help="As for build."),
+    click.option("--text-encoders", type=click.Path(path_type=Path), help="As for build."),
+    click.option("--vae", type=click.Path(path_type=Path), help="As for build; tells the picture's scale."),
+    click.option("--revision", help="As for build."),
+    click.option(
+        "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="To run on."
+    ),
+)
+
+
+def fp8_options(command: Command) -> Command:
+    """How `build` quantises."""
+    return _with(command, _FP8)
+
+
+def calibration_options(command: Command) -> Command:
+    """What `calibrate` paints."""
+    return _with(command, _CALIBRATION)
+
+
+def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
