@@ -6,7 +6,7 @@ judged before there is an engine for it. Not a way to deploy: it needs torch and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,10 @@ import torch
 from torch import nn
 
 from flux_trt.exporter.checkpoint import Checkpoint
-from flux_trt.exporter.stages import DTYPES, make_stages, skeleton
+from flux_trt.exporter.fp8 import E4M3, SCALE
+from flux_trt.exporter.quantize import attention_scales
+from flux_trt.exporter.rounded import round_inputs, rounding_attention
+from flux_trt.exporter.stages import make_stages, skeleton
 from flux_trt.exporter.tensorfile import TensorInfo
 from flux_trt.runtime import backend
 from flux_trt.runtime.errors import BackendError
@@ -58,9 +61,11 @@ class EagerBuffer:
 class EagerGraph:
     """A stage's module with its weights."""
 
-    def __init__(self, module: nn.Module, record: Stage, device: str) -> None:
+    def __init__(
+        self, module: nn.Module, record: Stage, device: str, attention: Sequence[Sequence[float]]
+    ) -> None:
         self._module: nn.Module | None = module.to(device)
-        self._record, self._device = record, device
+        self._record, self._device, self._attention = record, device, attention
 
     @torch.no_grad()
     def run(
@@ -72,7 +77,8 @@ class EagerGraph:
         if self._module is None:
             raise BackendError("the stage is closed; load the pipeline again")
         args = [_tensor(inputs[tensor.name]).to(self._device) for tensor in self._record.inputs]
-        found = self._module(*args)
+        with rounding_attention(self._attention):
+            found = self._module(*args)
         values = found if isinstance(found, tuple) else (found,)
         named = {tensor.name: v for tensor, v in zip(self._record.outputs, values, strict=True)}
         if into is None:
@@ -104,28 +110,28 @@ class Eager:
 
     def load(self, path: Path, name: str, stage: Stage) -> EagerGraph:
         """The traced module of the stage, with the weights that the graph at `path` refers to."""
-        wanted = cast(StageName, name)
-        (traced,) = make_stages(self.checkpoint, stage.precision, [wanted], {wanted: stage.precision})
-        module = skeleton(traced)
-        for parameter, value in ir.load(path).graph.initializers.items():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                where = TensorInfo(
-                    Path(tensor.path),
-                    DTYPES[stage.precision],
-                    tuple(tensor.shape.numpy()),
-                    tensor.offset or 0,
-                    tensor.length or 0,
-                )
+        wanted, base = cast(StageName, name), stage.base or "bf16"
+        (traced,) = make_stages(self.checkpoint, stage.precision, [wanted], {wanted: stage.precision}, base)
+        module, model = skeleton(traced), ir.load(path)
+        weights = {
+            parameter: _read(value.const_value, traced.dtype)
+            for parameter, value in model.graph.initializers.items()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        }
+        for parameter, tensor in weights.items():
+            if tensor.dtype == E4M3:
+                scale = weights[parameter + SCALE].unsqueeze(-1)  # [out, 1], or [1]
+                tensor = tensor.to(traced.dtype) * scale
+            if parameter.removesuffix(SCALE) == parameter or parameter.removesuffix(SCALE) not in weights:
                 holder, _, attribute = parameter.rpartition(".")
-                read = nn.Parameter(where.read(), requires_grad=False)
-                setattr(module.get_submodule(holder), attribute, read)
+                setattr(module.get_submodule(holder), attribute, nn.Parameter(tensor, requires_grad=False))
+        round_inputs(module, model)
         for owner in module.modules():
             for unused in [
                 name for name, value in owner._parameters.items() if value is not None and value.is_meta
             ]:
                 owner._parameters[unused] = None  # of the VAE's other half
-        return EagerGraph(module, stage, self.device)
+        return EagerGraph(module, stage, self.device, attention_scales(model))
 
     def upload(self, array: npt.NDArray[Any]) -> EagerBuffer:
         """Put a copy of an array on the device."""
@@ -134,3 +140,10 @@ class Eager:
 
 def _tensor(value: backend.Buffer | npt.NDArray[Any]) -> torch.Tensor:
     return value.tensor if isinstance(value, EagerBuffer) else torch.from_numpy(np.array(value))
+
+
+def _read(tensor: ir.ExternalTensor, dtype: torch.dtype) -> torch.Tensor:
+    """The bytes that an initializer points at: E4M3, or in the stage's dtype."""
+    kind = E4M3 if tensor.dtype == ir.DataType.FLOAT8E4M3FN else dtype
+    shape = tuple(tensor.shape.numpy())
+    return TensorInfo(Path(tensor.path), kind, shape, tensor.offset or 0, tensor.length or 0).read()

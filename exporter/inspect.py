@@ -31,7 +31,8 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
         others = [other for other in manifest.stages.values() if other is not stage]
         shared = any(path in other.weights for other in others for path in stage.weights)
         ends = (_tensors(stage.inputs), _tensors(stage.outputs))
-        table.add_row(name, stage.precision, *ends, f"{weights:.1f} MB{', shared' * shared}")
+        inside = f"{stage.precision} on {stage.base}" if stage.base else stage.precision
+        table.add_row(name, inside, *ends, f"{weights:.1f} MB{', shared' * shared}")
     console.print(table)
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row("tasks", ", ".join(manifest.tasks) or "none: a partial bundle, or a variant not yet served")

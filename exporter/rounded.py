@@ -1,0 +1,47 @@
+"""Torch modules that round as their FP8 graphs do: what is E4M3 in the graph takes its values here too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from flux_trt.exporter.fp8 import rounded
+from flux_trt.exporter.quantize import input_scales
+
+
+def round_inputs(module: nn.Module, model: ir.Model) -> None:
+    """Round the inputs of the linear layers that the graph quantises, with the graph's scales."""
+    for weight, scale in input_scales(model).items():
+        module.get_submodule(weight.removesuffix(".weight")).register_forward_pre_hook(_rounding(scale))
+
+
+def _rounding(scale: float) -> Any:
+    def hook(layer: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, *rest = args
+        return rounded(x.to(layer.weight.dtype), torch.tensor(scale)), *rest
+
+    return hook
+
+
+def rounding_attention(scales: Sequence[Sequence[float]]) -> AbstractContextManager[object]:
+    """While it is entered, once, a module runs with q, k and v of each attention rounded, in their order."""
+    return _Attention(scales) if scales else nullcontext()
+
+
+class _Attention(TorchFunctionMode):
+    def __init__(self, scales: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        self._scales = iter(scales)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            pairs = zip(args[:3], next(self._scales), strict=True)
+            args = (*(rounded(x, torch.tensor(scale)) for x, scale in pairs), *args[3:])
+        return func(*args, **(kwargs or {}))
