@@ -1,4 +1,4 @@
-"""Rotary positions: the tables a denoiser is fed, and what the fused op `flux::QKNormRope` computes."""
+"""Rotary positions: the tables that a denoiser is fed."""
 
 from __future__ import annotations
 
@@ -39,41 +39,5 @@ def rope_tables(positions: npt.NDArray, axes: Sequence[int], theta: float) -> tu
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def qk_norm_rope(
-    q: npt.NDArray,
-    k: npt.NDArray,
-    q_scale: npt.NDArray,
-    k_scale: npt.NDArray,
-    cos: npt.NDArray,
-    sin: npt.NDArray,
-    eps: float = 1e-6,
-) -> tuple[Floats, Floats]:
-    """RMS-normalise queries and keys per head, then rotate channel pairs (2i, 2i + 1). The op's oracle.
-
-    As diffusers' FluxAttnProcessor: `norm_q`, `norm_k`, then `apply_rotary_emb`. Computed in float64.
-
-    Args:
-        q: queries [B, heads, S, head_dim].
-        k: keys of the same shape.
-        q_scale: [head_dim], the weight of the queries' norm.
-        k_scale: [head_dim], the weight of the keys' norm.
-        cos: [S, head_dim / 2], from `rope_tables`.
-        sin: [S, head_dim / 2].
-        eps: added to the mean square.
-
-    Returns:
-        The rotated q and k, float32 [B, heads, S, head_dim].
-    """
-    return _norm_rope(q, q_scale, cos, sin, eps), _norm_rope(k, k_scale, cos, sin, eps)
-
-
 def _frequencies(axis: int, theta: float) -> Floats:
     return 1.0 / theta ** (np.arange(0, axis, 2, dtype=np.float64) / axis)
-
-
-def _norm_rope(x: npt.NDArray, scale: npt.NDArray, cos: npt.NDArray, sin: npt.NDArray, eps: float) -> Floats:
-    x = x.astype(np.float64)
-    x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * scale
-    even, odd = x[..., 0::2], x[..., 1::2]
-    rotated = np.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    return rotated.reshape(x.shape).astype(np.float32)

@@ -23,12 +23,16 @@ def test_one_native_operator_for_each_idea(denoiser: onnx.ModelProto) -> None:
     found = Counter(node.op_type for node in denoiser.graph.node)
     blocks = DOUBLE + SINGLE
     assert found["Attention"] == blocks
-    assert found["RotaryEmbedding"] == 2 * blocks
-    assert found["RMSNormalization"] == 2 * (2 * DOUBLE + SINGLE)
+    assert found["QKNormRope"] == 2 * DOUBLE + SINGLE
     assert found["LayerNormalization"] == 4 * DOUBLE + SINGLE + 1
     assert found["MatMul"] == 1 + 8 * DOUBLE + 2 * SINGLE + 1
     assert found["Gelu"] == 2 * DOUBLE + SINGLE
     assert not set(found) & {"SequenceAt", "SplitToSequence", "If", "Loop", "Scan", "Einsum", "Cast"}
+    (rope,) = denoiser.functions
+    assert (rope.domain, rope.name) == ("flux", "QKNormRope")
+    body = Counter(node.op_type for node in rope.node)
+    assert (body["RotaryEmbedding"], body["RMSNormalization"]) == (2, 2)
+    assert all(node.domain == "" for node in rope.node)
 
 
 def test_parameters_keep_the_names_of_the_checkpoint(denoiser: onnx.ModelProto) -> None:

@@ -1,38 +1,54 @@
+"""The tables against diffusers; `flux::QKNormRope` in torch and in ONNX against the oracle, and that too."""
+
+import ml_dtypes
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed
+from onnx.reference import ReferenceEvaluator
+from rope_case import RopeCase, draw
 
-from flux_trt.plugins.rope import qk_norm_rope, rope_tables
+from flux_trt.exporter.rope import QKNormRope
+from flux_trt.exporter.rope import qk_norm_rope as in_torch
+from flux_trt.plugins.qk_norm_rope.oracle import qk_norm_rope
+from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime import latents
 
 
-@pytest.mark.parametrize("axes", [(16, 56, 56), (16, 24, 24), (32, 32, 32, 32)])
-@pytest.mark.parametrize("theta", [10000, 2000])
-def test_tables_equal_fluxposembed(axes, theta):
+@pytest.mark.parametrize(
+    ("embed", "axes", "theta"),
+    [
+        (FluxPosEmbed, (16, 56, 56), 10000),
+        (FluxPosEmbed, (16, 24, 24), 10000),
+        (Flux2PosEmbed, (32, 32, 32, 32), 2000),
+        (Flux2PosEmbed, (8, 8, 16), 2000),
+    ],
+)
+def test_tables_equal_diffusers(embed, axes, theta):
     rng = np.random.default_rng(len(axes))
     positions = rng.integers(0, 512, (300, len(axes))).astype(np.float32)
     found = rope_tables(positions, axes, theta)
-    expected = FluxPosEmbed(theta, list(axes))(torch.from_numpy(positions))
+    expected = embed(theta, list(axes))(torch.from_numpy(positions))
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == np.float32
         assert mine.shape == (300, sum(axes) // 2)
         np.testing.assert_allclose(np.repeat(mine, 2, axis=1), theirs.numpy(), rtol=0, atol=1e-7)
 
 
-def test_norm_and_rotation_equal_diffusers():
-    generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 2, 3, 40, 64, generator=generator)
-    q_scale, k_scale = torch.rand(2, 64, generator=generator) + 0.5
-    positions = latents.positions(10, [(5, 6)])
-    cos, sin = rope_tables(positions, (16, 24, 24), 10000)
-    found = qk_norm_rope(q.numpy(), k.numpy(), q_scale.numpy(), k_scale.numpy(), cos, sin)
-    tables = FluxPosEmbed(10000, [16, 24, 24])(torch.from_numpy(positions))
-    for mine, x, scale in ((found[0], q, q_scale), (found[1], k, k_scale)):
-        normed = torch.nn.functional.rms_norm(x, (64,), scale, 1e-6)
-        theirs = apply_rotary_emb(normed, tables, sequence_dim=2)
-        np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-5, atol=1e-5)
+def test_flux2_text_and_references_have_positions_of_their_own():
+    """FLUX.2's text tokens count on the last axis, its reference pictures on the first."""
+    text = [(0, 0, 0, word) for word in range(5)]
+    picture = [(t, y, x, 0) for t in (0, 10, 20) for y in range(2) for x in range(3)]
+    positions = np.array(text + picture)
+    found = rope_tables(positions, (32,) * 4, 2000)
+    expected = Flux2PosEmbed(2000, [32] * 4)(torch.from_numpy(positions))
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.repeat(mine, 2, axis=1), theirs.numpy(), rtol=0, atol=1e-7)
+    assert len({row.tobytes() for row in found[1]}) == len({*map(tuple, positions.tolist())})
 
 
 def test_positions_and_axes_must_fit():
@@ -40,3 +56,81 @@ def test_positions_and_axes_must_fit():
         rope_tables(np.zeros((4, 2)), (16, 56, 56), 10000)
     with pytest.raises(ValueError, match="must be even"):
         rope_tables(np.zeros((4, 2)), (16, 15), 10000)
+
+
+def test_the_oracle_equals_diffusers():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 40, 3, 64, generator=generator)
+    q_scale, k_scale = torch.rand(2, 64, generator=generator) + 0.5
+    positions = latents.positions(10, [(5, 6)])
+    cos, sin = rope_tables(positions, (16, 24, 24), 10000)
+    qkv = torch.stack([q, k, v], dim=2).flatten(2).numpy()
+    found = qk_norm_rope(qkv, q_scale.numpy(), k_scale.numpy(), cos, sin, num_heads=3)
+    tables = FluxPosEmbed(10000, [16, 24, 24])(torch.from_numpy(positions))
+    for mine, x, scale in ((found[0], q, q_scale), (found[1], k, k_scale)):
+        normed = torch.nn.functional.rms_norm(x, (64,), scale, 1e-6)
+        theirs = apply_rotary_emb(normed, tables, sequence_dim=1).transpose(1, 2)
+        np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def graph(case: RopeCase) -> onnx.ModelProto:
+    """One node and its function."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(case.qkv.dtype)
+    channels, E, table = case.qkv.shape[2], case.tensors["q_scale"].size, onnx.TensorProto.FLOAT
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node(
+        "QKNormRope",
+        list(case.tensors),
+        ["q", "k"],
+        domain="flux",
+        num_heads=case.heads,
+        epsilon=case.epsilon,
+    )
+    found = onnx.helper.make_graph(
+        [node],
+        "rope",
+        [
+            value("qkv", kind, ["batch", "tokens", channels]),
+            *(value(name, kind, [E]) for name in ("q_scale", "k_scale")),
+            *(value(name, table, ["tokens", E // 2]) for name in ("cos", "sin")),
+        ],
+        [value(name, kind, ["batch", case.heads, "tokens", E]) for name in ("q", "k")],
+    )
+    imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("flux", 1)]
+    model = onnx.helper.make_model(
+        found, functions=[QKNormRope.to_function_proto()], opset_imports=imports, ir_version=11
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+CASES = [(1, 7, 2, 32, 0), (2, 5, 3, 48, 48), (2, 9, 1, 256, 100)]
+
+
+@pytest.mark.parametrize("shape", CASES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_function_in_onnx_reference(dtype, shape):
+    case = draw(dtype, *shape)
+    case.check(ReferenceEvaluator(graph(case)).run(None, case.tensors))
+
+
+@pytest.mark.parametrize("shape", CASES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_function_in_onnxruntime(dtype, shape):
+    """bfloat16 is left out: onnxruntime's CPU provider has no kernels for it."""
+    case = draw(dtype, *shape)
+    session = onnxruntime.InferenceSession(
+        graph(case).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    case.check(session.run(None, case.tensors))
+
+
+@pytest.mark.parametrize("shape", CASES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_op_in_torch(dtype, shape):
+    case, inside = draw(dtype, *shape), getattr(torch, np.dtype(dtype).name)
+    tensors = [torch.from_numpy(x.astype(np.float32)) for x in case.tensors.values()]
+    tensors[:3] = [x.to(inside) for x in tensors[:3]]
+    found = in_torch(*tensors, case.heads, case.epsilon)
+    assert {x.dtype for x in found} == {inside}
+    case.check([x.float().numpy().astype(case.qkv.dtype) for x in found])
