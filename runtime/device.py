@@ -108,6 +108,8 @@ class Gpu:
         self.driver = driver or _cuda_bindings()
         self.epoch = 0
         """Counts up when memory that recordings may use is moved or freed."""
+        self.way_out = "use a smaller --size or --batch"
+        """What an error says to do when memory runs out."""
         self._recording = False
         self._dead: list[int] = []
         self.call("cudaSetDevice", ordinal)
@@ -136,7 +138,7 @@ class Gpu:
             self.driver.cudaGetLastError()  # else the next user of the runtime would find this error
             text = f"{function} failed on {getattr(self, 'name', 'the GPU')}: {code.name}"
             if code == self.driver.cudaError_t.cudaErrorMemoryAllocation:
-                raise GpuMemoryError(f"{text}; use a smaller --size or --batch")
+                raise GpuMemoryError(f"{text}; {self.way_out}")
             raise BackendError(f"{text}; check the GPU with nvidia-smi")
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -156,7 +158,7 @@ class Gpu:
         except GpuMemoryError:
             raise GpuMemoryError(
                 f"{self} is out of memory: {nbytes / 1e9:.2f} GB asked, "
-                f"{self.free_bytes() / 1e9:.2f} GB free; use a smaller --size or --batch"
+                f"{self.free_bytes() / 1e9:.2f} GB free; {self.way_out}"
             ) from None
 
     def free(self, address: int) -> None:

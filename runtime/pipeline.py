@@ -25,7 +25,7 @@ from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.loaded import Loaded, needs
 from flux_trt.runtime.loop import Loop, LoopShape
 from flux_trt.runtime.manifest import StageName
-from flux_trt.runtime.memory import MemoryMode
+from flux_trt.runtime.memory import MemoryMode, way_out
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.request import Request
 from flux_trt.runtime.tokenizer import Tokenizer
@@ -86,6 +86,7 @@ class Pipeline:
             bundle.stage(name)
         self._tokenizers = {name: Tokenizer(bundle.root, bundle.tokenizer(name)) for name in ENCODERS}
         if backend.gpu:
+            backend.gpu.way_out = way_out(memory)
             needs(bundle, backend, memory, STAGES).expect_fit(backend.gpu)
         self._graphs = Loaded(bundle, backend, memory, STAGES)
 

@@ -115,6 +115,7 @@ class ICudaEngine:
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(plan["graph"], options, ["CPUExecutionProvider"])
+        self._inferred: dict[Any, dict[str, tuple[int, ...]]] = {}
         self._weights: int | None = None
         self._budget = plan["weights"]
         self._contexts: weakref.WeakSet[IExecutionContext] = weakref.WeakSet()
@@ -246,9 +247,14 @@ class IExecutionContext:
         dims = self.engine._tensors[name]["dims"]
         if self.infer_shapes():
             return tuple(dim if isinstance(dim, int) else -1 for dim in dims)
-        # Shape inference, as exact as it can be: by running on zeros.
-        zeros = {each: np.zeros(shape, self._dtype(each)) for each, shape in self._shapes.items()}
-        return self.engine._session.run([name], zeros)[0].shape
+        # Shape inference, as exact as it can be: by running on zeros, once.
+        known, key = self.engine._inferred, tuple(sorted(self._shapes.items()))
+        if key not in known:
+            zeros = {each: np.zeros(shape, self._dtype(each)) for each, shape in self._shapes.items()}
+            names = [each["name"] for each in self.engine._plan["outputs"]]
+            found = self.engine._session.run(names, zeros)
+            known[key] = {each: value.shape for each, value in zip(names, found, strict=True)}
+        return known[key][name]
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert not self.infer_shapes(), "all shapes must be set before"
