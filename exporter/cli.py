@@ -182,12 +182,15 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what is in BUNDLE: stages, dtypes, shapes, bytes, provenance."""
+    """Show what is in BUNDLE: stages, dtypes, shapes, bytes, engines, provenance."""
     from flux_trt.runtime import manifest
+    from flux_trt.runtime.engine import engines
 
     found = manifest.read(bundle)
     if as_json:
-        click.echo(found.dumps(), nl=False)
+        built = [engine.model_dump(mode="json") for _, engine in engines(bundle)]
+        whole = {**found.model_dump(mode="json"), "engines": built}
+        click.echo(json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False))
     else:
         from flux_trt.exporter.inspect import show
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flux_trt.runtime.engine import Engine, Profile, engines
 from flux_trt.runtime.manifest import STAGES, Manifest, Tensor
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def show(root: Path, manifest: Manifest, console: Console | None = None) -> None:
-    """What a bundle holds, from its manifest alone."""
+    """What a bundle holds, from its manifest and the records of its engines."""
     console = console or Console()
     m, d, p = manifest.model, manifest.defaults, manifest.provenance
     size = sum(file.bytes for file in manifest.files.values())
@@ -34,6 +35,8 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
         inside = f"{stage.precision} on {stage.base}" if stage.base else stage.precision
         table.add_row(name, inside, *ends, f"{weights:.1f} MB{', shared' * shared}")
     console.print(table)
+    if built := engines(root):
+        console.print(_engines(built))
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row("tasks", ", ".join(manifest.tasks) or "none: a partial bundle, or a variant not yet served")
     facts.add_row("sizes", f"{manifest.sizes.smallest} to {manifest.sizes.largest} px in steps of {m.patch}")
@@ -42,6 +45,27 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
     facts.add_row("built by", f"{p.tool} on {p.created}")
     facts.add_row("with", ", ".join(f"{name} {version}" for name, version in p.packages.items()))
     console.print(facts)
+
+
+def _engines(built: Iterable[tuple[Path, Engine]]) -> Table:
+    table = Table("engine", "for", "precision", "profiles", "plan", box=None, pad_edge=False)
+    for folder, engine in built:
+        recipe = engine.recipe
+        extras = [f"opt-level {recipe.opt_level}"] if recipe.opt_level is not None else []
+        extras += ["weight streaming"] * recipe.weight_streaming + recipe.plugins
+        table.add_row(
+            folder.name,
+            f"{recipe.flavour} {recipe.version}, sm {', '.join(recipe.capabilities)}",
+            "\n".join([recipe.precision, *extras]),
+            "\n".join(map(_profile, recipe.profiles)),
+            f"{engine.plan.bytes / 1e6:.1f} MB",
+        )
+    return table
+
+
+def _profile(profile: Profile) -> str:
+    ranges = {dim: sorted(set(each)) for dim, each in profile.items()}
+    return ", ".join(f"{dim} {' to '.join(map(str, (r[0], r[-1])[: len(r)]))}" for dim, r in ranges.items())
 
 
 def _tensors(tensors: Iterable[Tensor]) -> Text:
