@@ -33,7 +33,10 @@ class Flavour:
             BackendError: it is not installed.
         """
         try:
-            return importlib.import_module(self.name.replace("-", "_"))
+            module = importlib.import_module(self.name.replace("-", "_"))
+            if not hasattr(module, "Runtime"):
+                raise ImportError("only its type stubs are there")
+            return module
         except ImportError as fault:
             raise BackendError(
                 f"{self.name} is not installed ({fault}); pip install {self.package}"

@@ -79,8 +79,8 @@ class IRuntimeConfig:
 class Runtime:
     """Of one simulated GPU; `module` makes the class for it."""
 
-    cuda: CudaSimulator
-    version: str
+    _cuda: CudaSimulator
+    _version: str
 
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
@@ -93,11 +93,11 @@ class Runtime:
             whole = False
         if not whole:
             return self._refuse("Serialization assertion failed: the plan is not an engine")
-        if plan["version"] != self.version:
-            return self._refuse(f"the engine was built by version {plan['version']}, this is {self.version}")
-        if "{}.{}".format(*self.cuda.capability) not in plan["capabilities"]:
+        if plan["version"] != self._version:
+            return self._refuse(f"the engine was built by version {plan['version']}, this is {self._version}")
+        if "{}.{}".format(*self._cuda.capability) not in plan["capabilities"]:
             return self._refuse("the engine plan file is not compatible with this device")
-        engine = ICudaEngine(plan, self.cuda, self.logger)
+        engine = ICudaEngine(plan, self._cuda, self.logger)
         if not plan["streamable"] and not engine._bring_weights():
             return None
         return engine
@@ -334,7 +334,7 @@ def module(cuda: CudaSimulator, version: str = VERSION) -> types.SimpleNamespace
     """What stands for the module `tensorrt_rtx` or `tensorrt` on that GPU."""
     return types.SimpleNamespace(
         __version__=version,
-        Runtime=type("Runtime", (Runtime,), {"cuda": cuda, "version": version}),
+        Runtime=type("Runtime", (Runtime,), {"_cuda": cuda, "_version": version}),
         ICudaEngine=ICudaEngine,
         IExecutionContext=IExecutionContext,
         IRuntimeConfig=IRuntimeConfig,
