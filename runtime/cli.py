@@ -12,6 +12,7 @@ from flux_trt.runtime.errors import FluxTrtError, RequestError
 
 if TYPE_CHECKING:
     from flux_trt.runtime.backend import Device
+    from flux_trt.runtime.memory import MemoryMode
 
 # numpy, Pillow and onnxruntime are imported inside the commands: --help answers at once.
 
@@ -84,6 +85,21 @@ def main() -> None:
     help="Pictures painted at once; more need more memory.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--backend",
+    "backend_name",
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the stages; TensorRT needs engines (flux-export build --backend).",
+)
+@click.option(
+    "--memory",
+    type=click.Choice(["resident", "sequential", "streaming"]),
+    default="resident",
+    show_default=True,
+    help="All stages loaded, one at a time, or weights streamed through the GPU (TensorRT).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of file names.")
 @click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files.")
 def generate(
@@ -97,6 +113,8 @@ def generate(
     count: int,
     batch: int,
     device: Device,
+    backend_name: str,
+    memory: MemoryMode,
     as_json: bool,
     no_check: bool,
 ) -> None:
@@ -110,37 +128,45 @@ def generate(
     import time
 
     from flux_trt.runtime import picture
-    from flux_trt.runtime.pipeline import Pipeline
+    from flux_trt.runtime.backend import connect
+    from flux_trt.runtime.bundle import Bundle
+    from flux_trt.runtime.loaded import needs
+    from flux_trt.runtime.pipeline import STAGES, Pipeline
     from flux_trt.runtime.progress import bars
     from flux_trt.runtime.request import Request
 
     start = time.perf_counter()
-    with Pipeline.load(bundle, device=device, check=not no_check) as pipeline:
+    opened = Bundle.open(bundle, check=not no_check)
+    request = Request.of(
+        opened.manifest,
+        texts,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        count=count,
+        batch=batch,
+    )
+    backend = connect(backend_name, device, opened, memory, check=not no_check)
+    if backend.gpu:
+        needed = needs(opened, backend, memory, STAGES, request)
+        click.echo(needed.line(backend.gpu), err=True)
+        needed.expect_fit(backend.gpu)
+    with Pipeline(opened, backend, memory) as pipeline:
         loaded = time.perf_counter()
-        request = Request.of(
-            pipeline.bundle.manifest,
-            texts,
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            count=count,
-            batch=batch,
-        )
         places = _places(output, len(request.prompts))
         written = []
         with bars() as progress:
             for path, painted in zip(places, pipeline.paint(request, progress), strict=True):
                 picture.write(painted.image, path)
                 written.append({"path": str(path), **painted.parameters, "seconds": painted.seconds})
-        device_used = pipeline.backend.device
     if not as_json:
         click.echo("\n".join(each["path"] for each in written))
     else:
         import json
 
         seconds = {"load": round(loaded - start, 4), "total": round(time.perf_counter() - start, 4)}
-        click.echo(json.dumps({"device": device_used, "seconds": seconds, "pictures": written}))
+        click.echo(json.dumps({"device": backend.device, "seconds": seconds, "pictures": written}))
 
 
 def _read(prompts: tuple[str, ...]) -> list[str]:

@@ -150,5 +150,52 @@ def test_bars_go_to_the_terminal_and_names_to_the_pipe(tiny, tmp_path):
     assert "denoise" in shown
 
 
+def test_on_a_gpu_the_needs_are_printed_before_anything_is_loaded(tiny, tmp_path, monkeypatch):
+    import shutil
+
+    import simulator_bundle
+    from simulator_cuda import CudaSimulator
+
+    shutil.copytree(tiny, tmp_path / "bundle")
+    simulator_bundle.add_engines(tmp_path / "bundle", weights=1 << 24)
+    cuda = CudaSimulator(memory=1 << 26)
+
+    def connect(name, device, bundle, memory, check):
+        assert (name, device, check) == ("tensorrt-rtx", "auto", True)
+        return simulator_bundle.backend(bundle.root, cuda, memory)
+
+    monkeypatch.setattr("flux_trt.runtime.backend.connect", connect)
+    arguments = [tmp_path / "bundle", "a", "-o", tmp_path / "a.png", "--backend", "tensorrt-rtx"]
+    refused = run(*arguments)
+    first, line = refused.stderr.splitlines()
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert first == (
+        "--memory resident needs 0.08 GB and the activations of 0.07 GB free on Simulated GPU (sm 8.9) "
+        "(weights in GB, at once: clip 0.02, t5 0.02, conditioner 0.02, denoiser 0.02, vae_decoder 0.02; "
+        "pictures 0.00)"
+    )
+    assert line.startswith("Error: --memory resident needs 0.08 GB")
+    assert line.endswith("; use --memory sequential")
+    assert cuda.calls["cudaMalloc"] == 0
+    painted = run(*arguments, "--memory", "sequential", "--json")
+    assert painted.exit_code == 0, painted.output
+    assert json.loads(painted.stdout)["device"] == "cuda"
+    assert "--memory sequential needs 0.02 GB" in painted.stderr
+
+
+def test_modes_that_a_backend_lacks(tiny, tmp_path):
+    line = fault(run(tiny, "a", "-o", tmp_path / "a.png", "--memory", "streaming"))
+    assert "onnxruntime cannot stream weights; use --memory sequential" in line
+    line = fault(run(tiny, "a", "-o", tmp_path / "a.png", "--backend", "tensorrt", "--device", "cpu"))
+    assert "tensorrt runs a bundle's engines on a GPU; use --backend onnxruntime" in line
+
+
+def test_sequential_paints_the_same_on_a_cpu(tiny, tmp_path):
+    files = [tmp_path / f"{memory}.png" for memory in ("resident", "sequential")]
+    for path in files:
+        assert run(tiny, "a red", "-o", path, "--memory", path.stem, "--device", "cpu").exit_code == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_version():
     assert CliRunner().invoke(main, ["--version"]).output.startswith("flux-run, version ")
