@@ -15,6 +15,7 @@ from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engine import keep_engines
 from flux_trt.exporter.folder import digest, digests, written_aside
 from flux_trt.exporter.fp8 import Fp8
+from flux_trt.exporter.glue import write_glue
 from flux_trt.exporter.params import flux_params
 from flux_trt.exporter.quantize import quantize
 from flux_trt.exporter.ranges import with_ranges
@@ -103,9 +104,11 @@ def build(
             if name in built
         }
         files |= {tokenizer.file: digest(folder / tokenizer.file) for tokenizer in tokenizers.values()}
-        found = describe(checkpoint, kind, params, sources, built, tokenizers, files)
+        glue, new = write_glue(folder, params.out_channels) if "denoiser" in built else ({}, {})
+        files |= new
+        found = describe(checkpoint, kind, params, sources, built, glue, tokenizers, files)
         (folder / manifest.NAME).write_text(found.dumps(), encoding="utf-8")
-        keep_engines(out, folder, {name: graph_digest(found, name) for name in found.stages})
+        keep_engines(out, folder, {name: graph_digest(found, name) for name in (*found.stages, *found.glue)})
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -164,7 +165,8 @@ def main(events: TextIO) -> None:
     except Exception as fault:  # Polygraphy and TensorRT raise what they like
         tell(fault=" ".join(str(fault).split()))
         raise
-    tell(plan=done.model_dump() if done else None)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    tell(plan=done.model_dump() if done else None, peak=peak)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 
 from flux_trt.exporter.builder import Job
 from flux_trt.runtime.errors import BuildError
@@ -18,7 +19,17 @@ MODULE = "flux_trt.exporter.builder"
 LAST_LINES = 3  # of TensorRT's output, in an error
 
 
-def run(job: Job, flavour: Flavour, progress: Progress = silent) -> File | None:
+@dataclass(frozen=True)
+class Built:
+    """What came of a job."""
+
+    plan: File | None
+    """Size and SHA-256; None for a job that writes no plan."""
+    peak: int
+    """The child's largest resident memory in bytes, with the parts of the weights' files that it mapped."""
+
+
+def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
     """Do a job in a child process.
 
     Args:
@@ -26,16 +37,13 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> File | None:
         flavour: of the engine.
         progress: told (stage: phase, steps done, steps).
 
-    Returns:
-        Size and SHA-256 of the plan, or None for a job without one.
-
     Raises:
         BuildError: the child failed or died; with what TensorRT said last.
     """
     stage = job.recipe.stage
     environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": flavour.polygraphy}
     reading, writing = os.pipe()
-    fault, done = None, None
+    fault, built = None, None
     with tempfile.TemporaryFile("w+", errors="replace") as said, os.fdopen(reading) as events:
         child = subprocess.Popen(
             [sys.executable, "-m", MODULE, str(writing)],
@@ -56,7 +64,7 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> File | None:
                     phase, step, steps = event["progress"]
                     progress(f"{stage}: {phase}", step, steps)
                 fault = event.get("fault", fault)
-                done = event.get("plan", done)
+                built = event if "plan" in event else built
         except BrokenPipeError:
             pass  # it has died before it could read; said below
         finally:
@@ -64,10 +72,11 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> File | None:
                 child.kill()
             code = child.wait()
             child.stdin.close()
-        if code:
+        if code or built is None:
             said.seek(0)
             raise BuildError(_last_words(stage, code, fault, said.read()))
-    return File.model_validate(done) if done else None
+    plan = File.model_validate(built["plan"]) if built["plan"] else None
+    return Built(plan, built["peak"])
 
 
 def _last_words(stage: str, code: int, fault: str | None, said: str) -> str:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.manifest import STAGES, Precision, StageName
+from flux_trt.runtime.manifest import STAGES, GlueName, Precision, StageName
 from flux_trt.runtime.progress import Progress, silent
 
 Tell = Callable[[str], None]
@@ -61,7 +62,7 @@ def build_engines(
         root: the bundle's directory; engines go into `engines/` in it.
         options: flavour, targets and the builder's settings.
         shapes: sizes, batch and references to serve. None: the bundle's default size, one at a time.
-        stages: those of the bundle to build.
+        stages: those of the bundle to build; the small glue graphs always are.
         tell: called with a line for every engine.
         progress: told (stage: phase, steps done, steps).
 
@@ -75,14 +76,17 @@ def build_engines(
         BuildError: a target, disk, memory or graph that cannot work, or a build that failed.
     """
     bundle, flavour = Bundle.open(root), FLAVOURS[options.flavour]
-    found, wanted = bundle.manifest, [name for name in STAGES if name in stages]
+    found = bundle.manifest
+    for stage in stages:
+        bundle.stage(stage)  # a partial bundle may lack it
+    wanted = [*(name for name in STAGES if name in stages), *found.glue]
     shapes = shapes or default_shapes(found)
-    capabilities = check_targets(options, [bundle.stage(name).precision for name in wanted])
+    capabilities = check_targets(options, [found.graph(name).precision for name in wanted])
     recipes = [
         Recipe(
             stage=name,
             graph=graph_digest(found, name),
-            precision=found.stages[name].precision,
+            precision=found.graph(name).precision,
             flavour=flavour.name,
             version=flavour.version(),
             capabilities=sorted(capabilities, key=float),
@@ -101,7 +105,7 @@ def build_engines(
             else:
                 missing.append(recipe)
         jobs = [_job(bundle, recipe, options) for recipe in missing]
-        sizes = [sum(found.files[path].bytes for path in found.stages[r.stage].weights) for r in missing]
+        sizes = [sum(found.files[path].bytes for path in found.graph(r.stage).weights) for r in missing]
         if not options.force:
             refuse_short(list(zip(missing, sizes, strict=True)), root)
         for job in jobs:
@@ -151,7 +155,7 @@ def present_capabilities() -> tuple[str, ...]:
     return (f"{major}.{minor}",)
 
 
-def keep_engines(old: Path, new: Path, digests: dict[StageName, str]) -> None:
+def keep_engines(old: Path, new: Path, digests: dict[StageName | GlueName, str]) -> None:
     """Link the engines of a bundle into the one that replaces it, where the graphs are the same."""
     for record in sorted((old / FOLDER).glob(f"*/{RECORD}")):
         try:
@@ -192,7 +196,7 @@ def _whole(folder: Path, recipe: Recipe, tell: Tell) -> bool:
 
 
 def _job(bundle: Bundle, recipe: Recipe, options: Options) -> Job:
-    stage = bundle.stage(recipe.stage)
+    stage = bundle.manifest.graph(recipe.stage)
     cache = options.timing_cache
     return Job(
         graph=(bundle.root / stage.graph).resolve(),
@@ -205,13 +209,12 @@ def _job(bundle: Bundle, recipe: Recipe, options: Options) -> Job:
 
 def _build(root: Path, job: Job, flavour: Flavour, tell: Tell, progress: Progress) -> None:
     """One engine: built aside, flushed, and renamed when it is whole."""
-    recipe, final = job.recipe, root / job.recipe.folder
+    recipe, final, started = job.recipe, root / job.recipe.folder, time.perf_counter()
     aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=final.parent))
     try:
-        plan = child.run(job.model_copy(update={"plan": aside / PLAN}), flavour, progress)
-        if plan is None:
-            raise BuildError(f"{recipe.stage}: no engine came out; report it with the graph")
-        (aside / RECORD).write_text(Engine(recipe=recipe, plan=plan).dumps(), encoding="utf-8")
+        built = child.run(job.model_copy(update={"plan": aside / PLAN}), flavour, progress)
+        assert built.plan is not None
+        (aside / RECORD).write_text(Engine(recipe=recipe, plan=built.plan).dumps(), encoding="utf-8")
         sync(aside / RECORD)
         aside.chmod(0o755)
         sync(aside)
@@ -221,5 +224,8 @@ def _build(root: Path, job: Job, flavour: Flavour, tell: Tell, progress: Progres
         raise BuildError(f"cannot write {final} ({fault.strerror}); check the disk") from fault
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    targets = ", ".join(recipe.capabilities)
-    tell(f"{recipe.stage}: {recipe.precision} engine for sm {targets}, {plan.bytes / 1e6:.1f} MB")
+    targets, seconds = ", ".join(recipe.capabilities), time.perf_counter() - started
+    tell(
+        f"{recipe.stage}: {recipe.precision} engine for sm {targets}, {built.plan.bytes / 1e6:.1f} MB in "
+        f"{seconds:.1f} s with {built.peak / 1e9:.2f} GB of memory"
+    )

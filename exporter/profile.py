@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flux_trt.runtime import latents
 from flux_trt.runtime.engine import Profile, Range
-from flux_trt.runtime.manifest import Manifest, StageName
+from flux_trt.runtime.manifest import GlueName, Manifest, StageName
 
 MAX_STEPS = 100
 
@@ -29,12 +29,12 @@ def default_shapes(found: Manifest) -> Shapes:
     return Shapes((size,), max_references=int(found.variant == "kontext"))
 
 
-def profiles(found: Manifest, name: StageName, shapes: Shapes) -> list[Profile]:
+def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> list[Profile]:
     """One profile for each size, and a wide one that takes every shape up to the largest; equal ones once.
 
     Args:
         found: of the bundle; it knows the text length, the patch and the smallest side.
-        name: of the stage.
+        name: of the stage or the glue.
         shapes: sizes that the bundle accepts.
 
     Raises:
@@ -61,7 +61,7 @@ def profiles(found: Manifest, name: StageName, shapes: Shapes) -> list[Profile]:
         )
         for rows, columns in grids
     ]
-    varying = {dim for tensor in found.stages[name].inputs for dim in tensor.dims if isinstance(dim, str)}
+    varying = {dim for tensor in found.graph(name).inputs for dim in tensor.dims if isinstance(dim, str)}
     cut = [{dim: each[dim] for dim in sorted(varying)} for each in (*tuned, wide)]
     return [each for index, each in enumerate(cut) if each not in cut[:index]]
 
