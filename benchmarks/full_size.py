@@ -26,26 +26,12 @@ def write_sparse(path: Path) -> int:
     import torch
 
     from flux_trt.exporter.flux import Conditioner, Denoiser
-    from flux_trt.exporter.params import FluxParams
+    from flux_trt.exporter.params import FLUX_DEV
 
-    params = FluxParams(
-        in_channels=64,
-        out_channels=64,
-        vec_in_dim=768,
-        context_in_dim=4096,
-        hidden_size=3072,
-        mlp_ratio=4.0,
-        num_heads=24,
-        depth=19,
-        depth_single_blocks=38,
-        axes_dim=(16, 56, 56),
-        theta=10_000.0,
-        guidance_embed=True,
-    )
     with torch.device("meta"):
         shapes = {
             name: list(value.shape)
-            for module in (Conditioner(params), Denoiser(params))
+            for module in (Conditioner(FLUX_DEV), Denoiser(FLUX_DEV))
             for name, value in module.named_parameters()
         }
     header, end = {}, 0

@@ -45,6 +45,23 @@ class FluxParams:
         return 12 * self.depth + 3 * self.depth_single_blocks + 2
 
 
+FLUX_DEV = FluxParams(
+    in_channels=64,
+    out_channels=64,
+    vec_in_dim=768,
+    context_in_dim=4096,
+    hidden_size=3072,
+    mlp_ratio=4.0,
+    num_heads=24,
+    depth=19,
+    depth_single_blocks=38,
+    axes_dim=(16, 56, 56),
+    theta=10_000.0,
+    guidance_embed=True,
+)
+"""FLUX.1-dev: 11.9 billion parameters."""
+
+
 def flux_params(part: Part) -> FluxParams:
     """The transformer's shape: from diffusers' config, or from the tensors of a BFL file.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,24 +9,11 @@ from safetensors.torch import save_file
 
 from flux_trt.exporter.flux import Conditioner, Denoiser
 from flux_trt.exporter.names import transformer_from_diffusers
-from flux_trt.exporter.params import FluxParams
+from flux_trt.exporter.params import FLUX_DEV
 from flux_trt.exporter.recipe import Concat, Flatten, Key, Recipe, SwapHalves, Tensors
 from flux_trt.exporter.tensorfile import read_header
 
-WIDE = FluxParams(
-    in_channels=64,
-    out_channels=64,
-    vec_in_dim=768,
-    context_in_dim=4096,
-    hidden_size=3072,
-    mlp_ratio=4.0,
-    num_heads=24,
-    depth=1,
-    depth_single_blocks=1,
-    axes_dim=(16, 56, 56),
-    theta=1e4,
-    guidance_embed=True,
-)
+WIDE = replace(FLUX_DEV, depth=1, depth_single_blocks=1)
 
 
 @pytest.fixture
