@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from flux_trt.plugins.qk_norm_rope.oracle import qk_norm_rope
 
@@ -75,3 +76,36 @@ def draw(
         "sin": np.sin(angles).astype(np.float32),
     }
     return RopeCase(tensors, heads, epsilon=1e-6)
+
+
+def graph(case: RopeCase) -> onnx.ModelProto:
+    """A model of one node and its function."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(case.qkv.dtype)
+    channels, E, table = case.qkv.shape[2], case.tensors["q_scale"].size, onnx.TensorProto.FLOAT
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node(
+        "QKNormRope",
+        list(case.tensors),
+        ["q", "k"],
+        domain="flux",
+        num_heads=case.heads,
+        epsilon=case.epsilon,
+    )
+    found = onnx.helper.make_graph(
+        [node],
+        "rope",
+        [
+            value("qkv", kind, ["batch", "tokens", channels]),
+            *(value(name, kind, [E]) for name in ("q_scale", "k_scale")),
+            *(value(name, table, ["tokens", E // 2]) for name in ("cos", "sin")),
+        ],
+        [value(name, kind, ["batch", case.heads, "tokens", E]) for name in ("q", "k")],
+    )
+    imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("flux", 1)]
+    from flux_trt.exporter.rope import QKNormRope
+
+    model = onnx.helper.make_model(
+        found, functions=[QKNormRope.to_function_proto()], opset_imports=imports, ir_version=11
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model

@@ -47,7 +47,8 @@ class QKNormRope:
         self.launch: Launch | None = None
         self.plugin_name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
         self.num_outputs = len(contract.OUTPUTS)
-        self.timing_cache_id = f"{source_digest()[:16]} {attributes}"
+        fast = f"{attributes.num_heads} heads{', FP8' if attributes.fp8_scales else ''}"
+        self.timing_cache_id = f"{source_digest()[:16]}, {fast}"  # what the time depends on, shapes apart
         self.metadata_string = str(attributes)
 
     def get_capability_interface(self, type: Any) -> QKNormRope:

@@ -28,6 +28,11 @@ def test_one_native_operator_for_each_idea(denoiser: onnx.ModelProto) -> None:
     assert found["MatMul"] == 1 + 8 * DOUBLE + 2 * SINGLE + 1
     assert found["Gelu"] == 2 * DOUBLE + SINGLE
     assert not set(found) & {"SequenceAt", "SplitToSequence", "If", "Loop", "Scan", "Einsum", "Cast"}
+    nodes = [node for node in denoiser.graph.node if node.op_type == "QKNormRope"]
+    assert {node.domain for node in nodes} == {"flux"}
+    assert {tuple((each.name, round(each.f, 9) or each.i) for each in node.attribute) for node in nodes} == {
+        (("num_heads", 3), ("epsilon", 1e-6))
+    }
     (rope,) = denoiser.functions
     assert (rope.domain, rope.name) == ("flux", "QKNormRope")
     body = Counter(node.op_type for node in rope.node)

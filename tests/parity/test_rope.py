@@ -2,7 +2,6 @@
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -10,9 +9,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed
 from onnx.reference import ReferenceEvaluator
-from rope_case import RopeCase, draw
+from rope_case import draw, graph
 
-from flux_trt.exporter.rope import QKNormRope
 from flux_trt.exporter.rope import qk_norm_rope as in_torch
 from flux_trt.plugins.qk_norm_rope.oracle import qk_norm_rope
 from flux_trt.plugins.rope import rope_tables
@@ -71,37 +69,6 @@ def test_the_oracle_equals_diffusers():
         normed = torch.nn.functional.rms_norm(x, (64,), scale, 1e-6)
         theirs = apply_rotary_emb(normed, tables, sequence_dim=1).transpose(1, 2)
         np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-5, atol=1e-5)
-
-
-def graph(case: RopeCase) -> onnx.ModelProto:
-    """One node and its function."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(case.qkv.dtype)
-    channels, E, table = case.qkv.shape[2], case.tensors["q_scale"].size, onnx.TensorProto.FLOAT
-    value = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node(
-        "QKNormRope",
-        list(case.tensors),
-        ["q", "k"],
-        domain="flux",
-        num_heads=case.heads,
-        epsilon=case.epsilon,
-    )
-    found = onnx.helper.make_graph(
-        [node],
-        "rope",
-        [
-            value("qkv", kind, ["batch", "tokens", channels]),
-            *(value(name, kind, [E]) for name in ("q_scale", "k_scale")),
-            *(value(name, table, ["tokens", E // 2]) for name in ("cos", "sin")),
-        ],
-        [value(name, kind, ["batch", case.heads, "tokens", E]) for name in ("q", "k")],
-    )
-    imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("flux", 1)]
-    model = onnx.helper.make_model(
-        found, functions=[QKNormRope.to_function_proto()], opset_imports=imports, ir_version=11
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 CASES = [(1, 7, 2, 32, 0), (2, 5, 3, 48, 48), (2, 9, 1, 256, 100)]
