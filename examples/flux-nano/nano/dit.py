@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nano.bundle import new_transformer
 from nano.latents import Batch, Latents
 from nano.phase import Phase
+from nano.sight import Sight
 from nano.text import Encoders
 from nano.vocabulary import T5_LENGTH
 
@@ -25,6 +26,7 @@ EDIT_SHARE = 0.25  # of steps; one step is all captions or all edits, so that ca
 LENGTHS = {20: 0.84, T5_LENGTH: 0.1, 64: 0.04, 512: 0.02}
 COMPILED = (20,)
 NEAR_MIDDLE, NEAR_NOISE = 0.5, 2.5  # centres of the times, as logits
+LOOKS = 15.0  # weight of how the guessed picture looks
 PURE_NOISE = 0.1  # share of times that are exactly 1: where every sampler begins, and no logit gets to
 
 
@@ -33,6 +35,7 @@ def train_dit(
     minutes: float,
     data: Latents,
     encoders: Encoders,
+    sight: Sight,
     device: torch.device,
     start: FluxTransformer2DModel | None = None,
     seed: int = 4,
@@ -51,7 +54,9 @@ def train_dit(
         with fast_math(device):
             network = compiled if length in COMPILED and batch.reference is None else model
             velocity = predict(network, noisy, time, guidance, pooled, text, batch.reference)
-        phase.update((velocity.float() - target).square().mean())
+        guess = noisy - time[:, None, None] * velocity.float()
+        loss = (velocity.float() - target).square().mean() + LOOKS * sight.difference(guess, batch.latents)
+        phase.update(loss)
     phase.use_average()
     return model.eval()
 

@@ -17,6 +17,7 @@ from nano.distill import distill
 from nano.dit import train_dit
 from nano.latents import Latents
 from nano.plot import plot_losses
+from nano.sight import train_sight
 from nano.text import Encoders, train_text
 from nano.vae import train_decoder, train_vae
 
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--vae-minutes", type=float, default=48)
     parser.add_argument("--text-minutes", type=float, default=8)
+    parser.add_argument("--sight-minutes", type=float, default=2)
     parser.add_argument("--dit-minutes", type=float, default=180)
     parser.add_argument("--distill-minutes", type=float, default=30)
     parser.add_argument("--decoder-minutes", type=float, default=21)
@@ -58,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         vae = train_vae(runs, options.vae_minutes, device)
         encoders = train_text(runs, options.text_minutes, device)
     data = Latents(runs / "latents.pt", vae, device)
-    teacher = train_dit(runs, options.dit_minutes, data, encoders, device, transformer)
+    sight = train_sight(runs, options.sight_minutes, vae, device)
+    teacher = train_dit(runs, options.dit_minutes, data, encoders, sight, device, transformer)
     student = distill(runs, options.distill_minutes, teacher, data, encoders, device)
     if not options.start:
         vae = train_decoder(runs, options.decoder_minutes, vae, device)

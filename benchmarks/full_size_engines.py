@@ -1,0 +1,190 @@
+"""FP8 engines at FLUX.1's full size, on a machine without a GPU: trace, quantise and build every stage.
+
+    python benchmarks/full_size_engines.py [--work DIR] [--out benchmarks/results]
+
+The checkpoint has FLUX.1-dev's, T5-XXL's, CLIP-L's and the VAE's real shapes and random weights: 34 GB, and
+about as much again for the bundle and its engines, in DIR. Nothing runs on them, so the calibration is made
+up. Each engine is built, measured and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import describe, write
+
+TARGETS = {"denoiser": {"seconds": 97, "peak_gb": 19.5}}
+TOKENIZERS = Path(__file__).parent.parent / "examples" / "flux-nano"
+STAGES = ("clip", "t5", "conditioner", "denoiser", "vae_encoder", "vae_decoder")
+
+
+def write_checkpoint(folder: Path) -> int:
+    """A whole FLUX.1-dev in bf16, as a BFL file with a diffusers folder for the rest; its bytes."""
+    import torch
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    from flux_trt.exporter.flux import Conditioner, Denoiser
+    from flux_trt.exporter.params import FLUX_DEV
+
+    t5 = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+    t5.feed_forward_proj, t5.is_gated_act, t5.dense_act_fn = "gated-gelu", True, "gelu_new"
+    clip = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+    with torch.device("meta"):
+        transformer = [Conditioner(FLUX_DEV), Denoiser(FLUX_DEV)]
+        encoders = {"text_encoder": CLIPTextModel(clip), "text_encoder_2": T5EncoderModel(t5)}
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=16,
+            sample_size=1024,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    size = _write_random(folder / "flux1-dev.safetensors", transformer)
+    parts = {**encoders, "vae": vae}
+    for name, part in parts.items():
+        (folder / name).mkdir()
+        part.config.architectures = [type(part).__name__] if name != "vae" else None
+        if name == "vae":
+            part.save_config(folder / name)
+        else:
+            part.config.save_pretrained(folder / name)
+        file = "diffusion_pytorch_model.safetensors" if name == "vae" else "model.safetensors"
+        size += _write_random(folder / name / file, [part])
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(TOKENIZERS / name, folder / name)
+    shutil.copy(TOKENIZERS / "model_index.json", folder)
+    return size
+
+
+def _write_random(path: Path, modules: list) -> int:  # type: ignore[type-arg]
+    """Parameters of the modules' names and shapes, normal with deviation 0.02, in bf16."""
+    import torch
+
+    shapes = {name: value.shape for module in modules for name, value in module.named_parameters()}
+    header, end = {}, 0
+    for name, shape in sorted(shapes.items()):
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(shape),
+            "data_offsets": [end, end + 2 * shape.numel()],
+        }
+        end = header[name]["data_offsets"][1]
+    text = json.dumps(header).encode()
+    torch.manual_seed(0)
+    tile = (0.02 * torch.randn(1 << 25)).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, end, len(tile)):
+            file.write(tile[: end - start])
+    return 8 + len(text) + end
+
+
+def write_calibration(checkpoint: Path, beside: Path, out: Path) -> None:
+    """Ranges that a real model could have; the engines' build does not depend on them."""
+    from flux_trt.exporter.calibration import Calibration, Settings, Size
+    from flux_trt.exporter.checkpoint import open_checkpoint
+    from flux_trt.exporter.ranges import identity
+    from flux_trt.exporter.stages import large_layers, make_stages
+
+    opened = open_checkpoint(str(checkpoint), text_encoders=beside, vae=beside / "vae")
+    size = Size(amax=20.0, p99_9=4.0, p99_99=8.0, p99_999=16.0, count=1)
+    stages = make_stages(opened, "fp8", ["t5", "denoiser"])
+    made = Calibration(
+        variant="dev",
+        weights=identity(opened, {}),
+        settings=Settings(prompts=["made up"], width=512, height=512, steps=1, guidance=3.5, seed=0),
+        layers={stage.name: dict.fromkeys(large_layers(stage), size) for stage in stages},
+        tool="benchmarks/full_size_engines.py: made up, never run",
+        created=str(describe()["date"]),
+    )
+    out.write_text(made.dumps(), encoding="utf-8")
+
+
+def run(arguments: list[str]) -> tuple[float, str]:
+    """Seconds and standard error of a flux-export command."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "flux_trt.exporter.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr[-800:]}")
+    return time.perf_counter() - started, done.stderr
+
+
+def measure(folder: Path, size: str) -> dict[str, object]:
+    """Export in fp8, then build each stage's engine for sm 8.9."""
+    checkpoint, bundle = folder / "flux1-dev.safetensors", folder / "bundle"
+    # In a child: a process's peak memory is at least that of the one it was started from.
+    subprocess.run([sys.executable, __file__, "--write", folder], check=True)
+    others = ["--text-encoders", str(folder), "--vae", str(folder / "vae")]
+    export = ["build", str(checkpoint), "--out", str(bundle), "--precision", "fp8", *others]
+    seconds, told = run([*export, "--calibration", str(folder / "calibration.json")])
+    found: dict[str, object] = {
+        "export_seconds": round(seconds, 1),
+        "graph_seconds": {
+            name: float(each) for name, each in re.findall(r"^(\w+): .* written in ([\d.]+) s$", told, re.M)
+        },
+    }
+    engines = {}
+    for stage in STAGES:
+        command = ["engines", str(bundle), "--backend", "tensorrt-rtx", "--sm", "8.9", "--stages", stage]
+        wall, told = run([*command, "--sizes", size])
+        (line,) = re.findall(
+            rf"^{stage}: (\w+) engine .*, ([\d.]+) MB in ([\d.]+) s with ([\d.]+) GB", told, re.M
+        )
+        precision, megabytes, seconds_, peak = line
+        engines[stage] = {
+            "precision": precision,
+            "engine_gb": round(float(megabytes) / 1e3, 3),
+            "seconds": float(seconds_),
+            "command_seconds": round(wall, 1),
+            "peak_gb": float(peak),
+        }
+        print(stage, engines[stage], flush=True)
+        shutil.rmtree(bundle / "engines")
+    return {**found, "size": size, "engines": engines}
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--work", type=Path, help="a folder with 75 GB free; a temporary one by default")
+    parser.add_argument("--size", default="1024x1024")
+    parser.add_argument("--write", type=Path, help="only write checkpoint and calibration, here")
+    args = parser.parse_args()
+    if args.write:
+        write_checkpoint(args.write)
+        write_calibration(args.write / "flux1-dev.safetensors", args.write, args.write / "calibration.json")
+        return
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
+        found = measure(Path(folder), args.size)
+    write(args.out / "full_size_engines.json", {**describe(), **found, "targets": TARGETS})
+
+
+if __name__ == "__main__":
+    main()
