@@ -18,6 +18,7 @@ from flux_trt.runtime.manifest import (
     STAGES,
     Defaults,
     File,
+    GlueName,
     Manifest,
     Model,
     Provenance,
@@ -46,13 +47,14 @@ def describe(
     params: FluxParams,
     sources: Mapping[Path, File],
     stages: Mapping[StageName, Stage],
+    glue: Mapping[GlueName, Stage],
     tokenizers: Mapping[str, Tokenizer],
     files: Mapping[str, File],
 ) -> Manifest:
     """The manifest of a bundle with these stages, listing of `files` those that it uses."""
     patch, side = picture(checkpoint)
     condition = params.in_channels - params.out_channels
-    used = {path for stage in stages.values() for path in (stage.graph, *stage.weights)}
+    used = {path for each in (*stages.values(), *glue.values()) for path in (each.graph, *each.weights)}
     used |= {tokenizer.file for tokenizer in tokenizers.values()}
     paints = not condition and set(stages) >= set(STAGES) - {"vae_encoder"}
     return Manifest(
@@ -71,6 +73,7 @@ def describe(
         sizes=Sizes(smallest=patch, largest=LARGEST_SIDE),
         defaults=Defaults(width=side, height=side, steps=variant.steps, guidance=variant.guidance),
         stages=dict(stages),
+        glue=dict(glue),
         files={path: files[path] for path in sorted(used)},
         provenance=Provenance(
             checkpoint=checkpoint.source,
