@@ -103,6 +103,22 @@ def precision(found: Results) -> Iterator[Row]:
         yield where, f"{_shares(row['score'])}{distance}", ""
 
 
+def fp8(found: Results) -> Iterator[Row]:
+    """What fp8 costs flux-nano, and what each choice in it does."""
+    target = found["targets"]["fp8_points_lost_at_most"]
+    for row in found["rows"]:
+        if row["name"] == "fp32":
+            continue
+        rates, lost = row["score"], row["points_lost"]
+        yield (
+            f"flux-nano in {row['name']}",
+            f"all right {rates['all_right']:.1%} ({-lost:+.1f} points); PSNR to fp32 "
+            f"{row['psnr_db_median']:.1f} dB, SSIM {row['ssim_mean']:.4f}, "
+            f"1 - MS-SSIM {row['ms_ssim_distance_mean']:.5f}",
+            f"at most {target:g} point lost" if row["name"] == "fp8" else "",
+        )
+
+
 def _shares(rates: Mapping[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {rates[name]:.1%}" for name in (*GOALS, "all_right"))
 
@@ -112,6 +128,7 @@ FILES = {
     "cold_start.json": cold_start,
     "flux_nano_score.json": score,
     "precision.json": precision,
+    "fp8.json": fp8,
 }
 
 

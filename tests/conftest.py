@@ -65,6 +65,39 @@ def bundle(
 
 
 @pytest.fixture(scope="session")
+def calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration of dev-like."""
+    from flux_trt.exporter.ranges import calibrate_checkpoint
+
+    folder = tmp_path_factory.mktemp("calibration")
+    (folder / "prompts.txt").write_text("a red circle\na blue square on a white background\n")
+    out, prompts = folder / "dev-like.json", folder / "prompts.txt"
+    calibrate_checkpoint(str(checkpoint("dev-like")), out, prompts=prompts, size=(64, 64), steps=4)
+    return out
+
+
+@pytest.fixture(scope="session")
+def fp8_bundle(
+    checkpoint: Callable[[str], Path], calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """dev-like's T5 and denoiser in fp8, built once per base, with attention or without."""
+    from flux_trt.exporter.build import build
+    from flux_trt.exporter.fp8 import Fp8
+
+    root = tmp_path_factory.mktemp("fp8")
+
+    def get(base: str, attention: bool = False) -> Path:
+        out = root / f"{base}{'-attention' * attention}"
+        if not out.exists():
+            fp8 = Fp8(base=base, attention=attention, calibration=calibration)
+            source = str(checkpoint("dev-like"))
+            build(source, out, precision="fp8", fp8=fp8, stages=["t5", "denoiser"])
+        return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle of hand-made graphs whose pictures are known in closed form; do not change it."""
     import tiny_bundle

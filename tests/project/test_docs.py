@@ -203,6 +203,20 @@ RESULTS = {
     "precision.json": {
         "rows": [{"precision": "fp16", "runner": "onnxruntime", "score": SHARES, "psnr_db_median": 50.0}]
     },
+    "fp8.json": {
+        "targets": {"fp8_points_lost_at_most": 1.0},
+        "rows": [
+            {"name": "fp32", "score": SHARES, "points_lost": 0.0},
+            {
+                "name": "fp8",
+                "score": SHARES,
+                "points_lost": 0.78,
+                "psnr_db_median": 40.0,
+                "ssim_mean": 0.99,
+                "ms_ssim_distance_mean": 0.001,
+            },
+        ],
+    },
 }
 ABOUT = {"date": "2026-01-02T03:04:05+00:00", "hardware": {"cpu": "a CPU", "cores": 2, "gpu": None}}
 
@@ -232,3 +246,5 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
         assert "missed in shape |" in text
     if "precision.json" not in missing:
         assert "PSNR to fp32 50.0 dB" in text
+    if "fp8.json" not in missing:
+        assert "| flux-nano in fp8 | all right 40.0% (-0.8 points); PSNR to fp32 40.0 dB" in text

@@ -1,0 +1,187 @@
+"""What fp8 costs in quality: flux-nano's score and the distance to fp32 from the same seeds.
+
+    python benchmarks/fp8.py [--prompts 256] [--modelopt-python PATH] [--out benchmarks/results]
+
+fp8 runs in onnxruntime on the CPU with fp32 around it: its QuantizeLinear and DequantizeLinear round exactly
+as E4M3 does, so what is measured is the loss by quantisation alone. bf16 runs in torch (no CPU kernels in
+onnxruntime). All fp8 rows share one calibration, on captions of flux-nano's training split. With
+--modelopt-python the vendor's own tool quantises the same checkpoint with the same captions (docs/fp8.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from likeness import ms_ssim_distance, psnr, ssim
+from machine import describe, write
+from precision import BATCH, GUIDANCE, NANO, SEED, STEPS
+
+from flux_trt.exporter.build import build
+from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.eager import Eager
+from flux_trt.exporter.fp8 import Fp8
+from flux_trt.exporter.ranges import calibrate_checkpoint
+from flux_trt.runtime.backend import connect
+from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.manifest import Precision, StageName
+from flux_trt.runtime.pipeline import Pipeline
+
+SIZE, TEXT_LENGTH, CALIBRATED = (64, 64), 32, 64
+MODELOPT = Path(__file__).with_name("fp8_modelopt.py")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to run flux-nano."""
+
+    name: str
+    group: str
+    precision: Precision = "fp8"
+    runner: str = "onnxruntime"
+    fp8: dict[str, Any] = field(default_factory=dict)
+    stages: dict[StageName, Precision] = field(default_factory=dict)
+
+
+ROWS = (
+    Row("fp32", "precision", "fp32"),
+    Row("bf16", "precision", "bf16", "torch"),
+    Row("fp16", "precision", "fp16"),
+    Row("fp8", "precision"),
+    Row("fp8 + attention", "precision", fp8={"attention": True}),
+    Row("fp8, one scale per weight tensor", "ablation", fp8={"per_channel": False}),
+    Row("fp8, activations at their 99.9 percentile", "ablation", fp8={"statistic": "p99_9"}),
+    Row("fp8, activations at their 99.99 percentile", "ablation", fp8={"statistic": "p99_99"}),
+    Row("fp8, activations at their 99.999 percentile", "ablation", fp8={"statistic": "p99_999"}),
+    Row("fp8, modulation layers too", "ablation", stages={"conditioner": "fp8"}),
+)
+VENDOR = "nvidia-modelopt, FP8 default recipe"
+
+
+def paint(row: Row, bundle: Path, prompts: list[str]) -> np.ndarray:
+    """uint8 [N, H, W, 3]: prompt k from seed k."""
+    backend = Eager(open_checkpoint(str(NANO))) if row.runner == "torch" else connect(row.runner, "cpu")
+    with Pipeline(Bundle.open(bundle), backend) as pipeline:
+        images = pipeline.generate(prompts, size=SIZE, steps=STEPS, guidance=GUIDANCE, seed=SEED, batch=BATCH)
+    return np.stack([np.asarray(image) for image in images])
+
+
+def with_modelopt(python: Path, folder: Path, prompts: list[str], calibration: list[str]) -> Any:
+    """The pictures of the vendor's tool, and of diffusers before it; what it says of itself."""
+    job, pictures = folder / "job.json", folder / "pictures.npy"
+    job.write_text(
+        json.dumps(
+            {
+                "checkpoint": str(NANO),
+                "prompts": prompts,
+                "calibration": calibration,
+                "steps": STEPS,
+                "guidance": GUIDANCE,
+                "seed": SEED,
+                "size": SIZE,
+                "text_length": TEXT_LENGTH,
+            }
+        )
+    )
+    child = subprocess.run(
+        [python, "-W", "ignore", MODELOPT, job, pictures], stdout=subprocess.PIPE, text=True, check=True
+    )
+    exact, found = np.load(pictures)
+    return exact, found, json.loads(child.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Paint in every way and write the result file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--modelopt-python", type=Path, help="of an environment with nvidia-modelopt")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    sys.path.insert(0, str(NANO))
+    from nano.checker import Rates, check
+    from nano.scene import sample_split, test_prompts
+
+    prompts, started = test_prompts(args.prompts), time.perf_counter()
+    rng = np.random.default_rng(SEED)
+    calibration = [sample_split(rng, held_out=False).caption for _ in range(CALIBRATED)]
+    pictures: dict[str, np.ndarray] = {}
+    vendor: dict[str, Any] = {}
+
+    def told(what: str) -> None:
+        print(f"{time.perf_counter() - started:6.0f} s  {what}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        texts, ranges = folder / "prompts.txt", folder / "calibration.json"
+        texts.write_text("\n".join(calibration), encoding="utf-8")
+        calibrate_checkpoint(str(NANO), ranges, prompts=texts, size=SIZE, steps=STEPS, guidance=GUIDANCE)
+        told("calibrated")
+        for row in ROWS:
+            bundle = folder / row.name
+            if row.precision == "fp8":  # what is not quantised is taken over, not built again
+                shutil.copytree(folder / "fp32", bundle)
+            fp8 = Fp8(base="fp32", calibration=ranges, **row.fp8)
+            build(
+                str(NANO), bundle, precision=row.precision, stage_precisions=row.stages, fp8=fp8, link=False
+            )
+            pictures[row.name] = paint(row, bundle, prompts)
+            told(row.name)
+        if args.modelopt_python:
+            exact, found, vendor = with_modelopt(args.modelopt_python, folder, prompts, calibration)
+            vendor["diffusers_within_1_of_255"] = _within_1(exact, pictures["fp32"])
+            pictures[VENDOR] = found
+            told(VENDOR)
+    exact, rows = pictures["fp32"], []
+    every = (*ROWS, *([Row(VENDOR, "vendor", runner="torch")] if vendor else []))
+    for row in every:
+        found = pictures[row.name]
+        rows.append(
+            {
+                "name": row.name,
+                "group": row.group,
+                "runner": row.runner,
+                "score": dataclasses.asdict(Rates.of(map(check, found, prompts))),
+                **({} if row.name == "fp32" else _distances(found, exact)),
+            }
+        )
+    best = rows[0]["score"]["all_right"]
+    for each in rows:
+        each["points_lost"] = round(100 * (best - each["score"]["all_right"]), 2)
+    asked = {"prompts": args.prompts, "calibration_prompts": CALIBRATED, "base": "fp32"}
+    asked |= {"steps": STEPS, "guidance": GUIDANCE, "seed": SEED, "size": SIZE}
+    seconds = round(time.perf_counter() - started)
+    goal = {"fp8_points_lost_at_most": 1.0}
+    result = {**describe(), **asked, "wall_seconds": seconds, "targets": goal, "vendor": vendor, "rows": rows}
+    write(args.out / "fp8.json", result)
+
+
+def _distances(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    decibels, alike = psnr(found, exact), ssim(found, exact)
+    return {
+        "psnr_db_median": round(float(np.median(decibels)), 2),
+        "psnr_db_p5": round(float(np.percentile(decibels, 5)), 2),
+        "ssim_mean": round(float(alike.mean()), 5),
+        "ssim_p5": round(float(np.percentile(alike, 5)), 5),
+        "ms_ssim_distance_mean": round(float(ms_ssim_distance(found, exact).mean()), 6),
+        "within_1_of_255": _within_1(found, exact),
+    }
+
+
+def _within_1(found: np.ndarray, exact: np.ndarray) -> float:
+    return round(float((np.abs(found.astype(int) - exact) <= 1).mean()), 5)
+
+
+if __name__ == "__main__":
+    main()
