@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 
 from nano.edit import sample_edit  # noqa: E402
 from nano.phase import Phase  # noqa: E402
-from nano.plot import read_losses  # noqa: E402
+from nano.plot import join_journals, read_losses  # noqa: E402
 from nano.vocabulary import clip_tokenizer, t5_tokenizer, words  # noqa: E402
 
 
@@ -64,3 +64,19 @@ def test_unknown_words_are_spelled() -> None:
         clip_tokenizer().decode(clip_tokenizer()("zebra ü").input_ids, skip_special_tokens=True) == "zebra ü"
     )
     assert t5_tokenizer().decode(t5_tokenizer()("zebra").input_ids, skip_special_tokens=True) == "zebra"
+
+
+def test_a_journal_goes_on_where_the_checkpoint_stopped(tmp_path: Path) -> None:
+    line = '{{"phase": "{}", "step": {}, "seconds": 1.0, "loss": 0.5}}\n'
+    (tmp_path / "old").write_text(line.format("vae", 49) + line.format("dit", 49))
+    (tmp_path / "new").write_text(line.format("dit", 49) + line.format("dit", 99) + line.format("sight", 49))
+    join_journals(tmp_path / "old", tmp_path / "new", tmp_path / "out")
+    found = read_losses(tmp_path / "out")
+    assert {phase: len(points) for phase, points in found.items()} == {
+        "vae": 1,
+        "dit": 1,
+        "dit+": 2,
+        "sight": 1,
+    }
+    join_journals(tmp_path / "out", tmp_path / "new", tmp_path / "out")
+    assert "dit++" in read_losses(tmp_path / "out")

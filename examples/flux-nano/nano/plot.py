@@ -17,7 +17,8 @@ TITLES = {
     "dit": "transformer",
     "distill": "guidance distillation",
 }
-TITLES |= {"decoder": "decoder alone"}
+TITLES |= {"decoder": "decoder alone", "sight": "thumbnails of latents"}
+AGAIN = "+"  # after a phase's name: it went on from a checkpoint that had been through it
 
 
 def plot_losses(journal: Path, out: Path) -> None:
@@ -27,9 +28,7 @@ def plot_losses(journal: Path, out: Path) -> None:
     for panel, (phase, points) in zip(panels[0], curves.items(), strict=True):
         steps, losses, seconds = zip(*points, strict=True)
         panel.loglog(steps, losses, linewidth=1.2)
-        panel.set_title(
-            f"{TITLES.get(phase, phase)}\n{steps[-1] + 1:,} steps, {seconds[-1] / 60:.0f} min", fontsize=9
-        )
+        panel.set_title(f"{_title(phase)}\n{steps[-1] + 1:,} steps, {seconds[-1] / 60:.0f} min", fontsize=9)
         panel.set_xlabel("step")
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(which="both", alpha=0.25)
@@ -37,6 +36,25 @@ def plot_losses(journal: Path, out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def join_journals(before: Path | None, journal: Path, out: Path) -> None:
+    """Write the journal of a run after that of the checkpoint it went on from."""
+    old = before.read_text() if before and before.exists() else ""
+    names = {json.loads(line)["phase"] for line in old.splitlines()}
+    new = []
+    for entry in map(json.loads, journal.read_text().splitlines()):
+        while entry["phase"] in names:
+            entry["phase"] += AGAIN
+        new.append(json.dumps(entry) + "\n")
+    aside = out.with_suffix(".saving")
+    aside.write_text(old + "".join(new))
+    aside.replace(out)
+
+
+def _title(phase: str) -> str:
+    name = phase.rstrip(AGAIN)
+    return TITLES.get(name, name) + (", continued" if name != phase else "")
 
 
 def read_losses(journal: Path) -> dict[str, list[tuple[int, float, float]]]:

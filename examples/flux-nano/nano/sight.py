@@ -48,9 +48,7 @@ class Sight(nn.Module):
         return ((1 + OBJECT_WEIGHT * objects) * (self(guess) - seen).square()).mean()
 
 
-def train_sight(
-    runs: Path, minutes: float, vae: AutoencoderKL, device: torch.device, seed: int = 7
-) -> Sight:
+def train_sight(runs: Path, minutes: float, vae: AutoencoderKL, device: torch.device, seed: int = 7) -> Sight:
     """A frozen `Sight` of this autoencoder's latents."""
     torch.manual_seed(seed)
     sight = Sight().to(device)

@@ -6,7 +6,6 @@ The phases are bounded by time and not by steps, so a slow machine gives a weake
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from nano import bundle
 from nano.distill import distill
 from nano.dit import train_dit
 from nano.latents import Latents
-from nano.plot import plot_losses
+from nano.plot import join_journals, plot_losses
 from nano.sight import train_sight
 from nano.text import Encoders, train_text
 from nano.vae import train_decoder, train_vae
@@ -68,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     for folder, dtype in ((runs / "float32", torch.float32), (options.out, torch.bfloat16)):
         bundle.save(folder, student, vae, encoders.clip, encoders.t5, dtype)
-    shutil.copyfile(runs / "journal.jsonl", options.out / "training.jsonl")
+    before = options.start / "training.jsonl" if options.start else None
+    join_journals(before, runs / "journal.jsonl", options.out / "training.jsonl")
     plot_losses(options.out / "training.jsonl", options.out / "loss.png")
     print(f"written: {options.out}; next: python -m nano.score {options.out}")
 
