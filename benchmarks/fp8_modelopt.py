@@ -1,15 +1,17 @@
 """flux-nano quantised by nvidia-modelopt with its FP8 default recipe, in torch on the CPU; run by fp8.py.
 
-    python fp8_modelopt.py JOB.json PICTURES.npy
+    python fp8_modelopt.py JOB.json PICTURES.npz
 
 Needs an environment of its own (docs/fp8.md), without flux_trt. The job names the checkpoint, the prompts to
-calibrate with and to paint, steps, guidance, the first seed and the T5 length. Prints one JSON object.
+calibrate with and to paint, steps, guidance, the first seed and the T5 length. `exact` are the first
+pictures before, `found` all of them after. Prints one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +21,12 @@ import torch
 from diffusers import FluxPipeline
 
 BATCH = 32
+
+
+def quantised(model: torch.nn.Module) -> dict[str, int]:
+    """How many modules of each kind have their input quantised."""
+    on = (m for m in model.modules() if getattr(getattr(m, "input_quantizer", None), "is_enabled", False))
+    return dict(Counter(type(module).__name__ for module in on))
 
 
 def main() -> None:
@@ -43,21 +51,14 @@ def main() -> None:
             ).images
         return np.stack([np.asarray(picture) for picture in pictures])
 
-    exact = paint(job["prompts"])
+    exact = paint(job["prompts"][:BATCH])
     for name in ("text_encoder_2", "transformer"):
         model = getattr(pipe, name)
         mtq.quantize(model, mtq.FP8_DEFAULT_CFG, forward_loop=lambda _: paint(job["calibration"]))
-    np.save(sys.argv[2], np.stack([exact, paint(job["prompts"])]))
-    layers = {
-        name: sum(
-            1
-            for module in getattr(pipe, name).modules()
-            if getattr(getattr(module, "input_quantizer", None), "is_enabled", False)
-        )
-        for name in ("transformer", "text_encoder_2")
-    }
+    np.savez(sys.argv[2], exact=exact, found=paint(job["prompts"]))
+    layers = {name: quantised(getattr(pipe, name)) for name in ("transformer", "text_encoder_2")}
     versions = {name: version(name) for name in ("nvidia-modelopt", "torch", "diffusers", "transformers")}
-    print(json.dumps({"quantised_layers": layers, "versions": versions}))
+    print(json.dumps({"quantised": layers, "versions": versions}))
 
 
 if __name__ == "__main__":

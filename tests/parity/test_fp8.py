@@ -97,14 +97,11 @@ def test_the_file_opens_with_the_safetensors_library(
         assert error.max() > 1e-4, "nothing was rounded"
 
 
-@pytest.mark.parametrize("stage", ["t5", "denoiser"])
-@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize(("stage", "attention"), [("t5", False), ("denoiser", False), ("denoiser", True)])
 def test_onnxruntime_and_torch_round_alike(
     fp8_bundle: Get, checkpoint: Get, stage: StageName, attention: bool
 ) -> None:
     """The graph in onnxruntime, and the module in torch with its inputs rounded by a cast: the same."""
-    if stage == "t5" and attention:
-        pytest.skip("T5's attention is never quantised")
     found = open_checkpoint(str(checkpoint("dev-like")))
     expected, root = case(stage, found), fp8_bundle("fp32", attention)
     record = manifest.read(root).stages[stage]
@@ -116,7 +113,7 @@ def test_onnxruntime_and_torch_round_alike(
     exact = expected.expected[record.outputs[-1].name].numpy()
     # A value on the edge between two of E4M3's may fall to either side: hence not to fp32's precision.
     assert relative_error(outputs["onnxruntime"], outputs["torch"]) < 5e-3
-    assert 2e-3 < relative_error(outputs["onnxruntime"], exact) < 0.15
+    assert 2e-3 < relative_error(outputs["onnxruntime"], exact) < 0.3
 
 
 @pytest.mark.parametrize("base", ["bf16", "fp16"])
