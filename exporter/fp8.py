@@ -85,6 +85,6 @@ def rounded(x: Tensor, scale: Tensor) -> Tensor:
 
 def quantize_weight(weight: Tensor, dtype: torch.dtype, per_channel: bool) -> tuple[Tensor, Tensor]:
     """A linear layer's weight [out, in] -> E4M3 [out, in], and its scale in `dtype`: [out], or []."""
-    amax = weight.abs().amax(dim=1).float() if per_channel else weight.abs().amax().float()
-    scale = scale_of(amax, dtype)
+    low, high = weight.aminmax(dim=1) if per_channel else weight.aminmax()  # abs() would copy the weight
+    scale = scale_of(torch.maximum(-low, high), dtype)
     return to_e4m3(weight, scale[:, None] if per_channel else scale), scale

@@ -182,7 +182,7 @@ def _write(writer: Writer, stage: Stage, progress: Progress) -> None:
             continue
         tensor = stage.recipes[name].load(stage.tensors)
         tensor = tensor.float() if info.dtype == E4M3 else tensor.to(info.dtype)
-        if not torch.isfinite(tensor).all():
+        if not all(torch.isfinite(bound) for bound in tensor.aminmax()):  # nan is both
             raise BuildError(
                 f"{stage.name}: {name} has values that are not finite in {stage.base or stage.precision}; "
                 "use --precision fp32 or bf16, or check the checkpoint"
