@@ -2,6 +2,7 @@
 
     python tests/rope_plugin_child.py describe
     python tests/rope_plugin_child.py parse GRAPH native|plugin
+    python tests/rope_plugin_child.py build GRAPH       native, for every architecture in one engine
 
 A plugin layer takes the process down where there is no GPU, right after it was created: `parse ... plugin`
 says what it was created with, and ends there.
@@ -138,5 +139,29 @@ def parse(path: str, rope: str) -> dict[str, Any]:
     return {"parsed": parsed, "layers": [network.get_layer(i).type.name for i in range(network.num_layers)]}
 
 
+def build(path: str) -> dict[str, Any]:
+    """How large the native engine for every architecture is, and which these are."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(path), parser.get_error(0)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    targets = [name for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
+    if network.get_input(0).dtype == trt.DataType.BF16:
+        targets.remove("SM75")  # has no bfloat16
+    config.num_compute_capabilities = len(targets)
+    for index, name in enumerate(targets):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    for tensor in map(network.get_input, range(network.num_inputs)):
+        if -1 in tensor.shape:
+            ranges = [[size if size > 0 else some for size in tensor.shape] for some in (1, 2, 2)]
+            profile.set_shape(tensor.name, *ranges)
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    return {"bytes": engine.nbytes if engine else 0, "targets": targets}
+
+
 if __name__ == "__main__":
-    print(json.dumps(described() if sys.argv[1] == "describe" else parse(*sys.argv[2:])))
+    modes = {"describe": described, "parse": parse, "build": build}
+    print(json.dumps(modes[sys.argv[1]](*sys.argv[2:])))

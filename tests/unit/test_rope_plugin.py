@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -195,3 +196,13 @@ def test_tensorrt_rtx_takes_the_plugin_or_native_layers(tmp_path: Path) -> None:
     assert native["parsed"]
     assert native["layers"].count("ROTARY_EMBEDDING") == 2
     assert not [layer for layer in native["layers"] if "PLUGIN" in layer]
+
+
+@real
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_tensorrt_rtx_builds_the_native_form_for_every_target(tmp_path: Path, dtype: type) -> None:
+    path = tmp_path / "rope.onnx"
+    onnx.save(graph(draw(dtype, 2, 5, 3, 64, extra=64)), path)
+    built = child("build", path)
+    assert {"SM80", "SM86", "SM89", "SM120"} <= set(built["targets"])
+    assert built["bytes"] > 0
