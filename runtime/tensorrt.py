@@ -63,7 +63,8 @@ class Shaped:
     outputs: dict[str, tuple[int, ...]]
     activations: int
     """Bytes."""
-    arena: Memory | None = None
+    arena: tuple[int, int] = (0, 0)
+    """Address and bytes."""
     addresses: dict[str, int] = field(default_factory=dict)
     scratch: dict[str, DeviceBuffer] = field(default_factory=dict)
     """Outputs that nobody asks for; TensorRT wants an address for each."""
@@ -196,9 +197,9 @@ class TensorRTGraph:
                 f"{self} needs {found.activations / 1e9:.2f} GB for activations, of which "
                 f"{self._owner.gpu.free_bytes() / 1e9:.2f} GB are free; {way_out(self._owner.memory)}"
             ) from fault
-        if found.arena is not memory:
-            found.context.set_device_memory(memory.address, memory.nbytes)
-            found.arena = memory
+        if found.arena != (memory.address, memory.nbytes):
+            found.arena = memory.address, memory.nbytes
+            found.context.set_device_memory(*found.arena)
 
     def _expect(self, good: bool, what: str) -> None:
         if not good:

@@ -89,14 +89,17 @@ def test_one_arena_serves_all_contexts(make):
     cuda = CudaSimulator()
     backend = simulator_bundle.backend(root, cuda)
     graph = load(backend, root)
-    for tokens in (4, 16, 8):
-        graph.run(inputs(tokens=tokens))
-        memory = backend.arena.memory
-    assert {shaped.arena.address for shaped in graph._shaped.values() if shaped.arena is memory}
-    needs = [shaped.activations for shaped in graph._shaped.values()]
-    assert memory.nbytes == max(needs)
+    for tokens in (4, 16, 8, 4):
+        values = inputs(tokens=tokens)
+        found = graph.run(values)["velocity"].numpy()
+        np.testing.assert_allclose(found, velocity(values), rtol=1e-5, atol=1e-6)
+    memory = backend.arena.memory
+    assert len(graph._shaped) == 3
+    assert memory.nbytes == max(shaped.activations for shaped in graph._shaped.values())
+    assert cuda.used == (1 << 12) + memory.nbytes, "the weights and one arena, none of before it grew"
+    del memory
     graph.close()
-    assert backend.arena.memory is None
+    assert (backend.arena.memory, cuda.used) == (None, 0)
 
 
 def test_contexts_are_few(make):
@@ -164,10 +167,13 @@ def test_a_closed_stage_says_so_and_its_results_stay(make):
     root = make()
     cuda = CudaSimulator()
     backend = simulator_bundle.backend(root, cuda)
-    graph = load(backend, root, "clip")
+    graph, other = load(backend, root, "clip"), load(backend, root)
     pooled = graph.run({"ids": np.full((1, tiny_bundle.TEXT), 3)})["pooled"]
+    epoch = backend.gpu.epoch
     graph.close()
     graph.close()
+    assert backend.gpu.epoch == epoch + 1, "recordings that used it are stale"
+    other.close()
     np.testing.assert_array_equal(pooled.numpy(), [[3]])
     with pytest.raises(BackendError, match="the stage clip is closed"):
         graph.run({"ids": np.full((1, tiny_bundle.TEXT), 3)})

@@ -85,6 +85,81 @@ def test_shapes_may_alternate_and_each_keeps_its_recording(engines, tiny, record
     assert launches[2:] == ([4, 4] if record else [0, 0])
 
 
+def test_a_recording_is_made_anew_when_the_arena_has_moved(engines, tiny):
+    """The size in the middle needs a larger arena than the one that the recording used."""
+    cuda = CudaSimulator()
+    sizes = [(32, 32)] * 3 + [(128, 128)] + [(32, 32)] * 3
+    launches = []
+    with (
+        simulator_bundle.pipeline(engines, cuda) as pipeline,
+        Pipeline.load(tiny, device="cpu") as onnxruntime,
+    ):
+        for seed, size in enumerate(sizes):
+            found, exact = (
+                pixels(each.generate("a", seed=seed, size=size)) for each in (pipeline, onnxruntime)
+            )
+            np.testing.assert_array_equal(found, exact)
+            launches.append(cuda.calls["cudaGraphLaunch"])
+    assert launches == [0, 1, 2, 2, 2, 3, 4]
+    assert not cuda.faults
+
+
+def test_a_recording_ends_with_its_context(engines, tiny):
+    """A launch does not count as use of a context: many other shapes drive it out."""
+    cuda = CudaSimulator()
+    others = [*((side, 64) for side in range(32, 129, 16)), (32, 32), (48, 32)]
+    sizes = [(128, 128), (96, 96), (96, 96)]  # the largest first: the arena stays where it is
+    sizes += [each for other in others for each in (other, (96, 96))] + [(96, 96)] * 2
+    with (
+        simulator_bundle.pipeline(engines, cuda) as pipeline,
+        Pipeline.load(tiny, device="cpu") as onnxruntime,
+    ):
+        for seed, size in enumerate(sizes):
+            found, exact = (
+                pixels(each.generate("a", seed=seed, size=size, steps=2)) for each in (pipeline, onnxruntime)
+            )
+            np.testing.assert_array_equal(found, exact)
+    assert not cuda.faults
+    assert cuda.calls["cudaStreamBeginCapture"] == 2
+
+
+def test_a_recording_is_of_the_buffers_it_was_made_with(engines, tiny):
+    """Modulation elsewhere, in the caller's own buffers, is not what was recorded."""
+    cuda = CudaSimulator()
+    with (
+        simulator_bundle.pipeline(engines, cuda) as pipeline,
+        Pipeline.load(tiny, device="cpu") as onnxruntime,
+    ):
+        contract = pipeline.bundle.manifest
+        levels = schedule.sigmas(contract.scheduler, 3, 4)
+        start = noise.draw((0,), (2, 2), tiny_bundle.CHANNELS)
+        text = {each: each.encode(["a red"]) for each in (pipeline, onnxruntime)}
+        kept = {each: each.condition(*text[each], levels, 3.5) for each in (pipeline, onnxruntime)}
+        others = {each: each.condition(*text[each], levels, 9.0) for each in (pipeline, onnxruntime)}
+        for parts in (kept, kept, kept, others, others, kept, others, others):
+            *_, exact = onnxruntime.denoise(start, levels, *parts[onnxruntime], (2, 2))
+            found = pipeline._walk(start, levels, *parts[pipeline], (2, 2), lambda steps: None)
+            np.testing.assert_array_equal(found.numpy(), exact.latents.numpy())
+    assert cuda.calls["cudaGraphLaunch"] == 4
+
+
+def test_other_levels_of_the_same_shape_are_uploaded(engines, tiny):
+    cuda = CudaSimulator()
+    with (
+        simulator_bundle.pipeline(engines, cuda) as pipeline,
+        Pipeline.load(tiny, device="cpu") as onnxruntime,
+    ):
+        start = noise.draw((0,), (2, 2), tiny_bundle.CHANNELS)
+        for shift in (1.0, 1.0, 0.5, 1.0):
+            levels = np.linspace(shift, 0, 4).astype(np.float32)
+            found = []
+            for each in (pipeline, onnxruntime):
+                parts = each.condition(*each.encode(["a red"]), levels, 3.5)
+                *_, step = each.denoise(start, levels, *parts, (2, 2))
+                found.append(step.latents.numpy().copy())
+            np.testing.assert_array_equal(*found)
+
+
 def test_between_steps_nothing_is_copied_and_nobody_waits(engines):
     cuda = CudaSimulator()
     with simulator_bundle.pipeline(engines, cuda) as pipeline:
