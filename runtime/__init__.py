@@ -1,8 +1,8 @@
 """Paint with a bundle: bundle -> backend -> pipeline -> picture. No PyTorch, no ONNX.
 
 Read in this order: `pipeline` (what is wanted), `manifest` (what a bundle must deliver), `bundle`, `request`,
-`tokenizer`, `schedule`, `noise`, `latents`, `backend` (what runs graphs), `ort` (the embedded one),
-`picture`, `cli`.
+`tokenizer`, `schedule`, `noise`, `latents`, `loop`, `backend` (what runs graphs), `ort` (the embedded one),
+`memory`, `loaded`, `picture`, `cli`. On a GPU: `device`, `engine`, `flavour`, `tensorrt`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -7,6 +7,7 @@ Source: CUDA Runtime API, "API synchronization behavior" and "Stream capture".
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable
@@ -112,6 +113,7 @@ class Gpu:
         """What an error says to do when memory runs out."""
         self._recording = False
         self._dead: list[int] = []
+        self._stream: Any = None
         self.call("cudaSetDevice", ordinal)
         attribute = self.driver.cudaDeviceAttr
         major = self.call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, ordinal)
@@ -274,6 +276,10 @@ class Gpu:
             self.synchronize()
             self.call("cudaStreamDestroy", self._stream)
             self._stream = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at exit CUDA may be gone, with the stream
+            self.close()
 
 
 def _cuda_bindings() -> Any:

@@ -33,6 +33,7 @@ from flux_trt.runtime.tokenizer import Tokenizer
 Floats = npt.NDArray[np.float32]
 STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser", "vae_decoder")
 ENCODERS: tuple[StageName, ...] = ("clip", "t5")
+GROUP = 8  # batches whose modulation waits on the host at once in sequential mode; 0.1 GB each for FLUX.1
 LOOPS = 4  # shapes whose buffers and recordings are kept on a GPU
 
 _log = logging.getLogger(__name__)
@@ -307,9 +308,10 @@ class Pipeline:
         return {prompt: row for row, prompt in enumerate(prompts)}, pooled, text
 
     def _groups(self, request: Request) -> Iterator[list[slice]]:
-        """Batches that go through a stage together: those of the whole request if stages take turns."""
-        batches = list(request.batches())
-        yield from [batches] if self.memory == "sequential" else ([each] for each in batches)
+        """Batches that go through a stage together: several if stages take turns, so that few are loaded."""
+        batches, together = list(request.batches()), GROUP if self.memory == "sequential" else 1
+        for first in range(0, len(batches), together):
+            yield batches[first : first + together]
 
     def _condition(
         self, pooled: Floats, text: Floats, levels: Floats, request: Request

@@ -1,6 +1,12 @@
 """The TensorRT backend's own rules and messages, on simulated engines."""
 
+import importlib.util
+import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,6 +306,48 @@ def test_an_engine_that_disagrees_with_the_manifest(make):
     root = make(plan={"inputs": tensors})
     with pytest.raises(BundleError, match="and the manifest disagree about ids"):
         simulator_bundle.pipeline(root, CudaSimulator())
+
+
+REAL = """
+import sys
+from pathlib import Path
+import simulator_bundle, tensorrt_rtx
+from simulator_cuda import CudaSimulator
+from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.errors import BackendError
+from flux_trt.runtime.tensorrt import TensorRT
+root = Path(sys.argv[1])
+simulator_bundle.add_engines(root, version=tensorrt_rtx.__version__)
+bundle = Bundle.open(root)
+backend = TensorRT(bundle, "tensorrt-rtx", module=tensorrt_rtx, driver=CudaSimulator())
+stage = bundle.stage("clip")
+try:
+    backend.load(root / stage.graph, "clip", stage)
+except BackendError as fault:
+    print(fault)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is only there on x86-64 Linux"
+)
+def test_the_real_runtime_takes_our_logger_and_our_bytes(tiny, tmp_path):
+    """No GPU, and no real plan: the real library must refuse it, through our logger, with its own words."""
+    shutil.copytree(tiny, tmp_path / "bundle")
+    child = subprocess.run(
+        [sys.executable, "-c", REAL, tmp_path / "bundle"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    (line,) = child.stdout.splitlines()
+    assert line.startswith("the engine clip-")
+    assert "cannot be loaded on Simulated GPU" in line
+    assert "TensorRT gave no reason" not in line
+    assert re.search(r"Error Code|Error", line)
+    assert child.stderr == "", "nothing goes past our logger"
 
 
 def test_tensorrt_wants_a_gpu(tiny):

@@ -221,6 +221,17 @@ def test_one_stage_at_a_time_fits_where_all_do_not(tiny, tmp_path, expected):
     assert cuda.used == 0
 
 
+def test_in_sequential_mode_a_stage_is_loaded_once_for_several_pictures(engines, tiny):
+    cuda = CudaSimulator()
+    loaded = []
+    with simulator_bundle.pipeline(engines, cuda, "sequential") as pipeline:
+        load = pipeline.backend.load
+        pipeline.backend.load = lambda path, name, stage: loaded.append(name) or load(path, name, stage)
+        pipeline.generate("a", count=10, steps=1)
+    once = ["conditioner", "denoiser", "vae_decoder"]
+    assert loaded == ["clip", "t5", *once, *once], "ten pictures are two groups"
+
+
 def test_streamed_weights_fit_where_one_stage_does_not(tiny, tmp_path, expected):
     shutil.copytree(tiny, tmp_path / "bundle")
     weights = 1 << 20
