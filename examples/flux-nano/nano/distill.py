@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
-from nano.dit import COMPILED, add_noise, embed, fast_math, frozen_copy, predict, sample_batch
+from nano.dit import COMPILED, LOOKS, add_noise, embed, fast_math, frozen_copy, predict, sample_batch
 from nano.latents import Latents
 from nano.phase import Phase
+from nano.sight import Sight
 from nano.text import Encoders
 from nano.vocabulary import T5_LENGTH
 
@@ -30,6 +31,7 @@ def distill(
     teacher: FluxTransformer2DModel,
     data: Latents,
     encoders: Encoders,
+    sight: Sight,
     device: torch.device,
     seed: int = 5,
 ) -> FluxTransformer2DModel:
@@ -56,6 +58,8 @@ def distill(
                 target = free + guidance[:, None, None] * (told - free)
             network = compiled if length in COMPILED and batch.reference is None else student
             velocity = predict(network, noisy, times, guidance, pooled, text, batch.reference)
-        phase.update((velocity.float() - target).square().mean())
+        velocity, sigma = velocity.float(), times[:, None, None]
+        looks = sight.difference(noisy - sigma * velocity, noisy - sigma * target)
+        phase.update((velocity - target).square().mean() + LOOKS * looks)
     phase.use_average()
     return student.eval()

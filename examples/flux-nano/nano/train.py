@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = Latents(runs / "latents.pt", vae, device)
     sight = train_sight(runs, options.sight_minutes, vae, device)
     teacher = train_dit(runs, options.dit_minutes, data, encoders, sight, device, transformer)
-    student = distill(runs, options.distill_minutes, teacher, data, encoders, device)
+    student = distill(runs, options.distill_minutes, teacher, data, encoders, sight, device)
     if not options.start:
         vae = train_decoder(runs, options.decoder_minutes, vae, device)
 
