@@ -92,9 +92,10 @@ def with_modelopt(python: Path, folder: Path, prompts: list[str], calibration: l
             }
         )
     )
-    child = subprocess.run(
-        [python, "-W", "ignore", MODELOPT, job, pictures], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [python, "-W", "ignore", MODELOPT, job, pictures]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise SystemExit(f"{MODELOPT.name} failed:\n{child.stderr[-2000:]}")
     with np.load(pictures) as arrays:
         exact, found = arrays["exact"], arrays["found"]
     return exact, found, json.loads(child.stdout.splitlines()[-1])

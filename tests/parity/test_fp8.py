@@ -189,9 +189,13 @@ def test_a_build_calibrates_by_itself_once(
     assert "conditioner: reused, nothing it is built from has changed" in lines
     assert not any(line.startswith("calibrating") for line in lines)
     assert (kept.read_bytes(), again.stages) == (before, found.stages)
-    lines.clear()
-    other = build(source, out, fp8=Fp8(base="fp32", calibration=kept, statistic="p99_9"), **options)
-    assert other.stages["conditioner"].key != found.stages["conditioner"].key
+    command = ["build", source, "--out", str(out), "--stages", "conditioner", "--base", "fp16"]
+    command += ["--stage-precision", "conditioner=fp8", "--calibration", str(kept)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert "conditioner: fp8" in done.stderr
+    other = manifest.read(out).stages["conditioner"]
+    assert (other.base, other.key == found.stages["conditioner"].key) == ("fp16", False)
     assert [row for row in verify(out) if not row.passed] == []
 
 
