@@ -1,7 +1,7 @@
 """Build TensorRT-RTX engines of a bundle's stages for sm 8.9, without a GPU: a JSON line per stage.
 
-Run as a child process: a fault in the builder ends the process. This is a check that every graph is one that
-TensorRT accepts, not yet the product's engine builder.
+Run as a child process: a fault in the builder ends the process. The product's builder is `exporter/engine.py`;
+this one tells which layers TensorRT makes of a graph.
 """
 
 from __future__ import annotations
