@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: install demo test test-slow lint format types score bench clean
+.PHONY: install demo test test-slow lint format types kernels score bench clean
 
 install: $(INSTALLED)
 
@@ -38,6 +38,9 @@ types: $(INSTALLED)
 	@for part in plugins runtime exporter; do ln -sfn ../../$$part .links/flux_trt/$$part; done
 	$(BIN)/mypy
 
+kernels: $(INSTALLED)
+	$(BIN)/python -m flux_trt.plugins.qk_norm_rope.compile
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -51,7 +54,10 @@ score: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/full_size_engines.py
 	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/fp8.py
+	$(BIN)/python benchmarks/rope.py --static
 	$(BIN)/python benchmarks/table.py
 
 clean:

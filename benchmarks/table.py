@@ -126,7 +126,8 @@ def engines(found: Results) -> Iterator[Row]:
         goal = targets.get(name)
         yield (
             f"TensorRT-RTX engine of FLUX.1's {name} ({engine['precision']}) for sm 8.9, built without a GPU",
-            f"{engine['seconds']:.0f} s, {engine['peak_gb']:.1f} GB of memory, plan {engine['engine_gb']:.2f} GB",
+            f"{engine['seconds']:.0f} s, {engine['peak_gb']:.1f} GB of memory; "
+            f"the plan has {engine['engine_gb']:.2f} GB",
             f"at most {goal['seconds']} s, {goal['peak_gb']} GB" if goal else "",
         )
 
