@@ -1,5 +1,6 @@
 """Whole pictures on the simulated TensorRT against onnxruntime, in every memory mode."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -269,8 +270,7 @@ def test_flux_nano_is_painted_alike(bundle, tmp_path):
     wanted = {"steps": 2, "guidance": 1.0, "size": (64, 64)}
     with Pipeline.load(source, device="cpu") as onnxruntime:
         exact = pixels(onnxruntime.generate(prompts, **wanted))
-    # Every mode; both ways of the loop. All six of them are painted with the tiny bundle above.
-    for memory, record in (("resident", True), ("sequential", False), ("streaming", True)):
+    for memory, record in itertools.product(MODES, (True, False)):
         cuda = CudaSimulator()
         with simulator_bundle.pipeline(tmp_path / "bundle", cuda, memory, record) as pipeline:
             found = pixels(pipeline.generate(prompts, **wanted))
