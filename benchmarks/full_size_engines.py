@@ -137,7 +137,8 @@ def measure(folder: Path, size: str) -> dict[str, object]:
     """Export in fp8, then build each stage's engine for sm 8.9."""
     checkpoint, bundle = folder / "flux1-dev.safetensors", folder / "bundle"
     # In a child: a process's peak memory is at least that of the one it was started from.
-    subprocess.run([sys.executable, __file__, "--write", folder], check=True)
+    if not (folder / "calibration.json").exists():
+        subprocess.run([sys.executable, __file__, "--write", folder], check=True)
     others = ["--text-encoders", str(folder), "--vae", str(folder / "vae")]
     export = ["build", str(checkpoint), "--out", str(bundle), "--precision", "fp8", *others]
     seconds, told = run([*export, "--calibration", str(folder / "calibration.json")])
@@ -173,7 +174,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--work", type=Path, help="a folder with 75 GB free; a temporary one by default")
+    parser.add_argument(
+        "--work", type=Path, help="a folder on a disk with 75 GB free, kept; else a temporary one"
+    )
     parser.add_argument("--size", default="1024x1024")
     parser.add_argument("--write", type=Path, help="only write checkpoint and calibration, here")
     args = parser.parse_args()
@@ -181,8 +184,11 @@ def main() -> None:
         write_checkpoint(args.write)
         write_calibration(args.write / "flux1-dev.safetensors", args.write, args.write / "calibration.json")
         return
-    with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        found = measure(Path(folder), args.size)
+    if args.work:
+        found = measure(args.work, args.size)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(Path(folder), args.size)
     write(args.out / "full_size_engines.json", {**describe(), **found, "targets": TARGETS})
 
 
