@@ -91,7 +91,7 @@ def main() -> None:
     type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the stages; TensorRT needs engines (flux-export build --backend).",
+    help="What runs the stages; TensorRT needs engines (flux-export engines).",
 )
 @click.option(
     "--memory",

@@ -118,7 +118,7 @@ def find(
         BackendError: there is none, and why those that are there do not run here.
         BundleError: a broken record.
     """
-    build = f"flux-export build --backend {flavour} --sm {capability}"
+    build = f"flux-export engines {root} --backend {flavour} --sm {capability}"
     faults, fitting = [], []
     for folder, engine in engines(root):
         recipe = engine.recipe

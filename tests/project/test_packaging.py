@@ -95,7 +95,7 @@ def test_painting_needs_no_framework(wheel, config):
     always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert required(always) == required(config["options"]["install_requires"].strip().splitlines())
     assert not required(always) & EXPORT_ONLY
-    assert {"cpu", "gpu", "export", "dev"} == set(metadata.get_all("Provides-Extra"))
+    assert {"cpu", "gpu", "tensorrt", "tensorrt-rtx", "export", "dev"} == set(metadata.get_all("Provides-Extra"))
 
 
 def test_the_wheel_brings_both_commands(wheel):
@@ -107,6 +107,6 @@ def test_the_wheel_brings_both_commands(wheel):
 def test_every_requirement_is_pinned(config):
     lines = config["options"]["install_requires"].strip().splitlines()
     for name, extra in config["options.extras_require"].items():
-        lines += extra.strip().splitlines() if name != "gpu" else []
+        lines += extra.strip().splitlines() if name not in ("gpu", "tensorrt") else []
     pinned = required((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
     assert required(lines) <= pinned

@@ -191,7 +191,7 @@ def test_a_bundle_without_engines_says_how_to_build_them(tiny):
     backend = simulator_bundle.backend(tiny, CudaSimulator())
     with pytest.raises(
         BackendError,
-        match=r"no engine of clip .*build it with flux-export build --backend tensorrt-rtx --sm 8.9",
+        match=r"no engine of clip .*build it with flux-export engines .* --backend tensorrt-rtx --sm 8.9",
     ):
         backend.refuse("clip", manifest.read(tiny).stages["clip"])
 
