@@ -95,7 +95,8 @@ def test_painting_needs_no_framework(wheel, config):
     always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert required(always) == required(config["options"]["install_requires"].strip().splitlines())
     assert not required(always) & EXPORT_ONLY
-    assert {"cpu", "gpu", "tensorrt", "tensorrt-rtx", "export", "dev"} == set(metadata.get_all("Provides-Extra"))
+    extras = {"cpu", "gpu", "tensorrt", "tensorrt-rtx", "export", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
 
 
 def test_the_wheel_brings_both_commands(wheel):
