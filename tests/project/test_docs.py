@@ -248,3 +248,11 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
         assert "PSNR to fp32 50.0 dB" in text
     if "fp8.json" not in missing:
         assert "| flux-nano in fp8 | all right 40.0% (-0.8 points); PSNR to fp32 40.0 dB" in text
+
+
+def test_the_model_card_is_what_the_scores_say():
+    command = [sys.executable, "-m", "nano.card", "--check"]
+    found = subprocess.run(
+        command, cwd=ROOT / "examples" / "flux-nano", capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr

@@ -20,7 +20,9 @@ from nano.text import Encoders
 from nano.vocabulary import T5_LENGTH
 
 GUIDANCE = (1.0, 5.0)
-PLAIN = 0.25  # share of guidance values that are exactly 1: the student must not forget what the teacher knew
+GUIDED = (
+    0.4  # share of a batch that learns from the teacher; the rest has guidance 1 and learns from the pictures
+)
 BATCH = 64
 LENGTHS = {20: 0.7, T5_LENGTH: 0.25, 64: 0.03, 512: 0.02}
 
@@ -44,22 +46,26 @@ def distill(
     for _ in phase:
         batch, length = sample_batch(data, rng, BATCH, LENGTHS)
         pooled, text = embed(encoders, batch.texts, length)
-        empty_pooled, empty_text = embed(encoders, [""], length)
-        noisy, times, _ = add_noise(batch.latents)
-        count = len(noisy)
-        guidance = torch.empty(count, device=device).uniform_(*GUIDANCE)
-        guidance[torch.rand(count, device=device) < PLAIN] = 1.0
+        noisy, times, target = add_noise(batch.latents)
+        count, guided = len(noisy), slice(0, round(len(noisy) * GUIDED))
+        guidance = torch.ones(count, device=device)
+        guidance[guided].uniform_(*GUIDANCE)
+        reference = None if batch.reference is None else batch.reference[guided]
         with fast_math(device):
             with torch.no_grad():
-                plain = torch.ones_like(guidance)
-                told = predict(teacher, noisy, times, plain, pooled, text, batch.reference).float()
-                pooled_0, text_0 = empty_pooled.expand(count, -1), empty_text.expand(count, -1, -1)
-                free = predict(teacher, noisy, times, plain, pooled_0, text_0, batch.reference).float()
-                target = free + guidance[:, None, None] * (told - free)
+                ones, seen = torch.ones_like(guidance[guided]), (noisy[guided], times[guided])
+                told = predict(teacher, *seen, ones, pooled[guided], text[guided], reference).float()
+                pooled_0, text_0 = (x.expand(len(ones), *x.shape[1:]) for x in embed(encoders, [""], length))
+                free = predict(teacher, *seen, ones, pooled_0, text_0, reference).float()
+                target[guided] = free + guidance[guided, None, None] * (told - free)
             network = compiled if length in COMPILED and batch.reference is None else student
             velocity = predict(network, noisy, times, guidance, pooled, text, batch.reference)
-        velocity, sigma = velocity.float(), times[:, None, None]
-        looks = sight.difference(noisy - sigma * velocity, noisy - sigma * target)
-        phase.update((velocity - target).square().mean() + LOOKS * looks)
+        velocity, plain = (
+            velocity.float(),
+            slice(guided.stop, None),
+        )  # guided targets need not look like pictures
+        guess = noisy[plain] - times[plain, None, None] * velocity[plain]
+        looks = sight.difference(guess, batch.latents[plain])
+        phase.update((velocity - target).square().mean() + (1 - GUIDED) * LOOKS * looks)
     phase.use_average()
     return student.eval()
