@@ -16,10 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from flux_trt.exporter import child, engine
+from flux_trt.exporter.build import build
 from flux_trt.exporter.cli import main
 from flux_trt.exporter.engine import Options, build_engines, keep_engines
 from flux_trt.exporter.folder import digest
+from flux_trt.exporter.fp8 import Fp8
 from flux_trt.exporter.profile import Shapes
+from flux_trt.exporter.ranges import calibrate_checkpoint
 from flux_trt.runtime import manifest
 from flux_trt.runtime.engine import Engine, engines, graph_digest
 from flux_trt.runtime.errors import BackendError, BuildError, BundleError
@@ -66,6 +69,28 @@ def test_every_stage_builds_for_two_targets(
     assert build_engines(root, options, shapes, tell=again.append) == folders
     assert all("is there already" in line for line in again)
     assert time.perf_counter() - started < 30, "nothing was built again"
+
+
+def test_fp8_stages_build_for_two_targets(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source = str(checkpoint("flux-nano"))
+    (tmp_path / "prompts.txt").write_text("a red circle in the center on a white background\n")
+    calibrate_checkpoint(
+        source, tmp_path / "ranges.json", prompts=tmp_path / "prompts.txt", size=(64, 64), steps=2
+    )
+    root, stages = tmp_path / "bundle", ["t5", "denoiser"]
+    build(
+        source,
+        root,
+        precision="fp8",
+        fp8=Fp8(calibration=tmp_path / "ranges.json"),
+        stages=stages,
+        link=False,
+    )
+    build_engines(root, Options(capabilities=("8.9", "12.0")), stages=stages)
+    found = [built.recipe for _, built in engines(root) if built.recipe.stage in stages]
+    assert [(recipe.stage, recipe.precision) for recipe in found] == [("denoiser", "fp8"), ("t5", "fp8")]
+    with pytest.raises(BuildError, match="fp8 needs sm 8.9 or newer, not 8.6"):
+        build_engines(root, Options(capabilities=("8.6",)), stages=stages)
 
 
 def test_an_engine_that_was_tampered_with_is_built_again(nano: Path) -> None:
@@ -143,13 +168,13 @@ def test_killing_a_build_at_any_moment_leaves_no_half_engine(nano: Path, tmp_pat
     longest = time.monotonic() - started
     for index in range(20):
         shutil.rmtree(root / "engines")
-        build = subprocess.Popen([*command, "8.9"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = subprocess.Popen([*command, "8.9"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(0.2, 1.1) * longest)
         if index % 2:
-            build.kill()  # the builder must follow its parent
+            running.kill()  # the builder must follow its parent
         else:
-            subprocess.run(["pkill", "-KILL", "-P", str(build.pid)], check=False)
-        build.wait()
+            subprocess.run(["pkill", "-KILL", "-P", str(running.pid)], check=False)
+        running.wait()
         (root / "engines").mkdir(exist_ok=True)
         found = engines(root)
         whole += len(found)
