@@ -56,7 +56,6 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/full_size_engines.py
-	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/fp8.py
 	$(BIN)/python benchmarks/rope.py --static
 	$(BIN)/python benchmarks/table.py

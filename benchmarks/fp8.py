@@ -1,4 +1,4 @@
-"""What fp8 costs in quality: flux-nano's score and the distance to fp32 from the same seeds.
+"""What a precision costs in quality: flux-nano's score and the distance to fp32 from the same seeds.
 
     python benchmarks/fp8.py [--prompts 256] [--modelopt-python PATH] [--out benchmarks/results]
 
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from likeness import ms_ssim_distance, psnr, ssim
 from machine import describe, write
-from precision import BATCH, GUIDANCE, NANO, SEED, STEPS
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoint import open_checkpoint
@@ -37,6 +36,8 @@ from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.manifest import Precision, StageName
 from flux_trt.runtime.pipeline import Pipeline
 
+NANO = Path(__file__).parent.parent / "examples" / "flux-nano"
+STEPS, GUIDANCE, SEED, BATCH = 12, 1.0, 0, 32
 SIZE, TEXT_LENGTH, CALIBRATED = (64, 64), 32, 64
 MODELOPT = Path(__file__).with_name("fp8_modelopt.py")
 

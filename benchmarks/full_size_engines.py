@@ -133,6 +133,24 @@ def run(arguments: list[str]) -> tuple[float, str]:
     return time.perf_counter() - started, done.stderr
 
 
+def build_engine(bundle: Path, stage: str, size: str) -> dict[str, object]:
+    """Build one engine for sm 8.9, and remove it."""
+    command = ["engines", str(bundle), "--backend", "tensorrt-rtx", "--sm", "8.9", "--stages", stage]
+    wall, told = run([*command, "--sizes", size])
+    told_of = rf"^{stage}: (\w+) engine .*, ([\d.]+) MB in ([\d.]+) s with ([\d.]+) GB"
+    ((precision, megabytes, seconds, peak),) = re.findall(told_of, told, re.M)
+    shutil.rmtree(bundle / "engines")
+    found = {
+        "precision": precision,
+        "engine_gb": round(float(megabytes) / 1e3, 3),
+        "seconds": float(seconds),
+        "command_seconds": round(wall, 1),
+        "peak_gb": float(peak),
+    }
+    print(stage, found, flush=True)
+    return found
+
+
 def measure(folder: Path, size: str) -> dict[str, object]:
     """Export in fp8, then build each stage's engine for sm 8.9."""
     checkpoint, bundle = folder / "flux1-dev.safetensors", folder / "bundle"
@@ -148,23 +166,7 @@ def measure(folder: Path, size: str) -> dict[str, object]:
             name: float(each) for name, each in re.findall(r"^(\w+): .* written in ([\d.]+) s$", told, re.M)
         },
     }
-    engines = {}
-    for stage in STAGES:
-        command = ["engines", str(bundle), "--backend", "tensorrt-rtx", "--sm", "8.9", "--stages", stage]
-        wall, told = run([*command, "--sizes", size])
-        (line,) = re.findall(
-            rf"^{stage}: (\w+) engine .*, ([\d.]+) MB in ([\d.]+) s with ([\d.]+) GB", told, re.M
-        )
-        precision, megabytes, seconds_, peak = line
-        engines[stage] = {
-            "precision": precision,
-            "engine_gb": round(float(megabytes) / 1e3, 3),
-            "seconds": float(seconds_),
-            "command_seconds": round(wall, 1),
-            "peak_gb": float(peak),
-        }
-        print(stage, engines[stage], flush=True)
-        shutil.rmtree(bundle / "engines")
+    engines = {stage: build_engine(bundle, stage, size) for stage in STAGES}
     return {**found, "size": size, "engines": engines}
 
 
@@ -178,18 +180,27 @@ def main() -> None:
         "--work", type=Path, help="a folder on a disk with 75 GB free, kept; else a temporary one"
     )
     parser.add_argument("--size", default="1024x1024")
+    parser.add_argument(
+        "--again", choices=STAGES, help="build one engine of --work again, into the same file"
+    )
     parser.add_argument("--write", type=Path, help="only write checkpoint and calibration, here")
     args = parser.parse_args()
     if args.write:
         write_checkpoint(args.write)
         write_calibration(args.write / "flux1-dev.safetensors", args.write, args.write / "calibration.json")
         return
+    path = args.out / "full_size_engines.json"
+    if args.again:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        again = {"date": describe()["date"], **build_engine(args.work / "bundle", args.again, args.size)}
+        write(path, {**before, "again": {**before.get("again", {}), args.again: again}})
+        return
     if args.work:
         found = measure(args.work, args.size)
     else:
         with tempfile.TemporaryDirectory() as folder:
             found = measure(Path(folder), args.size)
-    write(args.out / "full_size_engines.json", {**describe(), **found, "targets": TARGETS})
+    write(path, {**describe(), **found, "targets": TARGETS})
 
 
 if __name__ == "__main__":
