@@ -17,9 +17,10 @@ PACKAGES = ("flux_trt", "torch", "diffusers", "transformers", "onnx", "onnxrunti
 
 def describe() -> dict[str, object]:
     """Hardware, versions, command line and date."""
+    given = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given]),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "gpu": None},
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
