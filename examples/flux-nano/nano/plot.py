@@ -22,17 +22,21 @@ AGAIN = "+"  # after a phase's name: it went on from a checkpoint that had been 
 
 
 def plot_losses(journal: Path, out: Path) -> None:
-    """One panel per phase, both axes logarithmic."""
+    """One panel per phase, four in a row, both axes logarithmic."""
     curves = read_losses(journal)
-    figure, panels = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3.0), squeeze=False)
-    for panel, (phase, points) in zip(panels[0], curves.items(), strict=True):
+    rows = -(-len(curves) // 4)
+    figure, panels = plt.subplots(rows, 4, figsize=(12.8, 3.0 * rows), squeeze=False)
+    for panel in panels.flat[len(curves) :]:
+        panel.set_visible(False)
+    for panel, (phase, points) in zip(panels.flat, curves.items(), strict=False):
         steps, losses, seconds = zip(*points, strict=True)
         panel.loglog(steps, losses, linewidth=1.2)
         panel.set_title(f"{_title(phase)}\n{steps[-1] + 1:,} steps, {seconds[-1] / 60:.0f} min", fontsize=9)
         panel.set_xlabel("step")
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(which="both", alpha=0.25)
-    panels[0][0].set_ylabel("training loss")
+    for row in panels:
+        row[0].set_ylabel("training loss")
     figure.tight_layout()
     figure.savefig(out, dpi=110, metadata={"Software": None})
     plt.close(figure)
