@@ -17,8 +17,9 @@ LEAST: dict[Precision, tuple[float, str]] = {
 }
 PLAN = 1.05
 """Bytes of a plan for each byte of weights."""
-MEMORY = 1.35
-"""Bytes of RAM, beside the mapped weights, for each byte of weights: 11.7 GB were measured for 8.7 GB."""
+MEMORY = 2.0
+"""Bytes of RAM, beside the mapped weights, for each byte of weights. At full size: 1.2 (fp8 denoiser),
+1.7 (fp8 T5), 2.0 (bf16 conditioner); benchmarks/results/full_size_engines.json."""
 MEMORY_BASE = 1.5e9
 
 

@@ -46,7 +46,7 @@ def test_good_targets() -> None:
 def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "available_memory", lambda: 20_000_000_000)
     refuse_short([(RECIPE, 8_000_000_000)], tmp_path)
-    with pytest.raises(BuildError, match=r"denoiser in bf16 needs about 24\.\d GB of memory and 20\.0 GB"):
+    with pytest.raises(BuildError, match=r"denoiser in bf16 needs about 35\.5 GB of memory and 20\.0 GB"):
         refuse_short([(RECIPE, 17_000_000_000)], tmp_path)
 
 
