@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy.typing as npt
 
-from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.manifest import Stage
+from flux_trt.runtime.errors import BackendError, BundleError
+from flux_trt.runtime.manifest import Stage, Tensor
 
 if TYPE_CHECKING:
     from flux_trt.runtime.bundle import Bundle
     from flux_trt.runtime.device import Gpu
     from flux_trt.runtime.memory import MemoryMode
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 Device = Literal["auto", "cpu", "cuda"]
+Port = tuple[str | None, list[int | str | None]]
+"""An input or output as a library tells of it: NumPy's name of its type, and its dims."""
 
 
 class Buffer(Protocol):
@@ -124,6 +126,12 @@ def connect(
         if memory == "streaming":
             raise BackendError("onnxruntime cannot stream weights; use --memory sequential, or TensorRT")
         return OnnxRuntime(device)
+    if name == "openvino":
+        from flux_trt.runtime.openvino import OpenVino
+
+        if memory == "streaming":
+            raise BackendError("openvino cannot stream weights; use --memory sequential")
+        return OpenVino(device)
     if name in BACKENDS:
         from flux_trt.runtime.flavour import FlavourName
         from flux_trt.runtime.tensorrt import TensorRT
@@ -140,3 +148,29 @@ def file_bytes(path: Path, stage: Stage) -> int:
     """Bytes of the files that hold a stage's weights; other stages may share them."""
     root = path.parents[len(PurePosixPath(stage.graph).parts) - 1]
     return sum((root / each).stat().st_size for each in (stage.graph, *stage.weights))
+
+
+def agree(path: Path, kind: str, expected: list[Tensor], found: Mapping[str, Port]) -> None:
+    """Compare a graph's inputs or outputs with the manifest's: names, types, ranks and fixed dims.
+
+    Raises:
+        BundleError: they differ.
+    """
+    names = {each.name for each in expected}
+    if names != set(found):
+        raise BundleError(
+            f"{path} has the {kind}s {', '.join(sorted(found))} where the manifest says "
+            f"{', '.join(sorted(names))}; build the bundle again"
+        )
+    for tensor in expected:
+        dtype, dims = found[tensor.name]
+        if dtype != tensor.dtype or len(dims) != len(tensor.dims) or _differ(tensor.dims, dims):
+            raise BundleError(
+                f"{path}: {kind} {tensor.name} is {dtype} {dims} where the manifest "
+                f"says {tensor.dtype} {tensor.dims}; build the bundle again"
+            )
+
+
+def _differ(expected: list[int | str], found: list[int | str | None]) -> bool:
+    """A fixed dim of the graph must be that of the manifest; a dim that varies may be anything."""
+    return any(isinstance(there, int) and there != dim for dim, there in zip(expected, found, strict=True))

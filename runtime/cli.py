@@ -88,7 +88,7 @@ def main() -> None:
 @click.option(
     "--backend",
     "backend_name",
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="onnxruntime",
     show_default=True,
     help="What runs the stages; TensorRT needs engines (flux-export engines).",

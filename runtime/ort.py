@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from flux_trt.runtime import backend
 from flux_trt.runtime.device import DeviceBuffer, Gpu
-from flux_trt.runtime.errors import BackendError, BundleError, GpuMemoryError
-from flux_trt.runtime.manifest import Stage, Tensor
+from flux_trt.runtime.errors import BackendError, GpuMemoryError
+from flux_trt.runtime.manifest import Stage
 
 try:
     import onnxruntime as ort
@@ -170,7 +170,7 @@ class OnnxRuntime:
             way_out = "--precision fp32 or fp16" if stage.base is None else "--base fp32 or fp16"
             raise BackendError(
                 f"the stage {name} is bf16, for which onnxruntime has no CPU kernels; "
-                f"use a CUDA GPU, or build with {way_out}"
+                f"use --backend openvino or a CUDA GPU, or build with {way_out}"
             )
 
     def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
@@ -191,8 +191,8 @@ class OnnxRuntime:
             session = self._library.InferenceSession(path, options, providers)
         except Exception as fault:  # onnxruntime's errors share no base class
             raise _fault(f"onnxruntime cannot load {path}", fault) from fault
-        _agree(path, "input", stage.inputs, session.get_inputs())
-        _agree(path, "output", stage.outputs, session.get_outputs())
+        backend.agree(path, "input", stage.inputs, _found(session.get_inputs()))
+        backend.agree(path, "output", stage.outputs, _found(session.get_outputs()))
         return OrtGraph(session, name, self)
 
     def upload(self, array: npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:
@@ -234,27 +234,8 @@ def _gpu(library: Any, driver: Any) -> Gpu:
         raise BackendError(f"CUDA does not work ({fault})") from None
 
 
-def _agree(path: Path, kind: str, expected: list[Tensor], found: list[Any]) -> None:
-    """Compare a session's inputs or outputs with the manifest's: names, types, ranks and fixed dims."""
-    there = {each.name: each for each in found}
-    names = {each.name for each in expected}
-    if names != set(there):
-        raise BundleError(
-            f"{path} has the {kind}s {', '.join(sorted(there))} where the manifest says "
-            f"{', '.join(sorted(names))}; build the bundle again"
-        )
-    for tensor in expected:
-        dtype, dims = _NUMPY.get(there[tensor.name].type), there[tensor.name].shape
-        if dtype != tensor.dtype or len(dims) != len(tensor.dims) or _differ(tensor.dims, dims):
-            raise BundleError(
-                f"{path}: {kind} {tensor.name} is {there[tensor.name].type} {dims} where the manifest "
-                f"says {tensor.dtype} {tensor.dims}; build the bundle again"
-            )
-
-
-def _differ(expected: list[int | str], found: list[int | str | None]) -> bool:
-    """A fixed dim of the graph must be that of the manifest; a dim that varies may be anything."""
-    return any(isinstance(there, int) and there != dim for dim, there in zip(expected, found, strict=True))
+def _found(ports: list[Any]) -> dict[str, backend.Port]:
+    return {port.name: (_NUMPY.get(port.type), port.shape) for port in ports}
 
 
 def _fault(what: str, fault: Exception) -> BackendError:

@@ -1,0 +1,210 @@
+"""The OpenVINO backend: every stage and precision on a CPU.
+
+Arrays are bound by pointer, inputs and outputs alike. The precision is the stage's own: left alone, OpenVINO
+computes a float32 graph in bfloat16 on CPUs that are faster with it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flux_trt.runtime import backend
+from flux_trt.runtime.errors import BackendError
+from flux_trt.runtime.manifest import Precision, Stage
+
+try:
+    import openvino as ov
+    from openvino.frontend.onnx import ConversionExtension
+
+    from flux_trt.runtime.openvino_rope import qk_norm_rope
+except ImportError:
+    raise BackendError(
+        "openvino is not installed; install flux_trt with its extra: flux_trt[openvino]"
+    ) from None
+
+_HINTS: dict[Precision, tuple[str, str]] = {
+    "fp32": ("f32", "FP32"),
+    "bf16": ("bf16", "BF16"),
+    "fp16": ("f16", "FP16"),
+}
+_NUMPY = {"f32": "float32", "i64": "int64", "u8": "uint8"}
+
+
+@dataclass(frozen=True)
+class HostBuffer:
+    """An array in the host's memory."""
+
+    array: npt.NDArray[Any]
+
+    on_host = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dims."""
+        return self.array.shape
+
+    def __getitem__(self, row: int) -> HostBuffer:
+        if not 0 <= row < len(self.array):
+            raise IndexError(row)
+        return HostBuffer(self.array[row])
+
+    def head(self, rows: int) -> HostBuffer:
+        """The first `rows` rows of the first dim."""
+        if not 0 < rows <= len(self.array):
+            raise IndexError(rows)
+        return HostBuffer(self.array[:rows])
+
+    def reshape(self, *shape: int) -> HostBuffer:
+        """The same memory in another shape."""
+        if math.prod(shape) != self.array.size:
+            raise ValueError(f"{self.shape} cannot be seen as {shape}")
+        return HostBuffer(self.array.reshape(shape))
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The values: the memory itself."""
+        return self.array
+
+
+class OpenVinoGraph:
+    """A compiled stage with its bindings."""
+
+    def __init__(self, request: ov.InferRequest, name: str, stage: Stage) -> None:
+        self._request: ov.InferRequest | None = request
+        self._name = name
+        self._inputs = [tensor.name for tensor in stage.inputs]
+        self._outputs = {tensor.name: tensor for tensor in stage.outputs}
+        self._bound: dict[str, tuple[tuple[int, tuple[int, ...]], ov.Tensor, object]] = {}
+
+    def run(
+        self,
+        inputs: Mapping[str, backend.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, backend.Buffer] | None = None,
+    ) -> dict[str, backend.Buffer]:
+        """Run once; see `backend.Graph.run`."""
+        if self._request is None:
+            raise BackendError(f"the stage {self._name} is closed; load the pipeline again")
+        if missing := sorted(set(self._inputs) ^ set(inputs)):
+            raise BackendError(
+                f"the stage {self._name} failed: it takes {', '.join(self._inputs)}, not {missing}"
+            )
+        made: dict[str, ov.Tensor] = {}
+        try:
+            for name, value in inputs.items():
+                self._bind(name, _array(value))
+            for name, tensor in self._outputs.items():
+                if into is not None and name in into:
+                    self._bind(name, _array(into[name]))
+                else:
+                    made[name] = _empty(tensor.dtype, len(tensor.dims))
+                    self._request.set_tensor(name, made[name])
+                    self._bound.pop(name, None)
+            self._request.infer()
+        except (RuntimeError, ValueError, TypeError) as fault:
+            raise _fault(f"the stage {self._name} failed", fault) from fault
+        if into is not None:
+            return dict(into)
+        return {name: HostBuffer(tensor.data) for name, tensor in made.items()}
+
+    def close(self) -> None:
+        """Let the compiled graph and its weights go."""
+        self._request = None
+        self._bound.clear()
+
+    def _bind(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Bind the array's own memory, and hold it until another takes its place."""
+        key = array.ctypes.data, array.shape
+        if name not in self._bound or self._bound[name][0] != key:
+            assert self._request is not None
+            # OpenVINO shares no read-only memory.
+            tensor = ov.Tensor(array, shared_memory=array.flags.writeable)
+            self._request.set_tensor(name, tensor)
+            self._bound[name] = key, tensor, array
+
+
+class OpenVino:
+    """OpenVINO on the CPU."""
+
+    device = "cpu"
+    gpu = None
+
+    def __init__(self, device: backend.Device = "auto") -> None:
+        """Start OpenVINO.
+
+        Args:
+            device: "auto" or "cpu".
+
+        Raises:
+            BackendError: "cuda".
+        """
+        if device == "cuda":
+            raise BackendError("openvino runs on the CPU; use --device cpu, or --backend onnxruntime")
+        self._core = ov.Core()
+        self._core.add_extension(ConversionExtension("QKNormRope", "flux", qk_norm_rope))
+        self._able = set(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+    def refuse(self, name: str, stage: Stage) -> None:
+        """Refuse fp8, whose types OpenVINO has no CPU kernels for."""
+        if stage.precision == "fp8":
+            raise BackendError(
+                f"the stage {name} is fp8, for which OpenVINO has no CPU kernels; "
+                "use --backend onnxruntime, or build with --precision bf16"
+            )
+
+    def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
+        """Bytes of the graph's file and of the files beside it that hold its weights."""
+        return backend.file_bytes(path, stage)
+
+    def load(self, path: Path, name: str, stage: Stage) -> OpenVinoGraph:
+        """Read and compile a graph; OpenVINO maps the weights from the files beside it."""
+        self.refuse(name, stage)
+        hint, capability = _HINTS[stage.precision]
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint if capability in self._able else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            model = self._core.read_model(path)
+            backend.agree(path, "input", stage.inputs, _found(model.inputs))
+            backend.agree(path, "output", stage.outputs, _found(model.outputs))
+            request = self._core.compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as fault:
+            raise _fault(f"openvino cannot load {path}", fault) from fault
+        return OpenVinoGraph(request, name, stage)
+
+    def upload(self, array: npt.NDArray[Any]) -> HostBuffer:
+        """The array where it is."""
+        return HostBuffer(np.ascontiguousarray(array))
+
+
+def _array(value: backend.Buffer | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return value.array if isinstance(value, HostBuffer) else np.ascontiguousarray(value)
+
+
+def _empty(dtype: str, rank: int) -> ov.Tensor:
+    """A tensor that OpenVINO gives its size when it writes to it."""
+    return ov.Tensor(ov.Type(np.dtype(dtype)), ov.Shape([0] * rank))
+
+
+def _found(ports: list[Any]) -> dict[str, backend.Port]:
+    return {
+        port.any_name: (
+            _NUMPY.get(port.element_type.get_type_name()),
+            [dim.get_length() if dim.is_static else str(dim) for dim in port.partial_shape],
+        )
+        for port in ports
+    }
+
+
+def _fault(what: str, fault: Exception) -> BackendError:
+    """In one line, without the places in OpenVINO's sources."""
+    text = " ".join(str(fault).split())
+    text = re.sub(r"Exception from \S+:\d+:\s*|(Check '.*?' )?failed at \S+:\d+:\s*", "", text)
+    return BackendError(f"{what}: {text}")
