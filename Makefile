@@ -37,6 +37,7 @@ lint: $(INSTALLED) types
 types: $(INSTALLED)
 	@mkdir -p .links/flux_trt
 	@for part in plugins runtime exporter; do ln -sfn ../../$$part .links/flux_trt/$$part; done
+	@ln -sfn ../../benchmarks/bench .links/flux_trt/bench
 	$(BIN)/mypy
 
 kernels: $(INSTALLED)

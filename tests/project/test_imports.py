@@ -1,4 +1,4 @@
-"""The arrows plugins <- runtime <- exporter, and what the runtime must not load."""
+"""The arrows plugins <- runtime <- exporter, bench beside them, and what the runtime must not load."""
 
 import ast
 import subprocess
@@ -25,8 +25,12 @@ def test_importing_the_runtime_loads_nothing_slow():
     assert not loaded("import flux_trt.runtime") & SLOW
 
 
-def test_help_loads_nothing_slow():
-    code = "from flux_trt.runtime.cli import main\nmain(['--help'], standalone_mode=False)"
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [("runtime", ["--help"]), ("bench", ["--help"]), ("bench", ["run", "--help"])],
+)
+def test_help_loads_nothing_slow(package, words):
+    code = f"from flux_trt.{package}.cli import main\nmain({words!r}, standalone_mode=False)"
     assert not loaded(code) & SLOW
 
 
@@ -52,8 +56,9 @@ def imports(path):
 @pytest.mark.parametrize(
     ("folder", "banned"),
     [
-        ("plugins", {"flux_trt.runtime", "flux_trt.exporter"}),
-        ("runtime", {"flux_trt.exporter", *HEAVY}),
+        ("plugins", {"flux_trt.runtime", "flux_trt.exporter", "flux_trt.bench"}),
+        ("runtime", {"flux_trt.exporter", "flux_trt.bench", *HEAVY}),
+        ("exporter", {"flux_trt.bench"}),
     ],
 )
 def test_arrows(folder, banned):

@@ -1,4 +1,4 @@
-"""What is installed: three packages, two commands, and no PyTorch for those who only paint."""
+"""What is installed: four packages, three commands, and no PyTorch for those who only paint."""
 
 import configparser
 import re
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("plugins", "runtime", "exporter")
-SHIPPED = (*FOLDERS, "tests", "benchmarks")
+FOLDERS = {"plugins": "plugins", "runtime": "runtime", "exporter": "exporter", "bench": "benchmarks/bench"}
+SHIPPED = ("plugins", "runtime", "exporter", "benchmarks", "tests")
 EXPORT_ONLY = {
     "torch",
     "diffusers",
@@ -54,6 +54,15 @@ def wheel(tmp_path_factory):
     return [name for name in names if not name.startswith(info)], metadata, entry_points
 
 
+def installed(path):
+    """Where a file or folder of ours lies in the wheel."""
+    inside = path.relative_to(ROOT).as_posix()
+    for name, folder in FOLDERS.items():
+        if inside == folder or inside.startswith(f"{folder}/"):
+            return f"flux_trt/{name}{inside.removeprefix(folder)}"
+    raise AssertionError(f"{inside} belongs to no package")
+
+
 def required(lines):
     """Names of the requirements, as an index spells them."""
     names = (re.match(r"[\w.-]+", line.strip()) for line in lines)
@@ -62,30 +71,28 @@ def required(lines):
 
 def test_packages_are_the_folders(config):
     there = {
-        "flux_trt." + ".".join(path.parent.relative_to(ROOT).parts)
-        for folder in FOLDERS
+        installed(path.parent).replace("/", ".")
+        for folder in FOLDERS.values()
         for path in (ROOT / folder).rglob("__init__.py")
     }
     assert set(config["options"]["packages"].split()) == there
     places = dict(
         re.split(r"\s*=\s*", line) for line in config["options"]["package_dir"].strip().splitlines()
     )
-    assert places == {f"flux_trt.{folder}": folder for folder in FOLDERS}
+    assert places == {f"flux_trt.{name}": folder for name, folder in FOLDERS.items()}
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel, config):
+def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel, config):
     names, _, _ = wheel
     data = {
-        f"flux_trt/{path.relative_to(ROOT).as_posix()}"
+        installed(path)
         for package, patterns in config["options.package_data"].items()
         for pattern in patterns.split()
         for path in (ROOT / package.removeprefix("flux_trt.").replace(".", "/")).glob(pattern)
     }
     assert data
     expected = {
-        f"flux_trt/{path.relative_to(ROOT).as_posix()}"
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*.py")
+        installed(path) for folder in FOLDERS.values() for path in (ROOT / folder).rglob("*.py")
     }
     assert set(names) == expected | data
 
@@ -95,12 +102,13 @@ def test_painting_needs_no_framework(wheel, config):
     always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert required(always) == required(config["options"]["install_requires"].strip().splitlines())
     assert not required(always) & EXPORT_ONLY
-    extras = {"cpu", "openvino", "gpu", "tensorrt", "tensorrt-rtx", "control", "export", "dev"}
+    extras = {"bench", "cpu", "openvino", "gpu", "tensorrt", "tensorrt-rtx", "control", "export", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
-def test_the_wheel_brings_both_commands(wheel):
+def test_the_wheel_brings_the_commands(wheel):
     _, _, entry_points = wheel
+    assert "flux-bench = flux_trt.bench.cli:main" in entry_points
     assert "flux-export = flux_trt.exporter.cli:main" in entry_points
     assert "flux-run = flux_trt.runtime.cli:main" in entry_points
 

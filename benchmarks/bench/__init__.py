@@ -1,0 +1,1 @@
+"""flux-bench: latency, memory and quality of a bundle beside other ways to run the same checkpoint."""

@@ -1,0 +1,145 @@
+"""What is to be painted, and by whom."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from flux_trt.bench.errors import BenchError
+from flux_trt.runtime.backend import Device
+from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.request import Request
+
+Pictures = npt.NDArray[np.uint8]
+OURS = "flux_trt/"
+PEERS = ("diffusers", "compile", "onnx-export", "openvino")
+PeerName = Literal["diffusers", "compile", "onnx-export", "openvino"]
+PROMPTS = (
+    "a red circle at the top left on a white background",
+    "a blue square in the center on a green background",
+    "a yellow triangle at the right on a gray background",
+    "a green cross at the bottom and a red diamond at the top on a white background",
+)
+"""Where none are given; flux-nano knows their words."""
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case: every painter gets the same one."""
+
+    bundle: str
+    checkpoint: str | None
+    """A diffusers folder or hub id; peers need it."""
+    device: Device
+    width: int
+    height: int
+    steps: int
+    guidance: float | None
+    batch: int
+    text_tokens: int
+    dtype: str
+    """Of the peers' weights on a GPU: what the bundle's denoiser has. On a CPU they have float32."""
+
+    def dumps(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Job:
+        """The inverse of `dumps`."""
+        return cls(**json.loads(text))
+
+
+def job(
+    bundle: Bundle,
+    size: tuple[int, int],
+    steps: int | None,
+    batch: int,
+    guidance: float | None,
+    device: Device,
+    checkpoint: str | None,
+) -> Job:
+    """A case, with the bundle's defaults filled in.
+
+    Raises:
+        RequestError: something that the bundle cannot do.
+    """
+    manifest = bundle.manifest
+    asked = Request.of(manifest, [""] * batch, size=size, steps=steps, guidance=guidance, batch=batch)
+    built_from = manifest.provenance.checkpoint
+    precision = manifest.stages["denoiser"].precision if "denoiser" in manifest.stages else "fp32"
+    return Job(
+        bundle=str(bundle.root),
+        checkpoint=checkpoint or (built_from if Path(built_from).is_dir() else None),
+        device=device,
+        width=asked.width,
+        height=asked.height,
+        steps=asked.steps,
+        guidance=asked.guidance,
+        batch=batch,
+        text_tokens=manifest.tokenizers["t5"].length,
+        dtype=DTYPES[precision],
+    )
+
+
+class Painter(Protocol):
+    """A model that is loaded and paints; it stands for a way to run the checkpoint."""
+
+    device: str
+    """Where it runs: "cpu" or "cuda"."""
+    convert_s: float
+    """Seconds of loading that went into converting the model."""
+    bytes_loaded: int
+    """Of the files with its weights and graphs."""
+
+    def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
+        """A batch of pictures, uint8 [N, H, W, 3], on the host."""
+
+    def close(self) -> None:
+        """Let the model go."""
+
+
+def make(name: str, job: Job) -> Painter:
+    """Load the painter of that name.
+
+    Raises:
+        FluxTrtError: it cannot run here.
+    """
+    if name.startswith(OURS):
+        from flux_trt.bench.ours import Ours
+
+        return Ours(name.removeprefix(OURS), job)
+    if name not in PEERS:
+        raise BenchError(f"no peer is called {name!r}; there are: {', '.join(PEERS)}")
+    try:
+        from flux_trt.bench import peers
+
+        return peers.make(cast(PeerName, name), job)
+    except ModuleNotFoundError as fault:
+        extra = "openvino" if fault.name == "openvino" else "export"
+        raise BenchError(
+            f"the peer {name} needs {fault.name}, which is not installed; install flux_trt[{extra}]"
+        ) from None
+
+
+def files_bytes(checkpoint: str) -> int:
+    """Bytes of a checkpoint folder's safetensors; 0 for a hub id."""
+    folders = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    return sum(
+        file.stat().st_size for name in folders for file in (Path(checkpoint) / name).glob("*.safetensors")
+    )
+
+
+def as_pictures(images: Any) -> Pictures:
+    """PIL images, or float arrays in 0..1, as uint8 [N, H, W, 3]."""
+    if isinstance(images, np.ndarray):
+        return cast(Pictures, (images * 255).round().astype(np.uint8))
+    return np.stack([np.asarray(image, np.uint8) for image in images])

@@ -1,0 +1,27 @@
+"""Other ways to run the same checkpoint: diffusers itself, and conversions of its modules."""
+
+from __future__ import annotations
+
+from flux_trt.bench.job import Job, Painter, PeerName
+
+
+def make(name: PeerName, job: Job) -> Painter:
+    """Load a peer; it brings torch and diffusers in.
+
+    Raises:
+        BenchError: it cannot run here.
+        ModuleNotFoundError: a package of it is not installed.
+    """
+    from flux_trt.bench.peers.eager import Diffusers, compiled
+
+    if name == "diffusers":
+        return Diffusers(job)
+    if name == "compile":
+        return compiled(job)
+    if name == "onnx-export":
+        from flux_trt.bench.peers.exported import convert
+
+        return Diffusers(job, convert)
+    from flux_trt.bench.peers.openvino import convert as convert_openvino
+
+    return Diffusers(job, convert_openvino)

@@ -1,0 +1,28 @@
+"""A plain `torch.onnx.export` of each module, run by onnxruntime: no graph of ours, no option of ours."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from flux_trt.bench.peers.swapped import Function
+
+
+def convert(module: nn.Module, example: Sequence[Tensor], name: str) -> Function:
+    """Export, and open a session on a CPU with onnxruntime's own defaults."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.onnx"
+        torch.onnx.export(module, tuple(example), path, dynamo=True, verbose=False)
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        values = [tensor.detach().numpy() for tensor in inputs]
+        return torch.from_numpy(session.run(None, dict(zip(names, values, strict=True)))[0])
+
+    return run

@@ -1,0 +1,97 @@
+"""`flux-bench roofline`: how near each stage comes to what the machine can do (Williams et al. 2009)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from flux_trt.bench import schema
+from flux_trt.bench.about import about
+from flux_trt.bench.ceilings import ceilings
+from flux_trt.bench.errors import BenchError
+from flux_trt.bench.flops import count
+from flux_trt.bench.job import Job
+from flux_trt.bench.ours import profile
+from flux_trt.bench.run import batch
+from flux_trt.bench.schema import Ceilings, Count, Series, StageRoof
+from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.manifest import Stage
+from flux_trt.runtime.pipeline import STAGES
+from flux_trt.runtime.request import Request
+
+PROMPT = "a picture"
+
+
+def measure(
+    bundle: Bundle, backend: str, device: str, job: Job, runs: int, warmup: int, rate: str | None = None
+) -> schema.Roofline:
+    """Count, measure the machine, and profile the stages in between.
+
+    Args:
+        bundle: whose stages.
+        backend: what runs them.
+        device: "cpu" or "cuda", where that runs.
+        job: size, steps and batch.
+        runs: pictures that are profiled.
+        warmup: pictures before that.
+        rate: the dtype whose matrix rate is the ceiling. None: that of each stage's precision.
+
+    Raises:
+        BenchError: no matrix rate of that dtype was measured here.
+    """
+    header = about(bundle)
+    request = Request.of(
+        bundle.manifest,
+        [PROMPT] * job.batch,
+        size=(job.width, job.height),
+        steps=job.steps,
+        guidance=job.guidance,
+        batch=job.batch,
+    )
+    counts = {name: count(bundle, name, request) for name in STAGES}
+    found = ceilings(device)
+    rounds = [batch([PROMPT], job.batch, index) for index in range(warmup + runs)]
+    times = cast(dict[str, list[float]], profile(backend, job, rounds, warmup)["stages"])
+    stages = [
+        roof(name, counts[name], found, rate or _dtype(bundle.stage(name)), Series.of(times[name]).p50)
+        for name in STAGES
+    ]
+    return schema.Roofline(
+        about=header,
+        backend=backend,
+        device=device,
+        width=job.width,
+        height=job.height,
+        steps=job.steps,
+        batch=job.batch,
+        ceilings=found,
+        stages=stages,
+    )
+
+
+def roof(name: str, counted: Count, found: Ceilings, dtype: str, time_ms: float | None) -> StageRoof:
+    """A stage under the ceilings.
+
+    Raises:
+        BenchError: no matrix rate of that dtype was measured.
+    """
+    if dtype not in found.matrix_gflops:
+        there = ", ".join(found.matrix_gflops)
+        raise BenchError(f"no matrix rate of {dtype} was measured here; give --rate, one of: {there}")
+    flops = counted.matrix_flops + counted.other_flops
+    compute = flops / found.matrix_gflops[dtype] / 1e6
+    memory = (counted.weight_bytes + counted.io_bytes) / found.copy_gbs / 1e6
+    return StageRoof(
+        name=name,
+        count=counted,
+        dtype=dtype,
+        time_ms=time_ms,
+        compute_ms=round(compute, 6),
+        memory_ms=round(memory, 6),
+        bound="compute" if compute >= memory else "memory",
+        fraction=round(max(compute, memory) / time_ms, 4) if time_ms else None,
+    )
+
+
+def _dtype(stage: Stage) -> str:
+    """Which matrix rate stands for a stage: fp8 is measured as its base, as no library here multiplies fp8."""
+    return stage.base or stage.precision
