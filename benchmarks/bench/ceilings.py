@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def _products(device: str, side: int) -> Iterator[tuple[str, str, Callable[[], o
     names = {"fp32": "float32", "bf16": "bfloat16"} | ({"fp16": "float16"} if device == "cuda" else {})
     for dtype, name in names.items():
         b = torch.randn(side, side, dtype=getattr(torch, name), device=device)
-        yield dtype, "torch", _finished(torch, device, lambda b=b: torch.mm(b, b))
+        yield dtype, "torch", _finished(torch, device, partial(torch.mm, b, b))
 
 
 def _onnxruntime(a: np.ndarray) -> Iterator[tuple[str, str, Callable[[], object]]]:

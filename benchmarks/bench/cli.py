@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flux_trt.runtime.cli import Commands as RunCommands
-from flux_trt.runtime.cli import Size
 
 if TYPE_CHECKING:
     from flux_trt.bench.job import Job
@@ -40,13 +39,19 @@ class Commands(RunCommands):
 
 
 class Sizes(click.ParamType):
-    """Sizes with commas between them."""
+    """Widths and heights in pixels, with commas between sizes."""
 
     name = "WxH,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Split "64x64,128x96"."""
-        return [Size().convert(part, param, ctx) for part in str(value).split(",")]
+        found = []
+        for part in str(value).lower().split(","):
+            width, cross, height = part.partition("x")
+            if not (cross and width.isdecimal() and height.isdecimal()):
+                self.fail(f"{part!r} is not WIDTHxHEIGHT, such as 1024x768", param, ctx)
+            found.append((int(width), int(height)))
+        return found
 
 
 class Sweeps(click.ParamType):
@@ -217,7 +222,7 @@ def compare(ctx: click.Context, a: Path, b: Path, bound: float, anyway: bool) ->
 @BUNDLE
 @BACKEND
 @DEVICE
-@click.option("--size", type=Size(), metavar="WxH", help="[default: the bundle's]")
+@click.option("--size", type=Sizes(), metavar="WxH", help="Width and height.  [default: the bundle's]")
 @STEPS
 @BATCH
 @click.option(
@@ -227,29 +232,36 @@ def compare(ctx: click.Context, a: Path, b: Path, bound: float, anyway: bool) ->
 @click.option(
     "--rate",
     type=click.Choice(RATES),
-    help="Whose matrix rate is the ceiling, where a backend computes in another type.  [default: the stage's]",
+    help="Whose matrix rate is the ceiling, for a backend with its own type.  [default: the stage's]",
 )
+@click.option("--allow-noise", is_flag=True, help="Report stages that beat the measured matrix rate.")
 @OUT
 def roofline(
     bundle: Path,
     backend: str,
     device: Device,
-    size: tuple[int, int] | None,
+    size: list[tuple[int, int]] | None,
     steps: int | None,
     batch: int,
     warmup: int,
     runs: int,
     rate: str | None,
+    allow_noise: bool,
     out: Path,
 ) -> None:
-    """Count each stage's FLOPs and bytes, measure what the machine can do, and compare with the stage's time."""
+    """Count each stage's FLOPs and bytes, and compare its time with what the machine can do."""
     from flux_trt.bench import roofline as measured
     from flux_trt.runtime.backend import connect
 
     opened = _open(bundle)
-    job = _job(opened, size or _default_size(opened), steps, batch, None, device, None)
+    if size is not None and len(size) != 1:
+        raise click.BadParameter("give one size", param_hint="--size")
+    job = _job(opened, size[0] if size else _default_size(opened), steps, batch, None, device, None)
     where = connect(backend, device, opened, check=False).device
-    _report(out, "roofline.json", measured.measure(opened, backend, where, job, runs, warmup, rate))
+    found = measured.measure(
+        opened, backend, where, job, runs=runs, warmup=warmup, rate=rate, allow_noise=allow_noise
+    )
+    _report(out, "roofline.json", found)
 
 
 @main.command(short_help="Cost against tokens, batch, text and steps.")

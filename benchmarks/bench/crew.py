@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import subprocess
 import sys
@@ -73,10 +74,8 @@ class Worker:
             return
         assert self._child.stdin
         assert self._child.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._child.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self._child.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -96,17 +95,18 @@ class Worker:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._child.stdin
         assert self._child.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died; what it said tells why
             self._child.stdin.write(json.dumps(request) + "\n")
             self._child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died; what it said tells why
         line = self._child.stdout.readline()
         if not line:
+            code = self._child.wait()
             self._said.seek(0)
-            said = self._said.read().decode(errors="replace").strip().splitlines()
-            why = said[-1][:300] if said else f"exit code {self._child.wait()}"
-            raise BenchError(f"{self.name} died while it should {request['do']} ({why}); leave it out")
+            said = self._said.read().decode(errors="replace").strip().splitlines() or [""]
+            raise BenchError(
+                f"{self.name} died while it should {request['do']} (exit code {code}: {said[-1][:300]}); "
+                f"leave it out"
+            )
         answer: dict[str, Any] = json.loads(line)
         if "fault" in answer:
             raise BenchError(answer["fault"])

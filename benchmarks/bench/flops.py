@@ -1,7 +1,7 @@
 """The FLOPs and bytes of a stage, counted from its ONNX graph.
 
-A multiply-add is two FLOPs. Products, convolutions and attention are counted exactly; of the rest, one FLOP for
-each element made, more for norms, softmax and rotation, none for what only moves data.
+A multiply-add is two FLOPs. Products, convolutions and attention are counted exactly; of the rest, one FLOP
+for each element made, more for norms, softmax and rotation, none for what only moves data.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from flux_trt.runtime.manifest import StageName
 from flux_trt.runtime.memory import shape, sizes
 from flux_trt.runtime.request import Request
 
-MOVES = set(
-    "Cast CastLike Concat Constant ConstantOfShape Expand Flatten Gather GatherND Identity Pad Range Reshape "
-    "Resize Shape Size Slice Split Squeeze Tile Transpose Unsqueeze".split()
-)
-VIEWS = set("Constant Flatten Identity Reshape Shape Size Squeeze Unsqueeze".split())
+VIEWS = {"Constant", "Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze"}
+MOVES = VIEWS | {"Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Gather", "GatherND", "Pad"}
+MOVES |= {"Range", "Resize", "Slice", "Split", "Tile", "Transpose"}
 PER_ELEMENT = {
     "LayerNormalization": 5,
     "GroupNormalization": 5,

@@ -37,7 +37,7 @@ def command(words: list[str]) -> str:
 
 
 def gpu() -> dict[str, Any]:
-    """The first GPU's name, driver and power limit in watts, as nvidia-smi tells; None where there is none."""
+    """The first GPU's name, driver and power limit in watts, as nvidia-smi tells; None without one."""
     ask = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=30).stdout

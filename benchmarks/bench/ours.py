@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from flux_trt.bench.job import Job, Pictures, as_pictures
 from flux_trt.bench.watch import Watched, clock
@@ -50,7 +51,7 @@ def generate(pipeline: Pipeline, job: Job, prompts: Sequence[str], seeds: Sequen
 
 def profile(
     backend: str, job: Job, rounds: Sequence[tuple[Sequence[str], Sequence[int]]], warmup: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Where the time goes: every graph run is marked, so this is not the pass that times pictures.
 
     On a GPU the loop is launched step by step here, not as one recorded graph.

@@ -39,7 +39,7 @@ def write_all(folder: Path) -> None:
     for name, kind in KINDS.items():
         path = folder / f"{name}.json"
         if path.is_file():
-            found.append(load(path, kind))
+            found.append(load(path, kind))  # type: ignore[type-var]
     if not found:
         names = ", ".join(f"{name}.json" for name in KINDS)
         raise BenchError(f"{folder} has no results ({names}); measure with flux-bench run first")

@@ -12,17 +12,18 @@ from flux_trt.bench.schema import Case, Roofline, Scaling, Series
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from cycler import cycler
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 COLOURS = ("#0b6e99", "#e07a1f", "#4a8f3c", "#a23b72", "#6c5ce7", "#7f7f7f", "#b8860b")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
     "svg.hashsalt": "flux-bench",
-    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
 }
 Plot = Callable[[Any], None]
 
@@ -91,9 +92,7 @@ def breakdown(case: Case) -> str | None:
         axes.set_yticks(range(len(profiled)), [each.name for each in reversed(profiled)])
         axes.set_xlabel("ms per batch (medians of the profiled runs)")
         axes.grid(axis="y", visible=False)
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.28 - 0.25 / len(profiled)), ncol=6, frameon=False
-        )
+        axes.figure.legend(loc="outside lower center", ncols=6, frameon=False)
 
     return svg(7.2, 1.7 + 0.42 * len(profiled), draw)
 
@@ -107,7 +106,8 @@ def steps(case: Case) -> str | None:
     def draw(axes: Any) -> None:
         everything = [value for each in series.values() for value in each.samples]
         low, high = min(everything), max(everything)
-        edges = [low + (high - low) * k / 40 for k in range(41)] if high > low else 10
+        count = min(max(len(everything) // 4, 8), 40)
+        edges = [low + (high - low) * k / count for k in range(count + 1)] if high > low else count
         for index, (name, each) in enumerate(series.items()):
             colour = COLOURS[index % len(COLOURS)]
             axes.hist(each.samples, bins=edges, alpha=0.55, color=colour, label=name)
@@ -115,6 +115,7 @@ def steps(case: Case) -> str | None:
                 axes.axvline(value, color=colour, linestyle=style, linewidth=1.2)
         axes.set_xlabel("ms per denoiser step; lines: p50 solid, p90 dashed, p99 dotted")
         axes.set_ylabel("steps")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
 
     return svg(7.2, 2.8, draw)
@@ -144,7 +145,8 @@ def quality(case: Case) -> str | None:
                 ha="right" if right else "left",
             )
         axes.set_xlim(0, max(point[1] for point in points) * 1.1)
-        axes.margins(y=0.35)
+        values = [point[2] for point in points]
+        axes.set_ylim(min(values) - 5, max(values) + 5)  # points, or dB
         axes.set_xlabel("ms per batch, median")
         axes.set_ylabel("pictures all right, %" if by_score else "PSNR to diffusers, dB")
 
@@ -173,8 +175,9 @@ def roofline(found: Roofline) -> str:
                 xytext=(0, 4),
                 textcoords="offset points",
             )
+        middle = (low * best / copy) ** 0.5
         axes.annotate(
-            f"{copy:.1f} GB/s", (low * 1.15, low * copy * 1.15), xytext=(0, 8), textcoords="offset points"
+            f"{copy:.1f} GB/s", (middle, middle * copy), xytext=(6, -10), textcoords="offset points"
         )
         for index, each in enumerate(found.stages):
             if each.time_ms:
@@ -183,6 +186,8 @@ def roofline(found: Roofline) -> str:
                 axes.plot(dense[each.name], reached, "o", color=colour, markersize=7, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        _plain(axes.xaxis)
+        _plain(axes.yaxis)
         axes.set_xlabel("FLOP per byte (weights, inputs and outputs once)")
         axes.set_ylabel("GFLOP/s")
         axes.legend(loc="lower right", title="achieved of the ceiling", frameon=False)
@@ -204,9 +209,8 @@ def curves(found: Scaling) -> Iterator[tuple[str, str]]:
             if 0 not in x:
                 axes.set_xscale("log", base=2)
                 axes.set_yscale("log")
-                for axis in (axes.xaxis, axes.yaxis):
-                    axis.set_major_formatter(ScalarFormatter())
-                    axis.set_minor_formatter(NullFormatter())
+                _plain(axes.yaxis)
+                axes.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axes.set_ylim(0)
             axes.set_xticks(x, [str(value) for value in x])
@@ -215,3 +219,10 @@ def curves(found: Scaling) -> Iterator[tuple[str, str]]:
             axes.set_title(text, fontsize=9, loc="left")
 
         yield curve.over, svg(3.5, 2.7, draw)
+
+
+def _plain(axis: Any) -> None:
+    """1, 2, 5, 10 ... as plain numbers on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())

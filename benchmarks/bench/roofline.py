@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from flux_trt.bench import schema
 from flux_trt.bench.about import about
 from flux_trt.bench.ceilings import ceilings
-from flux_trt.bench.errors import BenchError
+from flux_trt.bench.errors import BenchError, NoiseError
 from flux_trt.bench.flops import count
 from flux_trt.bench.job import Job
 from flux_trt.bench.ours import profile
@@ -19,10 +20,19 @@ from flux_trt.runtime.pipeline import STAGES
 from flux_trt.runtime.request import Request
 
 PROMPT = "a picture"
+PASSABLE = 1.05  # of a ceiling; both sides are measured
 
 
 def measure(
-    bundle: Bundle, backend: str, device: str, job: Job, runs: int, warmup: int, rate: str | None = None
+    bundle: Bundle,
+    backend: str,
+    device: str,
+    job: Job,
+    *,
+    runs: int,
+    warmup: int,
+    rate: str | None = None,
+    allow_noise: bool = False,
 ) -> schema.Roofline:
     """Count, measure the machine, and profile the stages in between.
 
@@ -34,8 +44,10 @@ def measure(
         runs: pictures that are profiled.
         warmup: pictures before that.
         rate: the dtype whose matrix rate is the ceiling. None: that of each stage's precision.
+        allow_noise: report stages that are faster than the machine is said to be.
 
     Raises:
+        NoiseError: such a stage, where that is not allowed.
         BenchError: no matrix rate of that dtype was measured here.
     """
     header = about(bundle)
@@ -55,6 +67,7 @@ def measure(
         roof(name, counts[name], found, rate or _dtype(bundle.stage(name)), Series.of(times[name]).p50)
         for name in STAGES
     ]
+    noisy = _expect_below(stages, allow_noise)
     return schema.Roofline(
         about=header,
         backend=backend,
@@ -64,6 +77,7 @@ def measure(
         steps=job.steps,
         batch=job.batch,
         ceilings=found,
+        noisy=noisy,
         stages=stages,
     )
 
@@ -92,6 +106,25 @@ def roof(name: str, counted: Count, found: Ceilings, dtype: str, time_ms: float 
     )
 
 
+def _expect_below(stages: Sequence[StageRoof], allowed: bool) -> bool:
+    """Whether a stage was faster than its matrix rate, where that is allowed; a cache explains no such thing.
+
+    Raises:
+        NoiseError: one was, and it is not.
+    """
+    for each in stages:
+        above = bool(each.time_ms) and each.compute_ms > PASSABLE * (each.time_ms or 0)
+        if above and not allowed:
+            raise NoiseError(
+                f"the stage {each.name} ran faster than the measured {each.dtype} matrix rate: the machine "
+                f"was busy, or the backend computes in another type; quieten the machine, give --rate, or "
+                f"report it as noisy with --allow-noise"
+            )
+        if above:
+            return True
+    return False
+
+
 def _dtype(stage: Stage) -> str:
-    """Which matrix rate stands for a stage: fp8 is measured as its base, as no library here multiplies fp8."""
+    """Whose matrix rate stands for a stage: of fp8, its base's, as no library here multiplies fp8."""
     return stage.base or stage.precision

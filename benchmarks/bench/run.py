@@ -122,7 +122,7 @@ def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> sche
             records[name].starts.append(_start(name, job, rounds[0]))
         progress("start", index + 1, plan.starts)
     baseline = plan.baseline or (REFERENCE if REFERENCE in records else plan.painters[0])
-    prompts = [said for said, _ in (*rounds, *extra)]
+    said = [prompts for prompts, _ in (*rounds, *extra)]
     reference = (REFERENCE, judged[REFERENCE]) if REFERENCE in judged else None
     painters = [
         _painter(
@@ -130,7 +130,7 @@ def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> sche
             record,
             job.batch,
             None if name == baseline else (baseline, records[baseline]),
-            judge(judged[name], prompts, reference if name != REFERENCE else None, check),
+            judge(judged[name], said, reference if name != REFERENCE else None, check),
         )
         for name, record in records.items()
     ]

@@ -15,7 +15,7 @@ from flux_trt.bench import schema
 from flux_trt.bench.about import about
 from flux_trt.bench.schema import Curve, Point, Series
 from flux_trt.bench.watch import clock
-from flux_trt.runtime.backend import Backend, Graph
+from flux_trt.runtime.backend import Backend, Buffer, Graph
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.errors import BackendError
 from flux_trt.runtime.manifest import StageName
@@ -58,7 +58,7 @@ class Lab:
         for graph in self.graphs.values():
             graph.close()
 
-    def inputs(self, name: StageName, sizes: dict[str, int]) -> dict[str, object]:
+    def inputs(self, name: StageName, sizes: dict[str, int]) -> dict[str, Buffer]:
         """Random inputs of a stage, uploaded."""
         rng = np.random.default_rng(0)
         found = {}
@@ -105,7 +105,7 @@ def _curve(lab: Lab, over: str) -> Curve:
     for x in SWEEPS[over]:
         sizes = _sizes(BASE | {over: x})
         left = deadline - time.monotonic()
-        if stopped := _cannot(lab, sizes, x, points, left):
+        if stopped := _cannot(lab, over, sizes, x, points, left):
             break
         try:
             points.append(_point(lab, over, x, sizes))
@@ -127,11 +127,13 @@ def _sizes(at: dict[str, int]) -> dict[str, int]:
     return {**known, "tokens": tokens, "sequence": tokens + at["text"]}
 
 
-def _cannot(lab: Lab, sizes: dict[str, int], x: int, points: list[Point], left: float) -> str | None:
+def _cannot(
+    lab: Lab, over: str, sizes: dict[str, int], x: int, points: list[Point], left: float
+) -> str | None:
     """Why the next point is left out: no time for it, or no memory."""
     if points:
         last = points[-1]
-        growth = (x / last.x) ** 2 if last.x else 4.0
+        growth = _work(sizes) / _work(_sizes(BASE | {over: last.x}))
         needs = last.ms / 1e3 * growth * 2  # a run that is not counted, and one that is
         if needs > left:
             return f"the next point, {x}, would take about {needs:.0f} s of the {max(left, 0):.0f} s left"
@@ -140,6 +142,11 @@ def _cannot(lab: Lab, sizes: dict[str, int], x: int, points: list[Point], left: 
     if need > MEMORY_SHARE * free:
         return f"at {x} an attention's scores would take {need / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
     return None
+
+
+def _work(sizes: dict[str, int]) -> int:
+    """What a point costs at most, but for a factor: attention is quadratic."""
+    return sizes["batch"] * sizes["steps"] * sizes["sequence"] ** 2
 
 
 def attention_bytes(bundle: Bundle, sizes: dict[str, int]) -> int:
@@ -152,7 +159,7 @@ def attention_bytes(bundle: Bundle, sizes: dict[str, int]) -> int:
 
 def _point(lab: Lab, over: str, x: int, sizes: dict[str, int]) -> Point:
     work = _loop(lab, sizes) if over == "steps" else _step(lab, sizes)
-    times = lab.backend and clock(lab.backend)
+    times = clock(lab.backend)
     work()
     found: list[float] = []
     began = time.monotonic()
@@ -169,7 +176,7 @@ def _step(lab: Lab, sizes: dict[str, int]) -> Callable[[], object]:
     graph, inputs = lab.graph("denoiser"), lab.inputs("denoiser", sizes)
     rows = shape(lab.bundle.stage("denoiser").outputs[0], sizes)
     into = {"next_latents": lab.backend.upload(np.zeros(rows, np.float32))}
-    return lambda: graph.run(inputs, into)  # type: ignore[arg-type]
+    return lambda: graph.run(inputs, into)
 
 
 def _loop(lab: Lab, sizes: dict[str, int]) -> Callable[[], object]:
@@ -178,7 +185,7 @@ def _loop(lab: Lab, sizes: dict[str, int]) -> Callable[[], object]:
     step = _step(lab, sizes)
 
     def run() -> None:
-        conditioner.run(inputs)  # type: ignore[arg-type]
+        conditioner.run(inputs)
         for _ in range(sizes["steps"]):
             step()
 

@@ -184,9 +184,7 @@ class StageRoof(Record):
     compute_ms: float = Field(description="all FLOPs at the matrix rate")
     memory_ms: float = Field(description="weights, inputs and outputs once at the copy bandwidth")
     bound: Literal["compute", "memory"]
-    fraction: float | None = Field(
-        description="of the nearer ceiling: the larger of the two times over time_ms"
-    )
+    fraction: float | None = Field(description="of the nearer ceiling: the larger of the two, over time_ms")
 
 
 class Roofline(Record):
@@ -202,6 +200,7 @@ class Roofline(Record):
     steps: int
     batch: int
     ceilings: Ceilings
+    noisy: bool = Field(description="a stage beat its matrix rate and --allow-noise was given")
     stages: list[StageRoof]
 
 
@@ -269,5 +268,5 @@ def load(path: Path, kind: type[R]) -> R:
         first = fault.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BenchError(
-            f"{path} is not a {kind.__name__.lower()} of flux-bench: {where}: {first['msg']}; measure it again"
+            f"{path} is no {kind.__name__.lower()} of flux-bench ({where}: {first['msg']}); measure it again"
         ) from None

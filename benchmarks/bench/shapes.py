@@ -1,13 +1,15 @@
 """The shape of every value of an ONNX graph, once the graph's inputs have numbers for dims.
 
 onnx infers shapes node by node; what it lacks are the values of the small integer tensors that shapes are
-computed from (Shape, Slice, Concat, ... into Reshape). Those are computed here with onnx's reference evaluator.
+computed from (Shape, Slice, Concat, ... into Reshape). Those are computed here, with onnx's reference
+evaluator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ from onnx.shape_inference import infer_node_outputs
 from flux_trt.bench.errors import BenchError
 
 SMALL = 1024  # elements; larger values are no shapes
+UNINFERRED = {"GroupNormalization"}  # onnx has no inference for it; its output is like its first input
+INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 Array = npt.NDArray[np.generic]
 
 
@@ -79,9 +83,13 @@ class Shapes:
             opset_imports=self._opset,
             ir_version=self._ir,
         )
+        if node.op_type == "Reshape" and node.input[1] in self._known:
+            found[node.output[0]] = self._reshaped(node)  # onnx leaves -1 open where allowzero is 1
+        elif node.op_type in UNINFERRED:
+            found[node.output[0]] = self.types[node.input[0]]
         for name in filter(None, node.output):
             kind = found.get(name)
-            if kind is None or any(dim.dim_value <= 0 for dim in kind.tensor_type.shape.dim):
+            if kind is None or not _whole(kind):
                 raise BenchError(
                     f"{self._path.name}: the shape of {name} ({node.op_type}) cannot be told; "
                     f"its FLOPs cannot be counted"
@@ -89,22 +97,35 @@ class Shapes:
         self.types |= found
         self._evaluate(node, given)
 
+    def _reshaped(self, node: onnx.NodeProto) -> TypeProto:
+        """-1 is what is left; a 0 is the input's dim (unless allowzero, which a graph with a 0 has not)."""
+        given = self.dims(node.input[0])
+        wanted = [int(dim) for dim in numpy_helper.to_array(self._known[node.input[1]])]
+        dims = [given[index] if dim == 0 else dim for index, dim in enumerate(wanted)]
+        rest = self.elements(node.input[0]) // abs(int(np.prod(dims, dtype=np.int64)))
+        kind = self.types[node.input[0]].tensor_type.elem_type
+        return helper.make_tensor_type_proto(kind, [rest if dim == -1 else dim for dim in dims])
+
     def _evaluate(self, node: onnx.NodeProto, given: list[str]) -> None:
         """The values of a node that computes a shape from known ones."""
-        sizes = [self.elements(name) for name in node.output if name]
-        if not sizes or max(sizes) > SMALL:
+        made = [name for name in node.output if name]
+        kinds = {self.types[name].tensor_type.elem_type for name in made}
+        if max(map(self.elements, made)) > SMALL or not (kinds <= INTEGERS or node.op_type == "Constant"):
             return
         if node.op_type == "Shape":
-            start, end = (
-                next((a.i for a in node.attribute if a.name == key), None) for key in ("start", "end")
-            )
-            values: list[Array] = [np.array(self.dims(given[0])[start:end], np.int64)]
+            cut = {each.name: each.i for each in node.attribute}
+            dims = self.dims(given[0])[cut.get("start") : cut.get("end")]
+            values: list[Array] = [np.array(dims, np.int64)]
         elif all(name in self._known for name in given):
             feed = {name: numpy_helper.to_array(self._known[name]) for name in given}
-            values = list(
-                ReferenceEvaluator(node, opsets={o.domain: o.version for o in self._opset}).run(None, feed)
-            )
+            opsets = {each.domain: each.version for each in self._opset}
+            values = cast(list[Array], ReferenceEvaluator(node, opsets=opsets).run(None, feed))
         else:
             return
         for name, value in zip(node.output, values, strict=False):
             self._known[name] = numpy_helper.from_array(np.asarray(value), name)
+
+
+def _whole(kind: TypeProto) -> bool:
+    tensor = kind.tensor_type
+    return tensor.HasField("shape") and all(dim.dim_value > 0 for dim in tensor.shape.dim)

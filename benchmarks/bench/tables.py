@@ -8,6 +8,11 @@ from flux_trt.bench.compare import Verdict
 from flux_trt.bench.schema import About, Case, Painter, Result, Roofline, Run, Scaling, Series
 
 NONE = "-"
+PAINTER = ["painter", "p50 ms", "p90 ms", "p99 ms", "min ms", "mean ms", "spread", "pictures/s"]
+PAINTER += ["times as fast", "PSNR dB", "score"]
+START = ["start", "cold s", "of it load s", "of it convert s", "warm s", "peak RSS MB", "GPU MB", "MB loaded"]
+ROOF = ["stage", "GFLOP", "MB at least", "MB unfused", "compute ms", "memory ms", "time ms", "ceiling"]
+ROOF += ["achieved"]
 
 
 def markdown(found: Result) -> str:
@@ -66,15 +71,13 @@ def _run(found: Run) -> Iterator[str]:
     for case in found.cases:
         yield f"### {title(case)}\n"
         yield table(
-            ["painter", "p50 ms", "p90 ms", "p99 ms", "min ms", "mean ms", "spread", "pictures/s"]
-            + ["times as fast", "PSNR dB", "score"],
+            PAINTER,
             [_painter(each) for each in case.painters],
         )
         yield ""
         if started := [each for each in case.painters if each.start]:
             yield table(
-                ["start", "cold s", "of it load s", "of it convert s", "warm s", "peak RSS MB", "GPU MB"]
-                + ["MB loaded"],
+                START,
                 [_start(each) for each in started],
             )
             yield ""
@@ -140,7 +143,10 @@ def _roofline(found: Roofline) -> Iterator[str]:
         f"{dtype} {rate:.0f} GFLOP/s ({found.ceilings.measured_with[dtype]})"
         for dtype, rate in found.ceilings.matrix_gflops.items()
     )
-    yield f"### Roofline: {found.backend} on {found.device}, {found.width}x{found.height}, batch {found.batch}\n"
+    size = f"{found.width}x{found.height}, batch {found.batch}"
+    if found.noisy:
+        yield "**Noisy**: a stage beat the measured matrix rate; these are no figures to quote.\n"
+    yield f"### Roofline: {found.backend} on {found.device}, {size}\n"
     yield f"Measured ceilings: {rates}; copy {found.ceilings.copy_gbs:.1f} GB/s.\n"
     rows = []
     for each in found.stages:
@@ -160,8 +166,7 @@ def _roofline(found: Roofline) -> Iterator[str]:
             ]
         )
     yield table(
-        ["stage", "GFLOP", "MB at least", "MB unfused", "compute ms", "memory ms", "time ms", "ceiling"]
-        + ["achieved"],
+        ROOF,
         rows,
     )
 

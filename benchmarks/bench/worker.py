@@ -15,9 +15,13 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flux_trt.bench.errors import BenchError
 from flux_trt.runtime.errors import FluxTrtError
+
+if TYPE_CHECKING:
+    from flux_trt.bench.job import Painter
 
 
 def peak_rss_mb() -> float:
@@ -42,14 +46,13 @@ class Hands:
         from flux_trt.bench.job import Job
 
         self._name, self._job = name, Job.loads(job)
+        self._painter: Painter | None = None
 
     def load(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Load the painter, or load it again."""
         from flux_trt.bench.job import make
 
-        if hasattr(self, "_painter"):
-            self._painter.close()
-            del self._painter
+        self._close()
         start = time.perf_counter()
         self._painter = make(self._name, self._job)
         return {
@@ -61,6 +64,8 @@ class Hands:
 
     def paint(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Paint a batch; only that is timed."""
+        if self._painter is None:
+            raise BenchError("nothing is loaded to paint with; load first")
         start = time.perf_counter_ns()
         pictures = self._painter.paint(asked["prompts"], asked["seeds"])
         end = time.perf_counter_ns()
@@ -78,11 +83,13 @@ class Hands:
         from flux_trt.bench.job import OURS
         from flux_trt.bench.ours import profile
 
-        self._painter.close()
-        del self._painter
-        return dict(
-            profile(self._name.removeprefix(OURS), self._job, asked["rounds"], asked["warmup"]).items()
-        )
+        self._close()
+        return profile(self._name.removeprefix(OURS), self._job, asked["rounds"], asked["warmup"])
+
+    def _close(self) -> None:
+        if self._painter is not None:
+            self._painter.close()
+            self._painter = None
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,13 +72,14 @@ class Transformer(nn.Module):
 class Decoder(nn.Module):
     """The VAE's decoder."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, latents: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, 3, H, W]."""
-        return self.inner.decode(latents, return_dict=False)[0]
+        decoded: tuple[Tensor] = self.inner.decode(latents, return_dict=False)
+        return decoded[0]
 
 
 @dataclass
@@ -88,7 +89,7 @@ class StandIn:
     config: Any
     dtype: torch.dtype
     call: Callable[..., Any]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the network."""
@@ -130,10 +131,9 @@ def swap(pipe: Any, job: Job, convert: Convert) -> None:
         names += ["txt_ids", "guidance"] if guided else ["txt_ids"]
         return (run_transformer(*(given[name].float() for name in names)),)
 
-    pooled_output = SimpleNamespace
     stand_ins = {
         "text_encoder": StandIn(
-            clip.config, torch.float32, lambda ids, **_: pooled_output(pooler_output=run_clip(ids))
+            clip.config, torch.float32, lambda ids, **_: SimpleNamespace(pooler_output=run_clip(ids))
         ),
         "text_encoder_2": StandIn(t5.config, torch.float32, lambda ids, **_: (run_t5(ids),)),
         "transformer": StandIn(transformer.config, torch.float32, call),
