@@ -37,6 +37,15 @@ def test_tables_equal_diffusers(embed, axes, theta):
         np.testing.assert_allclose(np.repeat(mine, 2, axis=1), theirs.numpy(), rtol=0, atol=1e-7)
 
 
+def test_tables_of_a_4096_picture_with_three_references_equal_diffusers():
+    positions = latents.positions(512, [(256, 256), (64, 64), (32, 96), (96, 32)])
+    assert positions.max(axis=0).tolist() == [3, 255, 255]
+    found = rope_tables(positions, (16, 56, 56), 10000)
+    expected = FluxPosEmbed(10000, [16, 56, 56])(torch.from_numpy(positions))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert abs(mine - theirs.numpy()[:, ::2]).max() <= 1e-7
+
+
 def test_flux2_text_and_references_have_positions_of_their_own():
     """FLUX.2's text tokens count on the last axis, its reference pictures on the first."""
     text = [(0, 0, 0, word) for word in range(5)]
