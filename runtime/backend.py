@@ -7,6 +7,7 @@ graph and a glue graph (true CFG's combination) are loaded and run in the same w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from flux_trt.runtime.memory import MemoryMode
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+OPENVINO_FIRST = False
+"""Whether `best_cpu_backend` prefers OpenVINO for fp32 and fp16 too; benchmarks/results/cpu.json decides."""
 Device = Literal["auto", "cpu", "cuda"]
 Port = tuple[str | None, list[int | str | None]]
 """An input or output as a library tells of it: NumPy's name of its type, and its dims."""
@@ -142,6 +145,19 @@ def connect(
             )
         return TensorRT(bundle, cast(FlavourName, name), memory, check)
     raise BackendError(f"no backend is called {name!r}; there are: {', '.join(BACKENDS)}")
+
+
+def best_cpu_backend(bundle: Bundle) -> str:
+    """The backend for a bundle on a CPU, among those that are installed.
+
+    OpenVINO runs bf16, which onnxruntime has no CPU kernels for; with fp8 it is the other way round.
+    """
+    stages = bundle.manifest.stages.values()
+    precisions = {precision for stage in stages for precision in (stage.precision, stage.base)}
+    if "fp8" in precisions or find_spec("openvino") is None:
+        return "onnxruntime"
+    wanted = OPENVINO_FIRST or "bf16" in precisions or find_spec("onnxruntime") is None
+    return "openvino" if wanted else "onnxruntime"
 
 
 def file_bytes(path: Path, stage: Stage) -> int:

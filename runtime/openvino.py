@@ -33,8 +33,10 @@ except ImportError:
 _HINTS: dict[Precision, tuple[str, str]] = {
     "fp32": ("f32", "FP32"),
     "bf16": ("bf16", "BF16"),
-    "fp16": ("f16", "FP16"),
+    # In f16, what the graph keeps in float32 for a reason, such as the embedded time, would be f16 too.
+    "fp16": ("f32", "FP32"),
 }
+"""What OpenVINO is to compute in, and what it calls that among a CPU's abilities."""
 _NUMPY = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 
 
@@ -135,17 +137,19 @@ class OpenVino:
     device = "cpu"
     gpu = None
 
-    def __init__(self, device: backend.Device = "auto") -> None:
+    def __init__(self, device: backend.Device = "auto", settings: Mapping[str, Any] | None = None) -> None:
         """Start OpenVINO.
 
         Args:
             device: "auto" or "cpu".
+            settings: OpenVINO's own, which take the place of ours, such as `INFERENCE_NUM_THREADS`.
 
         Raises:
             BackendError: "cuda".
         """
         if device == "cuda":
             raise BackendError("openvino runs on the CPU; use --device cpu, or --backend onnxruntime")
+        self._settings = dict(settings or {})
         self._core = ov.Core()
         self._core.add_extension(ConversionExtension("QKNormRope", "flux", qk_norm_rope))
         self._able = set(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -164,20 +168,24 @@ class OpenVino:
 
     def load(self, path: Path, name: str, stage: Stage) -> OpenVinoGraph:
         """Read and compile a graph; OpenVINO maps the weights from the files beside it."""
+        return OpenVinoGraph(self.compile(path, name, stage).create_infer_request(), name, stage)
+
+    def compile(self, path: Path, name: str, stage: Stage) -> ov.CompiledModel:
+        """The graph as OpenVINO's own object; errors are those of `load`."""
         self.refuse(name, stage)
         hint, capability = _HINTS[stage.precision]
         settings = {
             "INFERENCE_PRECISION_HINT": hint if capability in self._able else "f32",
             "PERFORMANCE_HINT": "LATENCY",
+            **self._settings,
         }
         try:
             model = self._core.read_model(path)
             backend.agree(path, "input", stage.inputs, _found(model.inputs))
             backend.agree(path, "output", stage.outputs, _found(model.outputs))
-            request = self._core.compile_model(model, "CPU", settings).create_infer_request()
+            return self._core.compile_model(model, "CPU", settings)
         except RuntimeError as fault:
             raise _fault(f"openvino cannot load {path}", fault) from fault
-        return OpenVinoGraph(request, name, stage)
 
     def upload(self, array: npt.NDArray[Any]) -> HostBuffer:
         """The array where it is."""

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_bundle
 
-from flux_trt.runtime import manifest
-from flux_trt.runtime.backend import connect
+from flux_trt.runtime import backend, manifest
+from flux_trt.runtime.backend import best_cpu_backend, connect
+from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.errors import BackendError, BundleError
 
 
@@ -193,3 +196,25 @@ def test_weight_bytes(cpu, tiny, stages):
     assert cpu.weight_bytes(files[0], "denoiser", stages["denoiser"]) == sum(
         file.stat().st_size for file in files
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "installed", "first", "best"),
+    [
+        ("fp32", {"onnxruntime"}, True, "onnxruntime"),
+        ("fp32", {"onnxruntime", "openvino"}, True, "openvino"),
+        ("fp32", {"onnxruntime", "openvino"}, False, "onnxruntime"),
+        ("fp32", {"openvino"}, False, "openvino"),
+        ("bf16", {"onnxruntime", "openvino"}, False, "openvino"),
+        ("bf16", {"onnxruntime"}, False, "onnxruntime"),
+        ("fp8", {"onnxruntime", "openvino"}, True, "onnxruntime"),
+    ],
+)
+def test_the_best_backend_on_a_cpu(tiny, monkeypatch, precision, installed, first, best):
+    found = Bundle.open(tiny, check=False)
+    stages = {**found.manifest.stages}
+    stages["denoiser"] = stages["denoiser"].model_copy(update={"precision": precision})
+    found = replace(found, manifest=found.manifest.model_copy(update={"stages": stages}))
+    monkeypatch.setattr(backend, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(backend, "OPENVINO_FIRST", first)
+    assert best_cpu_backend(found) == best

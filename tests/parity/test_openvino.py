@@ -1,0 +1,104 @@
+"""OpenVINO against onnxruntime on the same bundle, and bf16, which onnxruntime has no CPU kernels for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from likeness import psnr
+
+from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.eager import Eager
+from flux_trt.exporter.reference import case
+from flux_trt.exporter.verify import TOLERANCE, relative_error
+from flux_trt.runtime.backend import Backend, connect
+from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.errors import BackendError
+from flux_trt.runtime.manifest import STAGES
+from flux_trt.runtime.pipeline import Pipeline
+
+Get = Callable[..., Path]
+PROMPTS = (
+    "a red circle at the top left on a white background",
+    "a blue square in the center on a green background",
+)
+
+
+def outputs(backend: Backend, root: Path, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    record = Bundle.open(root, check=False).manifest.graph(name)
+    graph = backend.load(root / record.graph, name, record)
+    found = {key: buffer.numpy().copy() for key, buffer in graph.run(inputs).items()}
+    graph.close()
+    return found
+
+
+def paint(root: Path, backend: Backend) -> np.ndarray:
+    with Pipeline(Bundle.open(root), backend) as pipeline:
+        images = pipeline.generate(PROMPTS, steps=12, guidance=1.0, seed=3, batch=2)
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.fixture(scope="module")
+def exact(bundle: Get) -> np.ndarray:
+    return paint(bundle("flux-nano"), connect("onnxruntime", "cpu"))
+
+
+@pytest.mark.parametrize("name", ["flux-nano", "dev-like"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_fp32_stages_are_onnxruntimes(checkpoint: Get, bundle: Get, name: str, stage: str) -> None:
+    given = case(stage, open_checkpoint(str(checkpoint(name)))).inputs
+    inputs = {key: value.numpy() for key, value in given.items()}
+    theirs, ours = (
+        outputs(connect(b, "cpu"), bundle(name), stage, inputs) for b in ("onnxruntime", "openvino")
+    )
+    assert set(ours) == set(theirs)
+    for key, expected in theirs.items():
+        assert ours[key].dtype == expected.dtype
+        limit = 1 / 255 if key == "image" else 1e-4
+        assert relative_error(ours[key], expected) <= limit, key
+
+
+def test_glue(bundle: Get) -> None:
+    root, rng = bundle("flux-nano"), np.random.default_rng(0)
+    record = Bundle.open(root, check=False).manifest.glue["cfg"]
+    known = {"batch": 2, "tokens": 5}
+    inputs = {
+        each.name: rng.standard_normal([known.get(dim, dim) for dim in each.dims], dtype=np.float32)
+        for each in record.inputs
+    }
+    theirs, ours = (outputs(connect(b, "cpu"), root, "cfg", inputs) for b in ("onnxruntime", "openvino"))
+    np.testing.assert_allclose(ours["next_latents"], theirs["next_latents"], rtol=1e-6, atol=1e-6)
+
+
+def test_fp32_pictures_are_onnxruntimes(bundle: Get, exact: np.ndarray) -> None:
+    ours = paint(bundle("flux-nano"), connect("openvino", "cpu"))
+    assert (np.abs(ours.astype(int) - exact) <= 1).mean() >= 0.999
+    assert exact.std() > 1, "a flat picture would agree with anything"
+
+
+def test_bf16_is_as_close_as_torch_in_bf16(checkpoint: Get, bundle: Get, exact: np.ndarray) -> None:
+    """Pictures of the same bundle: what OpenVINO rounds more than torch may cost a decibel or two."""
+    root = bundle("flux-nano", "bf16")
+    ours = paint(root, connect("openvino", "cpu"))
+    torchs = paint(root, Eager(open_checkpoint(str(checkpoint("flux-nano")))))
+    assert np.median(psnr(ours, exact)) >= np.median(psnr(torchs, exact)) - 2
+    assert np.median(psnr(ours, exact)) < 70, "nothing was rounded: was this fp32?"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precisions_stay_within_their_rounding(checkpoint: Get, bundle: Get, precision: str) -> None:
+    found, root = open_checkpoint(str(checkpoint("flux-nano"))), bundle("flux-nano", precision)
+    for stage in ("t5", "conditioner", "denoiser"):
+        expected = case(stage, found)
+        inputs = {key: value.numpy() for key, value in expected.inputs.items()}
+        ours = outputs(connect("openvino", "cpu"), root, stage, inputs)
+        for key, value in ours.items():
+            assert relative_error(value, expected.expected[key].detach().numpy()) <= TOLERANCE[precision]
+
+
+def test_fp8_is_refused_before_the_graph_is_read(fp8_bundle: Get, tmp_path: Path) -> None:
+    record = Bundle.open(fp8_bundle("fp32"), check=False).manifest.graph("denoiser")
+    with pytest.raises(BackendError, match=r"the stage denoiser is fp8.*use --backend onnxruntime"):
+        connect("openvino", "cpu").load(tmp_path / "nowhere.onnx", "denoiser", record)
