@@ -19,6 +19,10 @@ UInt8 = npt.NDArray[np.uint8]
 Tell = Callable[[int, int], None]
 """Told (tiles done, tiles in all)."""
 
+TILE, OVERLAP = 64, 16
+"""Tokens that do well: a tile is a picture of the size that FLUX.1 was trained on, and a seam stays below one
+level of 255 from 8 tokens of overlap on (benchmarks/results/tiles.json)."""
+
 
 def decode(
     run: Callable[[Floats], UInt8], latents: Floats, patch: int, tile: int, overlap: int, tell: Tell
