@@ -115,7 +115,12 @@ def main() -> None:
 )
 @click.option("--baseline", help="Whose time the ratios are of.  [default: diffusers, else the first]")
 @DEVICE
-@click.option("--sizes", type=Sizes(), help="Widths and heights, each a case.  [default: the bundle's size]")
+@click.option(
+    "--sizes",
+    type=Sizes(),
+    metavar="WxH,...",
+    help="Widths and heights, each a case.  [default: the bundle's size]",
+)
 @STEPS
 @BATCH
 @click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the bundle's]")
@@ -136,7 +141,12 @@ def main() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A Python file whose check(picture, prompt) gives a report with `all_right`.",
 )
-@click.option("--scored", type=click.IntRange(min=0), default=0, help="Pictures to judge at least.")
+@click.option(
+    "--scored",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Pictures to judge at least; those beyond the timed ones are not timed.",
+)
 @click.option("--allow-noise", is_flag=True, help="Report times that spread widely, marked as noisy.")
 @OUT
 def run(
@@ -321,7 +331,7 @@ def _job(
     device: Device,
     checkpoint: str | None,
 ) -> Job:
-    from flux_trt.bench.job import job
+    from flux_trt.bench.case import job
 
     return job(bundle, size, steps, batch, guidance, device, checkpoint)
 

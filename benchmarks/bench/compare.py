@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flux_trt.bench.errors import BenchError
-from flux_trt.bench.schema import Case, Painter, Quality, Run
+from flux_trt.bench.schema import Case, Hardware, Painter, Quality, Run
 
 RESAMPLES, CONFIDENCE, SEED = 4000, 0.99, 0
 CLEAN_DB, DROP_DB = 60.0, 1.0
@@ -94,9 +94,14 @@ def _case(case: Case) -> str:
     return f"{case.width}x{case.height}, {case.steps} steps, batch {case.batch}{guidance}"
 
 
+def _machine(found: Hardware) -> str:
+    gpu = f"{found.gpu}, driver {found.driver}, {found.power_limit_w} W" if found.gpu else "no GPU"
+    return f"{found.cpu}, {found.cores} cores, {found.memory_gb:g} GB, {gpu}"
+
+
 def _expect_alike(a: Run, b: Run) -> None:
     differ = {
-        "hardware": (a.about.hardware, b.about.hardware),
+        "hardware": (_machine(a.about.hardware), _machine(b.about.hardware)),
         "bundle": (a.about.bundle.digest[:12], b.about.bundle.digest[:12]),
         "cases": ([_case(case) for case in a.cases], [_case(case) for case in b.cases]),
     }

@@ -7,15 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from flux_trt.bench.errors import BenchError
-from flux_trt.runtime.backend import Device
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.request import Request
+
+if TYPE_CHECKING:
+    from flux_trt.runtime.backend import Device
+
+# What a peer's process needs not is not imported here: it would count in the peer's cold start.
 
 Pictures = npt.NDArray[np.uint8]
 OURS = "flux_trt/"
@@ -28,7 +30,6 @@ PROMPTS = (
     "a green cross at the bottom and a red diamond at the top on a white background",
 )
 """Where none are given; flux-nano knows their words."""
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -56,38 +57,6 @@ class Job:
     def loads(cls, text: str) -> Job:
         """The inverse of `dumps`."""
         return cls(**json.loads(text))
-
-
-def job(
-    bundle: Bundle,
-    size: tuple[int, int],
-    steps: int | None,
-    batch: int,
-    guidance: float | None,
-    device: Device,
-    checkpoint: str | None,
-) -> Job:
-    """A case, with the bundle's defaults filled in.
-
-    Raises:
-        RequestError: something that the bundle cannot do.
-    """
-    manifest = bundle.manifest
-    asked = Request.of(manifest, [""] * batch, size=size, steps=steps, guidance=guidance, batch=batch)
-    built_from = manifest.provenance.checkpoint
-    precision = manifest.stages["denoiser"].precision if "denoiser" in manifest.stages else "fp32"
-    return Job(
-        bundle=str(bundle.root),
-        checkpoint=checkpoint or (built_from if Path(built_from).is_dir() else None),
-        device=device,
-        width=asked.width,
-        height=asked.height,
-        steps=asked.steps,
-        guidance=asked.guidance,
-        batch=batch,
-        text_tokens=manifest.tokenizers["t5"].length,
-        dtype=DTYPES[precision],
-    )
 
 
 class Painter(Protocol):

@@ -23,7 +23,7 @@ class Ours:
 
     def __init__(self, backend: str, job: Job) -> None:
         self._job = job
-        self._pipeline = Pipeline.load(job.bundle, backend, job.device, check=False)
+        self._pipeline = Pipeline.load(job.bundle, backend, job.device)
         self.device = self._pipeline.backend.device
         self.bytes_loaded = bytes_loaded(self._pipeline.bundle)
 

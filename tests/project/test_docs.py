@@ -27,7 +27,11 @@ PAGES = [
     )
     if page.is_file()
 ]
-COMMANDS = {"flux-export": "flux_trt.exporter.cli", "flux-run": "flux_trt.runtime.cli"}
+COMMANDS = {
+    "flux-bench": "flux_trt.bench.cli",
+    "flux-export": "flux_trt.exporter.cli",
+    "flux-run": "flux_trt.runtime.cli",
+}
 TABLE = ROOT / "benchmarks" / "table.py"
 
 
@@ -112,7 +116,7 @@ def test_the_python_in_the_readme_runs(bundle, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_in_the_text_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    for span in re.findall(r"`((?:flux-export|flux-run)[^`]*)`", text):
+    for span in re.findall(r"`((?:flux-bench|flux-export|flux-run)[^`]*)`", text):
         name, *words = span.split()
         verb = next((word for word in words if word in group(name).commands), None)
         command = group(name).commands[verb] if verb else group(name)

@@ -84,8 +84,8 @@ def test_a_run_is_no_regression_of_itself_and_a_slowed_copy_is(measured, tmp_pat
 
 def test_painters_get_what_users_get(tiny):
     """The pictures of the worker process are those of the pipeline."""
+    from flux_trt.bench.case import job
     from flux_trt.bench.crew import Worker
-    from flux_trt.bench.job import job
     from flux_trt.runtime.bundle import Bundle
 
     asked = job(Bundle.open(tiny), (64, 32), 3, 2, None, "cpu", None)
@@ -152,9 +152,9 @@ def test_what_cannot_be_measured(quick, tmp_path, words, said, code):
 
 
 def test_a_worker_that_faults_or_dies_says_why(tiny):
+    from flux_trt.bench.case import job
     from flux_trt.bench.crew import Worker
     from flux_trt.bench.errors import BenchError
-    from flux_trt.bench.job import job
     from flux_trt.runtime.bundle import Bundle
 
     asked = job(Bundle.open(tiny), (64, 32), 1, 1, None, "cpu", None)

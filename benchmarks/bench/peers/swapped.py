@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,16 +81,15 @@ class Decoder(nn.Module):
         return decoded[0]
 
 
-@dataclass
-class StandIn:
+class StandIn(nn.Module):
     """What FluxPipeline looks at of a network, and a call in its place."""
 
-    config: Any
-    dtype: torch.dtype
-    call: Callable[..., Any]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    def __init__(self, config: Any, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.config, self.call = config, call
+        self.dtype, self.device = torch.float32, torch.device("cpu")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the network."""
         return self.call(*args, **kwargs)
 
@@ -117,8 +115,8 @@ def swap(pipe: Any, job: Job, convert: Convert) -> None:
     text = torch.randn(B, T, transformer.config.joint_attention_dim)
     pooled = torch.randn(B, transformer.config.pooled_projection_dim)
     with torch.no_grad():
-        run_clip = convert(Clip(clip), [ids], "clip")
-        run_t5 = convert(T5(t5), [torch.ones(B, T, dtype=torch.long)], "t5")
+        run_clip = convert(Clip(clip).eval(), [ids], "clip")
+        run_t5 = convert(T5(t5).eval(), [torch.ones(B, T, dtype=torch.long)], "t5")
         run_transformer = convert(
             Transformer(transformer, guided).eval(),
             [torch.randn(B, L, C), text, pooled, torch.ones(B), *rest],
@@ -132,12 +130,10 @@ def swap(pipe: Any, job: Job, convert: Convert) -> None:
         return (run_transformer(*(given[name].float() for name in names)),)
 
     stand_ins = {
-        "text_encoder": StandIn(
-            clip.config, torch.float32, lambda ids, **_: SimpleNamespace(pooler_output=run_clip(ids))
-        ),
-        "text_encoder_2": StandIn(t5.config, torch.float32, lambda ids, **_: (run_t5(ids),)),
-        "transformer": StandIn(transformer.config, torch.float32, call),
-        "vae": StandIn(vae.config, torch.float32, run_decoder),
+        "text_encoder": StandIn(clip.config, lambda ids, **_: SimpleNamespace(pooler_output=run_clip(ids))),
+        "text_encoder_2": StandIn(t5.config, lambda ids, **_: (run_t5(ids),)),
+        "transformer": StandIn(transformer.config, call),
+        "vae": StandIn(vae.config, run_decoder),
     }
     for name, stand_in in stand_ins.items():
         setattr(pipe, name, stand_in)

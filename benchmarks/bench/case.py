@@ -1,0 +1,44 @@
+"""A case of a bundle: a size, and how it is painted, with the bundle's defaults filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flux_trt.bench.job import Job
+from flux_trt.runtime.backend import Device
+from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.request import Request
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
+
+
+def job(
+    bundle: Bundle,
+    size: tuple[int, int],
+    steps: int | None,
+    batch: int,
+    guidance: float | None,
+    device: Device,
+    checkpoint: str | None,
+) -> Job:
+    """A case, with the bundle's defaults filled in.
+
+    Raises:
+        RequestError: something that the bundle cannot do.
+    """
+    manifest = bundle.manifest
+    asked = Request.of(manifest, [""] * batch, size=size, steps=steps, guidance=guidance, batch=batch)
+    built_from = manifest.provenance.checkpoint
+    precision = manifest.stages["denoiser"].precision if "denoiser" in manifest.stages else "fp32"
+    return Job(
+        bundle=str(bundle.root),
+        checkpoint=checkpoint or (built_from if Path(built_from).is_dir() else None),
+        device=device,
+        width=asked.width,
+        height=asked.height,
+        steps=asked.steps,
+        guidance=asked.guidance,
+        batch=batch,
+        text_tokens=manifest.tokenizers["t5"].length,
+        dtype=DTYPES[precision],
+    )
