@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from flux_trt.runtime.manifest import (
     Source,
     Stage,
     StageName,
+    Task,
     Tokenizer,
 )
 
@@ -56,10 +57,9 @@ def describe(
     condition = params.in_channels - params.out_channels
     used = {path for each in (*stages.values(), *glue.values()) for path in (each.graph, *each.weights)}
     used |= {tokenizer.file for tokenizer in tokenizers.values()}
-    paints = not condition and set(stages) >= set(STAGES) - {"vae_encoder"}
     return Manifest(
         variant=variant.name,
-        tasks=["generate"] if paints else [],
+        tasks=tasks(variant, condition, params.out_channels, stages),
         model=Model(
             channels=params.out_channels,
             condition_channels=condition,
@@ -89,6 +89,16 @@ def describe(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
     )
+
+
+def tasks(variant: Variant, condition: int, channels: int, stages: Collection[StageName]) -> list[Task]:
+    """What a bundle with these stages can do, by the names of `flux_trt.runtime.request.WAYS`."""
+    if missing := set(STAGES) - set(stages):
+        return ["generate"] if missing == {"vae_encoder"} and not condition else []
+    if condition:
+        return ["control"] if condition == channels else ["fill"]
+    plain: list[Task] = ["generate", "image", "inpaint", "edit"]
+    return [*plain, "reference"] if variant.references else plain
 
 
 def picture(checkpoint: Checkpoint) -> tuple[int, int]:

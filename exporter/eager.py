@@ -49,6 +49,12 @@ class EagerBuffer:
             raise IndexError(row)
         return EagerBuffer(self.tensor[row])
 
+    def head(self, rows: int) -> EagerBuffer:
+        """The first `rows` rows of the first dim."""
+        if not 0 < rows <= self.shape[0]:
+            raise IndexError(rows)
+        return EagerBuffer(self.tensor[:rows])
+
     def reshape(self, *shape: int) -> EagerBuffer:
         """The same memory in another shape."""
         return EagerBuffer(self.tensor.view(shape))

@@ -204,10 +204,11 @@ def _pack(z: Tensor) -> Tensor:
 
 def _vae_encoder(checkpoint: Checkpoint) -> Case:
     model = _vae(checkpoint.parts["vae"])
-    image = torch.randint(256, (BATCH, 16 * GRID[0], 16 * GRID[1], 3), dtype=torch.uint8)
-    z = model.encode(image.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()
-    scaled = (z - model.config.shift_factor) * model.config.scaling_factor
-    return Case({"image": image}, {"latents": _pack(scaled)})
+    image = torch.randint(256, (BATCH, 16 * GRID[0], 16 * GRID[1], 3)).float()
+    seen = model.encode(image.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
+    scaled = (seen.mode() - model.config.shift_factor) * model.config.scaling_factor
+    deviation = seen.std * model.config.scaling_factor
+    return Case({"image": image}, {"latents": _pack(scaled), "deviation": _pack(deviation)})
 
 
 def _vae_decoder(checkpoint: Checkpoint) -> Case:

@@ -241,8 +241,11 @@ def _vae(name: StageName, part: Part, precision: Precision) -> Stage:
     bfl = part.naming == "bfl"
     config = vae.config_from_bfl(part.tensors) if bfl else part.config
     levels = len(config["block_out_channels"])
-    latents = _f32("latents", "batch", "h", "w", 4 * config["latent_channels"])
-    image = Tensor(name="image", dtype="uint8", dims=["batch", "height", "width", 3])
+    latents, deviation = (
+        _f32(each, "batch", "h", "w", 4 * config["latent_channels"]) for each in ("latents", "deviation")
+    )
+    pixels = _f32("image", "batch", "height", "width", 3)
+    picture = Tensor(name="image", dtype="uint8", dims=["batch", "height", "width", 3])
     encoding = name == "vae_encoder"
     return Stage(
         name=name,
@@ -250,8 +253,8 @@ def _vae(name: StageName, part: Part, precision: Precision) -> Stage:
         build=partial(vae.encoder if encoding else vae.decoder, config),
         tensors=part.tensors,
         recipes=names.vae_from_bfl(part.tensors, levels) if bfl else names.same(part.tensors),
-        inputs=[image if encoding else latents],
-        outputs=[latents if encoding else image],
+        inputs=[pixels if encoding else latents],
+        outputs=[latents, deviation] if encoding else [picture],
         config=config,
     )
 

@@ -2,7 +2,8 @@
 
 The graphs do what diffusers leaves to the pipeline: pixels to -1..1 and back, scale and shift of the
 latents, and the 2x2 packing into tokens (FluxPipeline._pack_latents; VaeImageProcessor). uint8 stands at the
-very ends only: TensorRT has it nowhere else.
+very end only: TensorRT has it nowhere else. The encoder takes float pixels, because what Fill masks out is
+the grey 127.5, which uint8 has not.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from flux_trt.runtime.errors import CheckpointError
 
 
 class VaeEncoder(AutoencoderKL):
-    """Picture to latents: the mode of the posterior, as FLUX.1 Kontext takes it."""
+    """Picture to the normal distribution of its latents, token by token."""
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image [B, 16 h, 16 w, 3] uint8 -> latents [B, h, w, 4 C] float32."""
-        pixels = image.float().permute(0, 3, 1, 2) / 127.5 - 1
-        z = self.encode(pixels.to(self.dtype)).latent_dist.mode().float()
-        z = (z - self.config.shift_factor) * self.config.scaling_factor
-        B, C, H, W = z.shape
-        z = z.reshape(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)
-        return z.reshape(B, H // 2, W // 2, 4 * C)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image [B, 16 h, 16 w, 3] f32, 0..255 -> latents (the mode) and deviation, [B, h, w, 4 C] f32.
+
+        A sample, as diffusers' image-to-image takes it, is latents + deviation x noise.
+        """
+        pixels = image.permute(0, 3, 1, 2) / 127.5 - 1
+        found = self.encode(pixels.to(self.dtype)).latent_dist
+        mode = (found.mean.float() - self.config.shift_factor) * self.config.scaling_factor
+        return _packed(mode), _packed(found.std.float() * self.config.scaling_factor)
 
 
 class VaeDecoder(AutoencoderKL):
@@ -43,6 +45,13 @@ class VaeDecoder(AutoencoderKL):
         pixels = self.decode(z.to(self.dtype)).sample.float()
         pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()
         return pixels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def _packed(z: Tensor) -> Tensor:
+    """[B, C, 2 h, 2 w] -> [B, h, w, 4 C]."""
+    B, C, H, W = z.shape
+    z = z.reshape(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return z.reshape(B, H // 2, W // 2, 4 * C)
 
 
 def config_from_bfl(tensors: Tensors) -> dict[str, Any]:

@@ -23,6 +23,8 @@ class Variant:
     guidance: float
     text_length: int = 512
     shifting: bool = True
+    references: bool = False
+    """Whether it was trained to follow reference pictures."""
 
 
 VARIANTS = {
@@ -51,6 +53,7 @@ VARIANTS = {
             guidance_embed=True,
             steps=28,
             guidance=2.5,
+            references=True,
         ),
         Variant(
             name="fill",

@@ -43,6 +43,9 @@ class Buffer(Protocol):
     def __getitem__(self, row: int) -> Buffer:
         """Row `row` of the first dim: the same memory, not a copy."""
 
+    def head(self, rows: int) -> Buffer:
+        """The first `rows` rows of the first dim: the same memory, not a copy."""
+
     def reshape(self, *shape: int) -> Buffer:
         """The same memory in another shape."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flux_trt.runtime import manifest
 from flux_trt.runtime.errors import BundleError
-from flux_trt.runtime.manifest import File, Manifest, Stage, StageName, Tokenizer
+from flux_trt.runtime.manifest import File, GlueName, Manifest, Stage, StageName, Tokenizer
 
 CHUNK = 1 << 22
 
@@ -65,6 +65,16 @@ class Bundle:
                 f"build it without --stages"
             )
         return self.manifest.stages[name]
+
+    def glue(self, name: GlueName) -> Stage:
+        """The manifest's entry of a glue graph.
+
+        Raises:
+            BundleError: a bundle without it: a partial one, or one of an older tool.
+        """
+        if name not in self.manifest.glue:
+            raise BundleError(f"{self.root} has no glue graph {name}; build the bundle again")
+        return self.manifest.glue[name]
 
     def tokenizer(self, name: str) -> Tokenizer:
         """The manifest's entry of a tokenizer.

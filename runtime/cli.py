@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flux_trt.runtime.errors import FluxTrtError, RequestError
+from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures
 
 if TYPE_CHECKING:
-    from flux_trt.runtime.backend import Device
-    from flux_trt.runtime.memory import MemoryMode
+    from flux_trt.runtime.manifest import Manifest
+    from flux_trt.runtime.request import Request
 
 # numpy, Pillow and onnxruntime are imported inside the commands: --help answers at once.
 
@@ -28,145 +29,133 @@ class Commands(click.Group):
             raise click.ClickException(str(fault)) from None
 
 
-class Size(click.ParamType):
-    """WIDTHxHEIGHT in pixels, as (width, height)."""
-
-    name = "WxH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Split "1024x768"."""
-        width, cross, height = str(value).lower().partition("x")
-        if not (cross and width.isdecimal() and height.isdecimal()):
-            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1024x768", param, ctx)
-        return int(width), int(height)
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="flux_trt", prog_name="flux-run")
 def main() -> None:
     """Paint with a FLUX bundle, without PyTorch."""
 
 
-@main.command(short_help="Paint prompts with a bundle.")
+@main.command(short_help="Paint prompts, from noise or from pictures.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.argument("prompts", metavar="PROMPT...", nargs=-1)
+@of_pictures
 @click.option(
-    "-o",
-    "--out",
-    "--output",
-    "output",
-    type=click.Path(path_type=Path),
-    default="out.png",
-    show_default=True,
-    help="Where to write; several pictures become OUT-0.png, OUT-1.png, ...",
-)
-@click.option(
-    "--size", type=Size(), metavar="WxH", help="Width and height in pixels.  [default: the bundle's]"
-)
-@click.option(
-    "--steps", type=click.IntRange(min=1), help="How often the denoiser runs.  [default: the bundle's]"
+    "--steps", type=click.IntRange(min=1), help="How many steps the schedule has.  [default: the bundle's]"
 )
 @click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the bundle's]")
+@click.option("--negative", metavar="PROMPT", help="What to keep away from; needs --true-cfg.")
+@click.option("--true-cfg", type=float, help="Scale of true classifier-free guidance; twice the time.")
+@click.option("--image", type=PICTURE, help="Start from this picture.")
 @click.option(
-    "--seed",
-    type=click.IntRange(0, 2**64 - 1),
-    default=0,
-    show_default=True,
-    help="Of the first picture; the others count up.",
+    "--strength", type=click.FloatRange(0, 1), help="How much of it to paint anew.  [default: 0.6; Fill: 1]"
 )
+@click.option("--mask", type=PICTURE, help="Paint only where this picture is white.")
+@click.option("--outpaint", type=Margins(), metavar="L,T,R,B", help="Extend --image by so many pixels.")
+@click.option("--paste", is_flag=True, help="Put the picture's own pixels back where the mask is black.")
 @click.option(
-    "-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per prompt."
+    "--reference", type=PICTURE, multiple=True, help="Follow this picture (Kontext); any number of times."
 )
+@click.option("--no-auto-resize", is_flag=True, help="Keep the sizes of reference pictures.")
+@click.option("--control", type=PICTURE, help="The control picture of a Canny or Depth bundle.")
+@click.option("--canny", type=PICTURE, help="Make the control picture from the edges of this one.")
 @click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Pictures painted at once; more need more memory.",
+    "--jobs",
+    type=PICTURE,
+    metavar="FILE",
+    help="Paint every line of a JSONL file instead; goes on where it stopped.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--backend",
-    "backend_name",
-    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
-    default="onnxruntime",
-    show_default=True,
-    help="What runs the stages; TensorRT needs engines (flux-export engines).",
-)
-@click.option(
-    "--memory",
-    type=click.Choice(["resident", "sequential", "streaming"]),
-    default="resident",
-    show_default=True,
-    help="All stages loaded, one at a time, or weights streamed through the GPU (TensorRT).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of file names.")
-@click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files.")
+@of_machine
+@click.pass_context
 def generate(
+    ctx: click.Context,
     bundle: Path,
     prompts: tuple[str, ...],
     output: Path,
-    size: tuple[int, int] | None,
-    steps: int | None,
-    guidance: float | None,
-    seed: int,
-    count: int,
-    batch: int,
-    device: Device,
-    backend_name: str,
-    memory: MemoryMode,
-    as_json: bool,
-    no_check: bool,
+    jobs: Path | None,
+    **options: Any,
 ) -> None:
     """Paint every PROMPT with BUNDLE, a folder that flux-export build has written.
 
     The prompt - reads prompts from standard input, one per line.
     """
-    texts = _read(prompts)
-    _expect_writable(output)
+    if not prompts and jobs is None:
+        raise click.UsageError("Missing argument 'PROMPT...'.")
+    if jobs is not None:
+        _expect_alone(ctx, prompts)
+    texts = [] if jobs else _read(prompts)
 
-    import time
+    from flux_trt.runtime import session
+    from flux_trt.runtime.given import given
 
-    from flux_trt.runtime import picture
-    from flux_trt.runtime.backend import connect
-    from flux_trt.runtime.bundle import Bundle
-    from flux_trt.runtime.loaded import needs
-    from flux_trt.runtime.pipeline import STAGES, Pipeline
-    from flux_trt.runtime.progress import bars
-    from flux_trt.runtime.request import Request
+    machine = session.split(options)
+    if jobs is not None:
+        session.paint_jobs(bundle, jobs, machine)
+        return
 
-    start = time.perf_counter()
-    opened = Bundle.open(bundle, check=not no_check)
-    request = Request.of(
-        opened.manifest,
-        texts,
-        size=size,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        count=count,
-        batch=batch,
-    )
-    backend = connect(backend_name, device, opened, memory, check=not no_check)
-    if backend.gpu:
-        needed = needs(opened, backend, memory, STAGES, request)
-        click.echo(needed.line(backend.gpu), err=True)
-        needed.expect_fit(backend.gpu)
-    with Pipeline(opened, backend, memory) as pipeline:
-        loaded = time.perf_counter()
-        places = _places(output, len(request.prompts))
-        written = []
-        with bars() as progress:
-            for path, painted in zip(places, pipeline.paint(request, progress), strict=True):
-                picture.write(painted.image, path)
-                written.append({"path": str(path), **painted.parameters, "seconds": painted.seconds})
-    if not as_json:
-        click.echo("\n".join(each["path"] for each in written))
-    else:
-        import json
+    def ask(manifest: Manifest) -> Request:
+        from flux_trt.runtime.request import Request
 
-        seconds = {"load": round(loaded - start, 4), "total": round(time.perf_counter() - start, 4)}
-        click.echo(json.dumps({"device": backend.device, "seconds": seconds, "pictures": written}))
+        return Request.of(manifest, texts, **given(manifest, options))
+
+    session.paint(bundle, output, machine, ask)
+
+
+@main.command(short_help="Edit a picture by what it shows and should show.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--image", type=PICTURE, required=True, help="The picture.")
+@click.option("--source", metavar="PROMPT", required=True, help="What it shows.")
+@click.option(
+    "--target", metavar="PROMPT", required=True, multiple=True, help="What to show; any number of times."
+)
+@of_pictures
+@click.option("--steps", type=click.IntRange(min=1), default=28, show_default=True, help="Of the schedule.")
+@click.option(
+    "--n-max",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    help="How many of the last steps are walked; fewer keep more of the picture.",
+)
+@click.option(
+    "--n-min",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How many of those sample plainly; more let shapes change more.",
+)
+@click.option(
+    "--n-avg", type=click.IntRange(min=1), default=1, show_default=True, help="Noises averaged per step."
+)
+@click.option("--source-guidance", type=float, default=1.5, show_default=True)
+@click.option("--target-guidance", type=float, default=5.5, show_default=True)
+@of_machine
+def edit(bundle: Path, output: Path, **options: Any) -> None:
+    """Edit a picture with BUNDLE by FlowEdit: no inversion, no mask, two prompts."""
+    from flux_trt.runtime import session
+
+    machine = session.split(options)
+
+    def ask(manifest: Manifest) -> Request:
+        from flux_trt.runtime.request import Request
+
+        return Request.of_edit(manifest, **options)
+
+    session.paint(bundle, output, machine, ask)
+
+
+def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
+    """With --jobs, what is painted stands in the file."""
+    machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "bundle", "jobs"}
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name not in machine
+        and ctx.get_parameter_source(parameter.name or "") == click.core.ParameterSource.COMMANDLINE
+    ]
+    if prompts or given:
+        raise click.UsageError(
+            f"{'PROMPT' if prompts else given[0]} stands in the file of --jobs, not beside it."
+        )
 
 
 def _read(prompts: tuple[str, ...]) -> list[str]:
@@ -177,22 +166,3 @@ def _read(prompts: tuple[str, ...]) -> list[str]:
     if not found:
         raise RequestError("standard input has no prompt; give one per line")
     return found
-
-
-def _expect_writable(output: Path) -> None:
-    import os
-
-    if output.suffix.lower() != ".png":
-        raise RequestError(f"{output} is not a .png name; pictures are written as PNG")
-    if output.is_dir():
-        raise RequestError(f"{output} is a folder; give a file name in it")
-    if not output.parent.is_dir():
-        raise RequestError(f"the folder {output.parent} does not exist; create it first")
-    if not os.access(output.parent, os.W_OK):
-        raise RequestError(f"the folder {output.parent} cannot be written; choose another")
-
-
-def _places(output: Path, pictures: int) -> list[Path]:
-    if pictures == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(pictures)]

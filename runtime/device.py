@@ -64,6 +64,12 @@ class DeviceBuffer:
         start = self.pointer + row * math.prod(rest) * self.dtype.itemsize
         return DeviceBuffer(self.gpu, start, rest, self.dtype, self.owner)
 
+    def head(self, rows: int) -> DeviceBuffer:
+        """The first `rows` rows of the first dim."""
+        if not 0 < rows <= self.shape[0]:
+            raise IndexError(rows)
+        return DeviceBuffer(self.gpu, self.pointer, (rows, *self.shape[1:]), self.dtype, self.owner)
+
     def reshape(self, *shape: int) -> DeviceBuffer:
         """The same memory in another shape."""
         if math.prod(shape) != math.prod(self.shape):

@@ -38,7 +38,17 @@ def _size(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class Asked(BaseModel):
+def _margins(value: Any) -> Any:
+    """(left, top, right, bottom) of "0,0,256,0"; anything else is left to be judged as four numbers."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+            raise ValueError(f"{value!r} is not LEFT,TOP,RIGHT,BOTTOM, such as 0,0,256,0")
+        return tuple(map(int, parts))
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Fields(BaseModel):
     """What a job asks for: the options of `flux-run` by their names; None is the command's default.
 
     Only types are looked at here: what fits together, and with the bundle, is the request's to say.
@@ -57,6 +67,10 @@ class Asked(BaseModel):
     image: Path | None = None
     strength: float | None = None
     mask: Path | None = None
+    outpaint: Annotated[tuple[int, int, int, int] | None, BeforeValidator(_margins)] = Field(
+        None, description="L,T,R,B or [l, t, r, b]"
+    )
+    paste: bool | None = None
     reference: tuple[Path, ...] = ()
     auto_resize: bool | None = None
     control: Path | None = None
@@ -78,7 +92,7 @@ class Job:
     """From 1 on."""
     key: str
     """SHA-256 of the line; of lines that are the same, the second has "-2" after it, and so on."""
-    asked: Asked
+    fields: Fields
     """Its paths start at the jobs file's folder."""
 
 
@@ -109,11 +123,11 @@ def read(path: str | Path) -> Iterator[Job | BadLine]:
                 seen[digest] += 1
                 key = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
                 try:
-                    asked = Asked.model_validate_json(text)
+                    fields = Fields.model_validate_json(text)
                 except ValidationError as fault:
                     yield BadLine(number, key, f"line {number}: {_first(fault)}")
                 else:
-                    yield Job(number, key, _inside(asked, path.parent))
+                    yield Job(number, key, _inside(fields, path.parent))
     except OSError as fault:
         raise RequestError(
             f"cannot read the jobs {path}: {fault.strerror or fault}; check the name"
@@ -205,13 +219,13 @@ class Results:
         )
 
 
-def _inside(asked: Asked, folder: Path) -> Asked:
+def _inside(fields: Fields, folder: Path) -> Fields:
     """The same, with paths that start at `folder`."""
-    found: dict[str, Any] = {"reference": tuple(folder / each for each in asked.reference)}
+    found: dict[str, Any] = {"reference": tuple(folder / each for each in fields.reference)}
     for name in ("output", "image", "mask", "control", "canny"):
-        if (value := getattr(asked, name)) is not None:
+        if (value := getattr(fields, name)) is not None:
             found[name] = folder / value
-    return asked.model_copy(update=found)
+    return fields.model_copy(update=found)
 
 
 def _first(fault: ValidationError) -> str:
@@ -219,7 +233,7 @@ def _first(fault: ValidationError) -> str:
     found = fault.errors(include_url=False)[0]
     field = ".".join(str(part) for part in found["loc"])
     if found["type"] == "extra_forbidden":
-        return f"unknown field {field!r}; the fields are {', '.join(Asked.model_fields)}"
+        return f"unknown field {field!r}; the fields are {', '.join(Fields.model_fields)}"
     if found["type"] == "json_invalid":
         return f"no JSON object ({found['ctx']['error']}); give one on each line"
     what = found["msg"].removeprefix("Value error, ").replace("\n", " ")

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from flux_trt.runtime.backend import Backend, Graph
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.manifest import StageName
+from flux_trt.runtime.manifest import GLUE, GlueName, StageName
 from flux_trt.runtime.memory import MemoryMode, Needs, picture_bytes
 from flux_trt.runtime.request import Request
 
 
 class Loaded:
-    """Stages by name: all at once, or in sequential mode only the one that was asked for last."""
+    """Graphs by name: all stages at once, or in sequential mode only the one that was asked for last.
+
+    What is not among the first names is loaded when it is first asked for. Glue is small and stays.
+    """
 
     def __init__(
         self, bundle: Bundle, backend: Backend, memory: MemoryMode, names: Sequence[StageName]
     ) -> None:
-        """Check all stages, then load them, if they are to be there at once.
+        """Check the stages `names`, then load them, if they are to be there at once.
 
         Raises:
             BackendError: a stage that this machine cannot run, or that does not fit.
             BundleError: a partial bundle, or a graph that is not what the manifest says.
         """
         self._bundle, self._backend, self._memory = bundle, backend, memory
-        self._stages = {name: bundle.stage(name) for name in names}
         self._graphs: dict[StageName, Graph] = {}
+        self._glue: dict[GlueName, Graph] = {}
         self._closed = False
-        for name, stage in self._stages.items():
-            backend.refuse(name, stage)
+        for name in names:
+            backend.refuse(name, bundle.stage(name))
         try:
             for name in names if memory != "sequential" else ():
                 self._load(name)
@@ -37,22 +41,41 @@ class Loaded:
             self.close()
             raise
 
-    def __getitem__(self, name: StageName) -> Graph:
+    def __getitem__(self, name: StageName | GlueName) -> Graph:
+        """The graph.
+
+        Raises:
+            BackendError: it cannot be loaded, or all is closed.
+            BundleError: the bundle is without it.
+        """
         if self._closed:
             raise BackendError(f"the stage {name} is closed; load the pipeline again")
-        if name not in self._graphs:
-            self._unload()
-            self._load(name)
-        return self._graphs[name]
+        if name in GLUE:
+            return self._glue_graph(name)
+        stage = cast(StageName, name)
+        if stage not in self._graphs:
+            if self._memory == "sequential":
+                self._unload()
+            self._load(stage)
+        return self._graphs[stage]
 
     def close(self) -> None:
         """Free all graphs; closing twice is harmless."""
         self._closed = True
         self._unload()
+        while self._glue:
+            self._glue.popitem()[1].close()
 
     def _load(self, name: StageName) -> None:
-        stage = self._stages[name]
+        stage = self._bundle.stage(name)
+        self._backend.refuse(name, stage)
         self._graphs[name] = self._backend.load(self._bundle.root / stage.graph, name, stage)
+
+    def _glue_graph(self, name: GlueName) -> Graph:
+        if name not in self._glue:
+            stage = self._bundle.glue(name)
+            self._glue[name] = self._backend.load(self._bundle.root / stage.graph, name, stage)
+        return self._glue[name]
 
     def _unload(self) -> None:
         while self._graphs:

@@ -7,7 +7,7 @@ one CUDA graph and launched again. Nothing is copied and nobody waits between st
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,14 @@ import numpy.typing as npt
 
 from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime import latents
-from flux_trt.runtime.backend import Backend, Buffer, Graph
+from flux_trt.runtime.backend import Backend, Buffer
+from flux_trt.runtime.course import Course
 from flux_trt.runtime.device import DeviceBuffer, Launch
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
-from flux_trt.runtime.manifest import Manifest
+from flux_trt.runtime.loaded import Loaded
+from flux_trt.runtime.manifest import GlueName, Manifest
 from flux_trt.runtime.memory import shape
+from flux_trt.runtime.moves import move
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,29 +31,59 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopShape:
-    """All that the shapes of the loop's buffers depend on."""
+    """All that the shapes of the loop's buffers, and its runs, depend on."""
 
     steps: int
     batch: int
     text: int
     """Tokens of the text."""
-    grid: latents.Grid
+    grids: tuple[latents.Grid, ...]
+    """Of the target, then of the reference pictures."""
+    copies: int = 1
+    """How often each picture goes through the denoiser at once."""
+    masked: bool = False
+    average: int = 0
+    """Noises per step of an edit; 0 for no edit."""
+    plain: int = 0
+    """Plain steps at the end of an edit."""
+
+    @classmethod
+    def of(cls, course: Course, text: int) -> LoopShape:
+        """The shape of a course with so many text tokens."""
+        return cls(
+            steps=course.steps,
+            batch=len(course.start),
+            text=text,
+            grids=course.grids,
+            copies=course.copies,
+            masked=course.known is not None,
+            average=course.edit.average if course.edit else 0,
+            plain=course.edit.plain if course.edit else 0,
+        )
 
     @property
     def tokens(self) -> int:
-        """Of the picture."""
-        return self.grid[0] * self.grid[1]
+        """Of the picture and its references."""
+        return sum(rows * columns for rows, columns in self.grids)
+
+    @property
+    def rows(self) -> int:
+        """Batch of the denoiser."""
+        return self.batch * self.copies
 
 
 class Loop:
     """The denoising loop for pictures of one shape."""
 
-    def __init__(self, backend: Backend, manifest: Manifest, of: LoopShape, record: bool = True) -> None:
+    def __init__(
+        self, backend: Backend, manifest: Manifest, graphs: Loaded, of: LoopShape, record: bool = True
+    ) -> None:
         """Make the buffers and upload the rotation tables.
 
         Args:
             backend: where the loop runs.
             manifest: of the bundle.
+            graphs: the denoiser and the glue.
             of: the shape.
             record: launch the loop as a whole from its second run on, where that is possible.
 
@@ -58,7 +91,8 @@ class Loop:
             GpuMemoryError: the buffers do not fit.
         """
         self.shape = of
-        self._backend = backend
+        self._backend, self._graphs = backend, graphs
+        self._channels = manifest.model.channels
         self._held: dict[str, DeviceBuffer] = {}
         self._recordable = record and backend.gpu is not None
         self._launch: Launch | None = None
@@ -69,54 +103,59 @@ class Loop:
         self.conditioning: dict[str, Buffer] | None = None
         """On a GPU, where the conditioner should write, so that nothing need be copied."""
         model = manifest.model
-        cos, sin = rope_tables(latents.positions(of.text, [of.grid]), model.rope_axes, model.rope_theta)
-        self._tables = {"cos": self._put("cos", cos), "sin": self._put("sin", sin)}
+        cos, sin = rope_tables(latents.positions(of.text, of.grids), model.rope_axes, model.rope_theta)
+        self._tables = {"cos": self.put("cos", cos), "sin": self.put("sin", sin)}
         if backend.gpu:
-            known = {"steps": of.steps, "batch": of.batch, "text": of.text}
+            known = {"steps": of.steps, "batch": of.rows, "text": of.text}
             self.conditioning = {
                 each.name: backend.gpu.empty(shape(each, known), each.dtype)
                 for each in manifest.stages["conditioner"].outputs
             }
 
-    def begin(
-        self, start: Floats, levels: Floats, modulation: Buffer | Floats, context: Buffer | Floats
-    ) -> None:
+    def begin(self, course: Course, modulation: Buffer | Floats, context: Buffer | Floats) -> None:
         """Set the loop to its first step.
 
         Args:
-            start: [batch, tokens, channels] at noise level `levels[0]`; it stays as it is.
-            levels: [steps + 1]; uploaded as `dt` only when they differ from the last picture's.
-            modulation: [steps, batch, M, D]: a buffer is used where it is, an array is uploaded.
-            context: [batch, T, D], likewise.
+            course: of this loop's shape; its arrays stay as they are.
+            modulation: [steps, rows, M, D]: a buffer is used where it is, an array is uploaded.
+            context: [rows, T, D], likewise.
         """
-        if self._levels is None or not np.array_equal(levels, self._levels):
-            strides = np.diff(levels)[:, None, None, None]
-            of = self.shape
-            dt = np.broadcast_to(strides, (of.steps, of.batch, of.tokens, 1))
-            self._dt = self._apart("dt", self._put("dt", dt))
-            self._levels = levels.copy()
-        self._modulation = self._apart("modulation", self._place("modulation", modulation))
-        self._context = self._place("context", context)
-        self._now = self._put("latents", start.copy())
-        if "following" not in self._held:
-            self._following = self._put("following", np.empty_like(start))
+        of = self.shape
+        if self._levels is None or not np.array_equal(course.levels, self._levels):
+            # Reference tokens stay as they are: their dt is 0.
+            moving = (np.arange(of.tokens) < course.target)[:, None]
+            dt = np.diff(course.levels)[:, None, None, None] * moving.astype(np.float32)
+            self._dt = self.spread("dt", np.broadcast_to(dt, (of.steps, of.rows, of.tokens, 1)))
+            if of.plain:
+                self._dt_second = self.spread(
+                    "dt_second", np.broadcast_to(dt, (of.steps, of.batch, of.tokens, 1))
+                )
+            self._levels = course.levels.copy()
+        placed, self._context = self._place("modulation", modulation), self._place("context", context)
+        self._modulation = self._apart("modulation", placed)
+        if of.plain:
+            steps, _, rows, width = placed.shape
+            halves = placed.reshape(steps * 2, of.batch, rows, width)
+            self._modulation_halves = self._apart("modulation_halves", halves)
+            self._context_halves = self._apart("context_halves", self.pair(self._context))
+        self._condition = {}
+        if course.condition is not None:
+            condition = np.concatenate([course.condition] * of.copies)
+            self._condition = {"condition": self.put("condition", condition)}
+        copies = 1 if course.edit else of.copies
+        self._now = self.put("latents", np.concatenate([course.start] * copies))
+        self._spare = self.room("following", of.batch * copies)
+        self._move = move(self, course)
 
-    def steps(self, denoiser: Graph) -> Iterator[Buffer]:
+    def steps(self) -> Iterator[Buffer]:
         """Queue step by step; the latents after each, overwritten by the step after the next."""
-        now, following = self._now, self._following
+        now, spare = self._now, self._spare
         for index in range(self.shape.steps):
-            inputs = {
-                **self._tables,
-                "context": self._context,
-                "latents": now,
-                "dt": self._dt[index],
-                "modulation": self._modulation[index],
-            }
-            denoiser.run(inputs, into={"next_latents": following})
-            now, following = following, now
+            now, spare = self._move.step(self, index, now, spare)
+            self._last = now
             yield now
 
-    def run(self, denoiser: Graph) -> Buffer:
+    def run(self) -> Buffer:
         """Queue all steps; the last latents.
 
         The first run of a shape goes step by step: TensorRT must have run a shape before it can be recorded,
@@ -127,15 +166,75 @@ class Loop:
         if self._launch is not None and self._recorded_at != here:
             self.close()
         if self._recordable and self._launch is None and self._plain_at == here:
-            self._record(denoiser)
+            self._record()
             self._recorded_at = here
         if self._launch is not None:
             self._launch()
         else:
-            for _ in self.steps(denoiser):
+            for _ in self.steps():
                 pass
             self._plain_at = self._where()
-        return self._now if self.shape.steps % 2 == 0 else self._following
+        return self._last
+
+    def denoise(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
+        """Queue one run of the denoiser at step `index` for all rows."""
+        inputs = {
+            **self._tables,
+            **self._condition,
+            "context": self._context,
+            "latents": now,
+            "dt": self._dt[index],
+            "modulation": self._modulation[index],
+        }
+        self._graphs["denoiser"].run(inputs, into)
+
+    def denoise_second(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
+        """Queue one run of the denoiser for the second half of the text alone."""
+        inputs = {
+            **self._tables,
+            "context": self._context_halves[1],
+            "latents": now,
+            "dt": self._dt_second[index],
+            "modulation": self._modulation_halves[2 * index + 1],
+        }
+        self._graphs["denoiser"].run(inputs, into)
+
+    def glue(self, name: GlueName, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
+        """Queue one run of a glue graph."""
+        self._graphs[name].run(inputs, into)
+
+    def dt(self, index: int) -> Buffer:
+        """The strides of step `index`, [rows, tokens, 1]."""
+        return self._dt[index]
+
+    def pair(self, buffer: Buffer) -> Buffer:
+        """[2 x batch, ...] as [2, batch, ...]: the same memory."""
+        return buffer.reshape(2, self.shape.batch, *buffer.shape[1:])
+
+    def room(self, name: str, rows: int) -> Buffer:
+        """A buffer [rows, tokens, channels] that this loop writes before it reads it."""
+        dims = rows, self.shape.tokens, self._channels
+        if self._backend.gpu is None:
+            return self._backend.upload(np.zeros(dims, np.float32))
+        if name not in self._held:
+            self._held[name] = self._backend.gpu.empty(dims, np.float32)
+        return self._held[name]
+
+    def put(self, name: str, array: Floats) -> Buffer:
+        """The array in the backend's memory: on a GPU in a buffer of that name, made when it is first put."""
+        gpu = self._backend.gpu
+        if gpu is None:
+            return self._backend.upload(np.array(array, np.float32))
+        if self.conditioning and name in self.conditioning:
+            self._held[name] = self.conditioning[name]  # type: ignore[assignment]
+        if name not in self._held:
+            self._held[name] = gpu.empty(array.shape, array.dtype)
+        gpu.write(self._held[name], np.ascontiguousarray(array))
+        return self._held[name]
+
+    def spread(self, name: str, array: Floats) -> Buffer | Sequence[Buffer]:
+        """The array in the backend's memory, each row of the first dim where a graph can read it."""
+        return self._apart(name, self.put(name, array.astype(np.float32)))
 
     @property
     def recorded(self) -> bool:
@@ -148,12 +247,12 @@ class Loop:
             self._launch.close()
             self._launch = None
 
-    def _record(self, denoiser: Graph) -> None:
+    def _record(self) -> None:
         gpu = self._backend.gpu
         assert gpu is not None
 
         def work() -> None:
-            for _ in self.steps(denoiser):
+            for _ in self.steps():
                 pass
 
         try:
@@ -182,16 +281,4 @@ class Loop:
         return rows
 
     def _place(self, name: str, value: Buffer | Floats) -> Buffer:
-        return self._put(name, value) if isinstance(value, np.ndarray) else value
-
-    def _put(self, name: str, array: Floats) -> Buffer:
-        """The array in the backend's memory: on a GPU in a buffer of that name, made when it is first put."""
-        gpu = self._backend.gpu
-        if gpu is None:
-            return self._backend.upload(array)
-        if self.conditioning and name in self.conditioning:
-            self._held[name] = self.conditioning[name]  # type: ignore[assignment]
-        if name not in self._held:
-            self._held[name] = gpu.empty(array.shape, array.dtype)
-        gpu.write(self._held[name], np.ascontiguousarray(array))
-        return self._held[name]
+        return self.put(name, value) if isinstance(value, np.ndarray) else value

@@ -18,9 +18,11 @@ SCHEMA = 1
 NAME = "bundle.json"
 
 StageName = Literal["clip", "t5", "conditioner", "denoiser", "vae_encoder", "vae_decoder"]
-GlueName = Literal["cfg"]
+GlueName = Literal["cfg", "mix", "edit", "paste"]
+Task = Literal["generate", "image", "inpaint", "edit", "reference", "fill", "control"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+GLUE: tuple[GlueName, ...] = get_args(GlueName)
 
 
 def _inside(path: str) -> str:
@@ -139,7 +141,7 @@ class Manifest(Record):
 
     schema_version: int = SCHEMA
     variant: str
-    tasks: list[str]
+    tasks: list[Task]
     model: Model
     scheduler: Scheduler
     tokenizers: dict[str, Tokenizer]

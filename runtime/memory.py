@@ -78,13 +78,13 @@ def way_out(memory: MemoryMode) -> str:
 def sizes(found: Manifest, request: Request) -> dict[str, int]:
     """The dims that vary, by their names in the manifest, for a batch of a request."""
     rows, columns = request.grid
-    text = found.tokenizers["t5"].length
+    text, tokens = found.tokenizers["t5"].length, sum(each[0] * each[1] for each in request.grids)
     return {
-        "batch": min(request.batch, len(request.prompts)),
-        "steps": request.steps,
+        "batch": min(request.batch, len(request)) * request.copies,
+        "steps": request.moves,
         "text": text,
-        "tokens": rows * columns,
-        "sequence": text + rows * columns,
+        "tokens": tokens,
+        "sequence": text + tokens,
         "h": rows,
         "w": columns,
         "height": request.height,

@@ -17,45 +17,58 @@ Floats = npt.NDArray[np.float32]
 BLOCK = 16
 
 
+class Generator:
+    """`torch.Generator("cpu")` of one picture: it goes on where the last draw has ended."""
+
+    def __init__(self, seed: int) -> None:
+        """Args: seed 0 to 2**64 - 1; like PyTorch's CPU generator it uses the low 32 bits."""
+        self._bits = np.random.MT19937()
+        self._bits._legacy_seeding(seed & 0xFFFFFFFF)
+
+    def normal(self, size: int) -> Floats:
+        """The next `torch.randn(size)` to 5e-7, float32 [size].
+
+        Args:
+            size: at least 16. PyTorch fills shorter tensors in another way; no latents are that short.
+
+        Raises:
+            ValueError: `size` below 16.
+        """
+        if size < BLOCK:
+            raise ValueError(f"{size} normal numbers asked; PyTorch's blocks need at least {BLOCK}")
+        uniform = _uniform(self._bits, size)
+        whole = size // BLOCK * BLOCK
+        numbers = np.empty(size, np.float32)
+        numbers[:whole] = _box_muller(uniform[:whole])
+        if whole < size:
+            # PyTorch draws the last sixteen anew and lets them overlap the block before.
+            numbers[-BLOCK:] = _box_muller(_uniform(self._bits, BLOCK))
+        return numbers
+
+    def latents(self, grid: latents.Grid, channels: int) -> Floats:
+        """The next `randn` of a picture's latents, packed: float32 [tokens, channels].
+
+        Args:
+            grid: latent tokens of the picture, (rows, columns).
+            channels: of a packed token: 4 x the VAE's latent channels.
+        """
+        rows, columns = grid
+        shape = (1, channels // 4, 2 * rows, 2 * columns)
+        return latents.pack(self.normal(rows * columns * channels).reshape(shape))[0]
+
+
 def draw(seeds: tuple[int, ...], grid: latents.Grid, channels: int) -> Floats:
     """One packed noise per seed, float32 [len(seeds), tokens, channels].
 
     Equal to FluxPipeline.prepare_latents with one generator per picture, so a picture depends on its own
     seed alone, whatever else is painted with it.
-
-    Args:
-        seeds: one per picture.
-        grid: latent tokens of the picture, (rows, columns).
-        channels: of a packed token: 4 x the VAE's latent channels.
     """
-    rows, columns = grid
-    shape = (1, channels // 4, 2 * rows, 2 * columns)
-    unpacked = [normal(seed, shape[1] * shape[2] * shape[3]).reshape(shape) for seed in seeds]
-    return latents.pack(np.concatenate(unpacked))
+    return np.stack([Generator(seed).latents(grid, channels) for seed in seeds])
 
 
 def normal(seed: int, size: int) -> Floats:
-    """`torch.randn(size, generator=torch.Generator().manual_seed(seed))` to 5e-7, float32 [size].
-
-    Args:
-        seed: 0 to 2**64 - 1; like PyTorch's CPU generator it uses the low 32 bits.
-        size: at least 16. PyTorch fills shorter tensors in another way; no latents are that short.
-
-    Raises:
-        ValueError: `size` below 16.
-    """
-    if size < BLOCK:
-        raise ValueError(f"{size} normal numbers asked; PyTorch's blocks need at least {BLOCK}")
-    generator = np.random.MT19937()
-    generator._legacy_seeding(seed & 0xFFFFFFFF)
-    uniform = _uniform(generator, size)
-    whole = size // BLOCK * BLOCK
-    numbers = np.empty(size, np.float32)
-    numbers[:whole] = _box_muller(uniform[:whole])
-    if whole < size:
-        # PyTorch draws the last sixteen anew and lets them overlap the block before.
-        numbers[-BLOCK:] = _box_muller(_uniform(generator, BLOCK))
-    return numbers
+    """The first `Generator.normal` of a seed."""
+    return Generator(seed).normal(size)
 
 
 def _uniform(generator: np.random.MT19937, size: int) -> Floats:

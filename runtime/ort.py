@@ -58,6 +58,12 @@ class OrtBuffer:
         rest = self.shape[1:]
         return OrtBuffer(self.owner, rest, self.start + row * math.prod(rest))
 
+    def head(self, rows: int) -> OrtBuffer:
+        """The first `rows` rows of the first dim."""
+        if not 0 < rows <= self.shape[0]:
+            raise IndexError(rows)
+        return OrtBuffer(self.owner, (rows, *self.shape[1:]), self.start)
+
     def reshape(self, *shape: int) -> OrtBuffer:
         """The same memory in another shape."""
         if math.prod(shape) != math.prod(self.shape):

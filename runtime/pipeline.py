@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flux_trt.runtime import latents, noise, picture, schedule
+from flux_trt.runtime import latents, picture, schedule, vae
+from flux_trt.runtime.asked import Asked, AskedEdit, Given
 from flux_trt.runtime.backend import Backend, Buffer, Device, connect
 from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.course import Course
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.loaded import Loaded, needs
 from flux_trt.runtime.loop import Loop, LoopShape
 from flux_trt.runtime.manifest import StageName
 from flux_trt.runtime.memory import MemoryMode, way_out
+from flux_trt.runtime.painted import Painted, Step
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.request import Request
+from flux_trt.runtime.seen import Seen
+from flux_trt.runtime.tasks import inpaint
+from flux_trt.runtime.tasks.compose import compose
+from flux_trt.runtime.tasks.look import look
 from flux_trt.runtime.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -39,33 +43,16 @@ LOOPS = 4  # shapes whose buffers and recordings are kept on a GPU
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a step of the denoising loop leaves."""
-
-    index: int
-    """1 for the first step."""
-    sigma: float
-    """Noise level of the latents now."""
-    latents: Buffer
-    """float32 [batch, tokens, channels]; overwritten by the step after the next."""
-
-
-@dataclass(frozen=True)
-class Painted:
-    """A picture, how it was made, and the seconds its batch took per stage."""
-
-    image: Image.Image
-    """Its `info["parameters"]` holds `parameters` as JSON; `picture.write` puts that into the PNG."""
-    parameters: dict[str, Any]
-    seconds: dict[str, float]
-
-
 class Pipeline:
     """A bundle that is loaded and ready to paint; a context manager, or `close` it."""
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, memory: MemoryMode = "resident", record: bool = True
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        memory: MemoryMode = "resident",
+        record: bool = True,
+        tile: int | None = None,
     ) -> None:
         """Load the stages that text-to-image needs; `load` is the usual way.
 
@@ -74,6 +61,7 @@ class Pipeline:
             backend: what runs its graphs; one that was made for this memory mode.
             memory: what may be loaded at once.
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
+            tile: see `load`.
 
         Raises:
             FluxTrtError: a partial bundle, or a stage that the backend cannot run or that does not fit.
@@ -83,6 +71,7 @@ class Pipeline:
         self.memory = memory
         self._record = record
         self._loops: OrderedDict[LoopShape, Loop] = OrderedDict()
+        self._tiling = vae.Tiling.of(bundle.manifest.model, tile)
         for name in STAGES:
             bundle.stage(name)
         self._tokenizers = {name: Tokenizer(bundle.root, bundle.tokenizer(name)) for name in ENCODERS}
@@ -100,6 +89,7 @@ class Pipeline:
         check: bool = True,
         memory: MemoryMode = "resident",
         record: bool = True,
+        tile: int | None = None,
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -110,6 +100,8 @@ class Pipeline:
             check: verify the SHA-256 of every file.
             memory: "resident", "sequential" or "streaming"; see `memory`.
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
+            tile: pixels of the tiles that larger pictures are encoded and decoded in. None: tiles of 1024 for
+                pictures of more than two megapixels; 0: never.
 
         Raises:
             BundleError: a bundle that is not whole.
@@ -119,33 +111,18 @@ class Pipeline:
         connected = connect(backend, device, opened, memory, check)
         if check:
             opened.verify()
-        return cls(opened, connected, memory, record)
+        return cls(opened, connected, memory, record, tile)
 
     def generate(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        size: tuple[int, int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int | Sequence[int] | None = 0,
-        count: int = 1,
-        batch: int | None = None,
-        progress: Progress = silent,
+        self, prompt: str | Sequence[str], *, progress: Progress = silent, **asked: Unpack[Asked]
     ) -> list[Image.Image]:
-        """Paint pictures from text.
+        """Paint pictures from text, and from pictures.
 
         Args:
             prompt: one or several; the empty prompt is allowed.
-            size: (width, height) in pixels. None: the bundle's default, as for steps and guidance.
-            steps: how often the denoiser runs.
-            guidance: how closely to follow the prompt; only for models that are distilled with it (dev).
-            seed: picture k, counted over all prompts, has its own seed, `seed + k`, so each can be
-                painted again alone. A sequence gives one per picture. None draws one at random.
-            count: pictures per prompt.
-            batch: how many pictures are painted at once, at most; 1 needs the least memory.
-            progress: told (stage, done, total) after each prompt batch encoded, step denoised and batch
-                decoded.
+            progress: told (what, done, total) after each prompt batch encoded, picture encoded, step denoised
+                and batch decoded.
+            asked: see `Asked`; what is left out is the bundle's default.
 
         Returns:
             The pictures, prompt by prompt; `image.info["parameters"]` has what was used, as JSON.
@@ -155,52 +132,68 @@ class Pipeline:
             PaintError: latents that are not finite.
             BackendError: a stage that failed, for example without enough memory.
         """
-        request = Request.of(
-            self.bundle.manifest,
-            prompt,
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            count=count,
-            batch=batch,
-        )
+        request = Request.of(self.bundle.manifest, prompt, **asked)
+        return [painted.image for painted in self.paint(request, progress)]
+
+    def edit(
+        self,
+        image: Given | Sequence[Given],
+        *,
+        source: str | Sequence[str],
+        target: str | Sequence[str],
+        progress: Progress = silent,
+        **asked: Unpack[AskedEdit],
+    ) -> list[Image.Image]:
+        """Edit pictures with FlowEdit (Kulikov et al. 2024): from what they show to what they should show.
+
+        Args:
+            image: a picture, or one per target.
+            source: what it shows.
+            target: what it should show.
+            progress: as in `generate`.
+            asked: see `AskedEdit`.
+
+        Returns:
+            The edited pictures. Errors are `generate`'s.
+        """
+        request = Request.of_edit(self.bundle.manifest, image, source, target, **asked)
         return [painted.image for painted in self.paint(request, progress)]
 
     def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
         """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
-        manifest, pictures = self.bundle.manifest, len(request.prompts)
-        rows, columns = request.grid
-        levels = schedule.sigmas(manifest.scheduler, request.steps, rows * columns)
+        manifest, pictures = self.bundle.manifest, len(request)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             row_of, pooled, text = self._encode_once(request, progress)
+            sights = look(request, lambda pixels: self.see(pixels, progress))
         for group in self._groups(request):
             seconds = {chosen.start: dict(encoding) for chosen in group}
+            courses = {chosen.start: compose(request, sights, chosen, manifest) for chosen in group}
             conditioned: dict[int, tuple[Buffer | Floats, Buffer | Floats]] = {}
             for chosen in group:
-                picked = [row_of[prompt] for prompt in request.prompts[chosen]]
+                picked = [row_of[prompt] for prompt in request.texts(chosen)]
                 with _timed(seconds[chosen.start], "condition"):
-                    conditioned[chosen.start] = self._condition(pooled[picked], text[picked], levels, request)
-            packed: dict[int, Buffer | Floats] = {}
+                    conditioned[chosen.start] = self._condition(
+                        pooled[picked], text[picked], courses[chosen.start], request.guidances(chosen)
+                    )
+            packed: dict[int, list[Buffer | Floats]] = {}
             for chosen in group:
-                start = noise.draw(request.seeds[chosen], request.grid, manifest.model.channels)
-                done = chosen.start * request.steps
+                course, done = courses[chosen.start], chosen.start * request.moves
 
-                def tell(steps: int, done: int = done, batch: int = len(start)) -> None:
-                    progress("denoise", done + steps * batch, pictures * request.steps)
+                def tell(steps: int, done: int = done, batch: int = len(course.start)) -> None:
+                    progress("denoise", done + steps * batch, pictures * request.moves)
 
                 with _timed(seconds[chosen.start], "denoise"):
-                    parts = conditioned.pop(chosen.start)
-                    packed[chosen.start] = self._keep(self._walk(start, levels, *parts, request.grid, tell))
+                    last = self._walk(course, *conditioned.pop(chosen.start), tell)
+                    packed[chosen.start] = [self._keep(each) for each in _targets(last, course)]
             for chosen in group:
                 with _timed(seconds[chosen.start], "decode"):
-                    images = self.decode(packed.pop(chosen.start), request.grid)
+                    parts = packed.pop(chosen.start)
+                    images = [image for part in parts for image in self.decode(part, request.grid, progress)]
                 progress("decode", chosen.stop, pictures)
                 for index, image in zip(range(pictures)[chosen], images, strict=True):
-                    parameters = self._parameters(request, index)
-                    image.info[picture.PARAMETERS] = json.dumps(parameters)
-                    yield Painted(image, parameters, seconds[chosen.start])
+                    done_image = _pasted(image, request, index) if request.paste else image
+                    yield Painted.of(done_image, self.bundle, request, index, seconds[chosen.start])
 
     def encode(self, prompts: Sequence[str]) -> tuple[Floats, Floats]:
         """Tokenise and encode prompts; text that an encoder cannot read is logged as a warning.
@@ -212,12 +205,17 @@ class Pipeline:
         text = self._graphs["t5"].run({"ids": self._tokenise("t5", prompts)})["text"]
         return pooled.numpy(), text.numpy()
 
+    def see(self, pixels: npt.NDArray[Any], progress: Progress = silent) -> Seen:
+        """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
+        graph, model = self._graphs["vae_encoder"], self.bundle.manifest.model
+        return vae.encode(graph, pixels, model, self._tiling, lambda *done: progress("encode tiles", *done))
+
     def condition(
         self,
         pooled: Floats,
         text: Floats,
         levels: Floats,
-        guidance: float | None,
+        guidance: float | Floats | None,
         into: Mapping[str, Buffer] | None = None,
     ) -> tuple[Buffer, Buffer]:
         """All that the denoiser needs of text and time, for every step at once.
@@ -226,7 +224,7 @@ class Pipeline:
             pooled: [batch, V], from `encode`.
             text: [batch, T, C], from `encode`.
             levels: [steps + 1], from `schedule.sigmas`.
-            guidance: None for a model without guidance input.
+            guidance: one, or [batch]. None for a model without guidance input.
             into: the buffers `modulation` and `context` to write to. None: new ones.
 
         Returns:
@@ -248,9 +246,6 @@ class Pipeline:
     ) -> Iterator[Step]:
         """Walk the latents from noise to picture, one yield per step; stop whenever you like.
 
-        Nothing leaves the device between steps: the step's modulation is a view, and two buffers take
-        turns as latents and next latents.
-
         Args:
             start: float32 [batch, tokens, channels] at noise level `levels[0]`.
             levels: [steps + 1], from `schedule.sigmas`.
@@ -261,21 +256,28 @@ class Pipeline:
         Raises:
             PaintError: latents that are not finite. On a GPU they are looked at after the last step only.
         """
-        steps, loop = (
-            len(levels) - 1,
-            self._loop(LoopShape(len(levels) - 1, len(start), context.shape[1], grid)),
-        )
-        loop.begin(start, levels, modulation, context)
-        for index, now in enumerate(loop.steps(self._graphs["denoiser"]), 1):
-            if now.on_host or index == steps:
-                _expect_finite(now, index, steps)
-            yield Step(index, float(levels[index]), now)
+        return self.walk(Course(levels, start, (grid,)), modulation, context)
 
-    def decode(self, packed: Buffer | Floats, grid: latents.Grid) -> list[Image.Image]:
+    def walk(self, course: Course, modulation: Buffer | Floats, context: Buffer | Floats) -> Iterator[Step]:
+        """`denoise` for any course, whose rows are those of modulation and context.
+
+        Nothing leaves the device between steps: the step's modulation is a view, and two buffers take
+        turns as latents and next latents.
+        """
+        loop = self._loop(LoopShape.of(course, context.shape[1]))
+        loop.begin(course, modulation, context)
+        for index, now in enumerate(loop.steps(), 1):
+            if now.on_host or index == course.steps:
+                _expect_finite(now, index, course.steps)
+            yield Step(index, float(course.levels[index]), now)
+
+    def decode(
+        self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress = silent
+    ) -> list[Image.Image]:
         """Pictures of latents [batch, tokens, channels]."""
-        batch, _, channels = packed.shape
-        found = self._graphs["vae_decoder"].run({"latents": packed.reshape(batch, *grid, channels)})
-        return [Image.fromarray(pixels) for pixels in found["image"].numpy()]
+        graph, model = self._graphs["vae_decoder"], self.bundle.manifest.model
+        tell = lambda *done: progress("decode tiles", *done)  # noqa: E731
+        return [Image.fromarray(each) for each in vae.decode(graph, packed, grid, model, self._tiling, tell)]
 
     def close(self) -> None:
         """Free all graphs and recordings; closing twice is harmless."""
@@ -299,7 +301,7 @@ class Pipeline:
 
     def _encode_once(self, request: Request, progress: Progress) -> tuple[dict[str, int], Floats, Floats]:
         """The row of each different prompt, and all rows of pooled and text."""
-        prompts = list(dict.fromkeys(request.prompts))
+        prompts = list(dict.fromkeys(request.texts(slice(None))))
         parts = []
         for first in range(0, len(prompts), request.batch):
             parts.append(self.encode(prompts[first : first + request.batch]))
@@ -314,45 +316,42 @@ class Pipeline:
             yield batches[first : first + together]
 
     def _condition(
-        self, pooled: Floats, text: Floats, levels: Floats, request: Request
+        self, pooled: Floats, text: Floats, course: Course, guidance: Floats | None
     ) -> tuple[Buffer | Floats, Buffer | Floats]:
         """`condition`, into the loop's own buffers if it is next, else onto the host."""
         into = None
         if self.memory != "sequential":
-            loop = self._loop(LoopShape(request.steps, len(pooled), text.shape[1], request.grid))
-            into = loop.conditioning
-        modulation, context = self.condition(pooled, text, levels, request.guidance, into)
+            into = self._loop(LoopShape.of(course, text.shape[1])).conditioning
+        modulation, context = self.condition(pooled, text, course.levels, guidance, into)
         return self._keep(modulation), self._keep(context)
 
     def _walk(
         self,
-        start: Floats,
-        levels: Floats,
+        course: Course,
         modulation: Buffer | Floats,
         context: Buffer | Floats,
-        grid: latents.Grid,
         tell: Callable[[int], None],
     ) -> Buffer:
-        """The last latents of `denoise`; on a GPU the loop may be a single launch."""
+        """The last latents of `walk`; on a GPU the loop may be a single launch."""
         if self.backend.gpu is None:
-            for step in self.denoise(start, levels, modulation, context, grid):
+            for step in self.walk(course, modulation, context):
                 tell(step.index)
             return step.latents
-        loop = self._loop(LoopShape(len(levels) - 1, len(start), context.shape[1], grid))
-        loop.begin(start, levels, modulation, context)
-        last = loop.run(self._graphs["denoiser"])
-        _expect_finite(last, loop.shape.steps, loop.shape.steps)
-        tell(loop.shape.steps)
+        loop = self._loop(LoopShape.of(course, context.shape[1]))
+        loop.begin(course, modulation, context)
+        last = loop.run()
+        _expect_finite(last, course.steps, course.steps)
+        tell(course.steps)
         return last
 
     def _loop(self, of: LoopShape) -> Loop:
         """The loop of a shape; on a GPU it is kept with its buffers and its recording."""
         if self.backend.gpu is None:
-            return Loop(self.backend, self.bundle.manifest, of)
+            return Loop(self.backend, self.bundle.manifest, self._graphs, of)
         if of not in self._loops:
             if len(self._loops) >= LOOPS:
                 self._loops.popitem(last=False)[1].close()
-            self._loops[of] = Loop(self.backend, self.bundle.manifest, of, self._record)
+            self._loops[of] = Loop(self.backend, self.bundle.manifest, self._graphs, of, self._record)
         self._loops.move_to_end(of)
         return self._loops[of]
 
@@ -360,18 +359,20 @@ class Pipeline:
         """A buffer until it is used: in sequential mode on the host, where it takes no GPU memory."""
         return buffer.numpy() if self.memory == "sequential" else buffer
 
-    def _parameters(self, request: Request, index: int) -> dict[str, Any]:
-        return {
-            "prompt": request.prompts[index],
-            "seed": request.seeds[index],
-            "steps": request.steps,
-            "guidance": request.guidance,
-            "width": request.width,
-            "height": request.height,
-            "variant": self.bundle.manifest.variant,
-            "bundle": self.bundle.digest,
-            "flux_trt": importlib.metadata.version("flux_trt"),
-        }
+
+def _targets(last: Buffer, course: Course) -> list[Buffer]:
+    """The target pictures' latents, [batch, tokens, channels]: all in one, or one by one."""
+    batch, tokens, channels = len(course.start), *course.start.shape[1:]
+    if last.shape[0] != batch:  # both halves of a guided run are the same
+        last = last.head(batch)
+    if tokens == course.target:
+        return [last]
+    return [last[row].head(course.target).reshape(1, course.target, channels) for row in range(batch)]
+
+
+def _pasted(image: Image.Image, request: Request, index: int) -> Image.Image:
+    original = picture.as_pixels(request.images[index], image.size)
+    return Image.fromarray(inpaint.paste(np.asarray(image), original, request.mask(index)))
 
 
 @contextmanager

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-import math
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from flux_trt.runtime import latents
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from flux_trt.runtime import checked, kontext, latents, picture
+from flux_trt.runtime.asked import Given
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.manifest import Manifest
+from flux_trt.runtime.manifest import Manifest, Task
+from flux_trt.runtime.tasks import image as image_to_image
+from flux_trt.runtime.tasks.flowedit import FlowEdit
 
-SEEDS = 2**64
+STRENGTH = 0.6
+WAYS: dict[Task, str] = {
+    "generate": "dev, krea, schnell or kontext",
+    "image": "dev, krea, schnell or kontext",
+    "inpaint": "dev, krea, schnell or kontext",
+    "edit": "dev, krea, schnell or kontext",
+    "reference": "kontext",
+    "fill": "fill",
+    "control": "canny or depth",
+}
+"""The variants that can do a task."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """Pictures of one size and schedule; `prompts[k]` and `seeds[k]` belong to picture k."""
+    """Pictures of one size and schedule; `prompts[k]`, `seeds[k]` and so on belong to picture k."""
 
+    task: Task
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     width: int
@@ -28,6 +45,18 @@ class Request:
     """None for a model without guidance input."""
     batch: int
     """How many pictures are painted at once, at most."""
+    negatives: tuple[str, ...] = ()
+    true_cfg: float | None = None
+    """Scale of true classifier-free guidance; None without."""
+    images: tuple[Image.Image, ...] = ()
+    strength: float = 1.0
+    masks: tuple[Image.Image, ...] = ()
+    paste: bool = False
+    controls: tuple[Image.Image, ...] = ()
+    references: tuple[Image.Image, ...] = ()
+    """For all pictures, each of the size it is encoded at."""
+    edit: FlowEdit | None = None
+    patch: int = 16
 
     @classmethod
     def of(
@@ -41,74 +70,253 @@ class Request:
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
         batch: int | None = None,
+        negative: str | Sequence[str] | None = None,
+        true_cfg: float | None = None,
+        image: Given | Sequence[Given] | None = None,
+        strength: float | None = None,
+        mask: Given | Sequence[Given] | None = None,
+        paste: bool = False,
+        control: Given | Sequence[Given] | None = None,
+        reference: Given | Sequence[Given] = (),
+        auto_resize: bool = True,
     ) -> Request:
         """Fill in the bundle's defaults and check everything; the arguments are `Pipeline.generate`'s.
 
         Raises:
             RequestError: something that the bundle cannot do.
         """
-        defaults, model = manifest.defaults, manifest.model
-        if model.condition_channels:
-            raise RequestError(
-                f"a {manifest.variant} bundle paints from a control picture, which generate cannot take; "
-                f"use a text-to-image bundle"
-            )
-        prompts = _prompts(prompt, _at_least_one("count", count))
-        width, height = size or (defaults.width, defaults.height)
+        texts, count = checked.texts("prompt", prompt), checked.at_least("count", count)
+        images, masks, controls = (
+            _pictures(name, given, len(texts), mask_like=name == "mask")
+            for name, given in (("image", image), ("mask", mask), ("control", control))
+        )
+        references = _pictures("reference", reference or None, None)
+        task = _task(manifest, images, masks, controls, references)
+        if masks and not images:
+            raise RequestError("a mask is given without a picture; give the picture with --image")
+        if paste and not masks:
+            raise RequestError("--paste puts back what a mask leaves alone; give the mask with --mask")
+        if strength is not None and not images:
+            raise RequestError("a strength is given without a picture; give the picture with --image")
+        if strength is None:
+            strength = STRENGTH if images and task != "fill" else 1.0
+        steps = checked.at_least("steps", manifest.defaults.steps if steps is None else steps)
+        checked.expect_moves(steps, strength)
+        references = tuple(_as_reference(manifest, each, auto_resize) for each in references)
+        width, height = size or _size(manifest, (*images, *controls), references)
+        negatives = checked.negatives(negative, true_cfg, len(texts))
         return cls(
-            prompts=prompts,
-            seeds=_seeds(seed, len(prompts)),
+            task=task,
+            prompts=checked.each(texts, count),
+            seeds=checked.seeds(seed, len(texts) * count),
             width=width,
             height=height,
-            grid=latents.grid(width, height, model.patch, manifest.sizes),
-            steps=_at_least_one("steps", defaults.steps if steps is None else steps),
-            guidance=_guidance(manifest, guidance),
-            batch=_at_least_one("batch", 1 if batch is None else batch),
+            grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
+            steps=steps,
+            guidance=checked.guidance(manifest, guidance),
+            batch=checked.at_least("batch", 1 if batch is None else batch),
+            negatives=checked.each(negatives, count),
+            true_cfg=true_cfg if negatives else None,
+            images=checked.each(images, count),
+            strength=strength,
+            masks=checked.each(masks, count),
+            paste=paste,
+            controls=checked.each(controls, count),
+            references=references,
+            patch=manifest.model.patch,
         )
+
+    @classmethod
+    def of_edit(
+        cls,
+        manifest: Manifest,
+        image: Given | Sequence[Given],
+        source: str | Sequence[str],
+        target: str | Sequence[str],
+        *,
+        size: tuple[int, int] | None = None,
+        steps: int = 28,
+        n_min: int = 0,
+        n_max: int = 24,
+        n_avg: int = 1,
+        source_guidance: float = 1.5,
+        target_guidance: float = 5.5,
+        seed: int | Sequence[int] | None = 0,
+        count: int = 1,
+        batch: int | None = None,
+    ) -> Request:
+        """The same for `Pipeline.edit`.
+
+        Raises:
+            RequestError: something that the bundle cannot do.
+        """
+        sources, targets = checked.texts("source", source), checked.texts("target", target)
+        if len(sources) == 1:
+            sources *= len(targets)
+        if len(sources) != len(targets):
+            raise RequestError(f"{len(sources)} sources are given for {len(targets)} targets; give as many")
+        _expect(manifest, "edit")
+        steps, count = checked.at_least("steps", steps), checked.at_least("count", count)
+        if not 0 <= n_min <= n_max <= steps or n_max == 0:
+            raise RequestError(
+                f"n_min {n_min} and n_max {n_max} are not possible; they count the last of {steps} steps: "
+                f"0 <= n_min <= n_max <= {steps}, and n_max at least 1"
+            )
+        images = _pictures("image", image, len(targets))
+        width, height = size or _size(manifest, images, ())
+        guided = manifest.model.guidance
+        return cls(
+            task="edit",
+            prompts=checked.each(targets, count),
+            seeds=checked.seeds(seed, len(targets) * count),
+            width=width,
+            height=height,
+            grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
+            steps=steps,
+            guidance=checked.guidance(manifest, target_guidance) if guided else None,
+            batch=checked.at_least("batch", 1 if batch is None else batch),
+            images=checked.each(images, count),
+            edit=FlowEdit(
+                sources=checked.each(sources, count),
+                source_guidance=checked.guidance(manifest, source_guidance) if guided else None,
+                n_min=n_min,
+                n_max=n_max,
+                n_avg=checked.at_least("n_avg", n_avg),
+            ),
+            patch=manifest.model.patch,
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def moves(self) -> int:
+        """How often the latents of a picture move: fewer than `steps` when it starts from a picture."""
+        return self.edit.n_max if self.edit else image_to_image.moves(self.steps, self.strength)
+
+    @property
+    def copies(self) -> int:
+        """How often each picture goes through the denoiser at once."""
+        return 2 if self.edit or self.negatives else 1
+
+    @property
+    def grids(self) -> tuple[latents.Grid, ...]:
+        """Of the target, then of the reference pictures."""
+        patch = self.patch
+        return (self.grid, *((each.height // patch, each.width // patch) for each in self.references))
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is a picture to encode."""
+        return bool(self.images or self.controls or self.references)
+
+    def texts(self, chosen: slice) -> tuple[str, ...]:
+        """The prompts that these pictures go through the denoiser with, in its order."""
+        if self.edit:
+            return (*self.edit.sources[chosen], *self.prompts[chosen])
+        return (*self.prompts[chosen], *self.negatives[chosen])
+
+    def guidances(self, chosen: slice) -> npt.NDArray[np.float32] | None:
+        """The guidance of each of those."""
+        if self.guidance is None:
+            return None
+        rows = len(self.prompts[chosen])
+        first = self.edit.source_guidance if self.edit else self.guidance
+        halves = [first] * rows + [self.guidance] * (rows * (self.copies - 1))
+        return np.array(halves, np.float32)
+
+    def mask(self, index: int) -> npt.NDArray[np.float32]:
+        """The mask of picture `index`, [height, width] of 0 and 1."""
+        return picture.as_mask(self.masks[index], (self.width, self.height))
 
     def batches(self) -> Iterator[slice]:
         """Pictures that are painted together."""
-        for first in range(0, len(self.prompts), self.batch):
-            yield slice(first, min(first + self.batch, len(self.prompts)))
+        for first in range(0, len(self), self.batch):
+            yield slice(first, min(first + self.batch, len(self)))
 
 
-def _prompts(prompt: str | Sequence[str], count: int) -> tuple[str, ...]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise RequestError("no prompt is given; give at least one (it may be empty)")
-    for text in prompts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise RequestError(f"prompt {text!r} is not valid Unicode; give it as UTF-8") from None
-    return tuple(text for text in prompts for _ in range(count))
+def _task(
+    manifest: Manifest,
+    images: Sequence[Image.Image],
+    masks: Sequence[Image.Image],
+    controls: Sequence[Image.Image],
+    references: Sequence[Image.Image],
+) -> Task:
+    """What is asked for, if the bundle can do it."""
+    fills, controlled = "fill" in manifest.tasks, "control" in manifest.tasks
+    if references:
+        _expect(manifest, "reference")
+    if controls or controlled:
+        _expect(manifest, "control")
+        if not controls:
+            raise RequestError(
+                f"a {manifest.variant} bundle paints from a control picture; give it with --control"
+                f"{' or --canny' if manifest.variant == 'canny' else ''}"
+            )
+        return "control"
+    if fills:
+        if not (images and masks):
+            raise RequestError(
+                "a fill bundle paints into a hole of a picture; give --image with --mask or --outpaint"
+            )
+        return "fill"
+    task: Task = "inpaint" if masks else "image" if images else "reference" if references else "generate"
+    _expect(manifest, task)
+    return task
 
 
-def _seeds(seed: int | Sequence[int] | None, pictures: int) -> tuple[int, ...]:
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-    seeds = tuple(range(seed, seed + pictures)) if isinstance(seed, int) else tuple(seed)
-    if len(seeds) != pictures:
+def _expect(manifest: Manifest, task: Task) -> None:
+    if task not in manifest.tasks:
+        has = ", ".join(manifest.tasks) or "nothing: it is a partial bundle"
         raise RequestError(
-            f"{len(seeds)} seeds are given for {pictures} pictures; give one each, or one number"
+            f"a {manifest.variant} bundle cannot do the task {task} (this one can do {has}); "
+            f"build a whole one from FLUX.1 {WAYS[task]}"
         )
-    if wrong := [each for each in seeds if not 0 <= each < SEEDS]:
-        raise RequestError(f"seed {wrong[0]} is not possible; seeds are 0 to 2**64 - 1")
-    return seeds
 
 
-def _guidance(manifest: Manifest, guidance: float | None) -> float | None:
-    if not manifest.model.guidance:
-        if guidance is not None:
-            raise RequestError(f"a {manifest.variant} bundle has no guidance; leave guidance out")
-        return None
-    guidance = manifest.defaults.guidance if guidance is None else guidance
-    if not math.isfinite(guidance):
-        raise RequestError(f"guidance {guidance} is not a finite number; try {manifest.defaults.guidance}")
-    return guidance
+def _pictures(
+    name: str, given: Given | Sequence[Given] | None, prompts: int | None, mask_like: bool = False
+) -> tuple[Image.Image, ...]:
+    """The given pictures, open; one for each prompt, or any number where `prompts` is None."""
+    if given is None:
+        return ()
+    several = [given] if isinstance(given, (str, Path, Image.Image)) else list(given)
+    convert, read = (picture.grey, picture.read_mask) if mask_like else (picture.rgb, picture.read)
+    found = tuple(convert(each) if isinstance(each, Image.Image) else read(each) for each in several)
+    if prompts is None:
+        return found
+    if len(found) == 1:
+        return found * prompts
+    if len(found) != prompts:
+        raise RequestError(
+            f"{len(found)} pictures are given as {name} for {prompts} prompts; give one each, or one for all"
+        )
+    return found
 
 
-def _at_least_one(name: str, number: int) -> int:
-    if number < 1:
-        raise RequestError(f"{name} is {number}; it must be at least 1")
-    return number
+def _size(
+    manifest: Manifest, images: Sequence[Image.Image], references: Sequence[Image.Image]
+) -> tuple[int, int]:
+    """The size when none is asked for: that of the given picture, cut to whole patches, or the bundle's."""
+    if images:
+        patch = manifest.model.patch
+        return images[0].width // patch * patch, images[0].height // patch * patch
+    if references:
+        defaults = manifest.defaults
+        return kontext.reference_size(
+            references[0].width,
+            references[0].height,
+            manifest.model.patch,
+            auto_resize=True,
+            area=defaults.width * defaults.height,
+        )
+    return manifest.defaults.width, manifest.defaults.height
+
+
+def _as_reference(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image.Image:
+    defaults = manifest.defaults
+    size = kontext.reference_size(
+        given.width, given.height, manifest.model.patch, auto_resize, defaults.width * defaults.height
+    )
+    latents.grid(*size, manifest.model.patch, manifest.sizes)
+    return Image.fromarray(picture.as_pixels(given, size))

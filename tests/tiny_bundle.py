@@ -111,7 +111,7 @@ def build(
         tokenizer().save(str(root / "tokenizers" / f"{name}.json"))
     fields = {
         "variant": "tiny",
-        "tasks": ["text-to-image"],
+        "tasks": ["generate"],
         "model": {
             "channels": CHANNELS,
             "condition_channels": 0,

@@ -94,7 +94,10 @@ STAGES = {
         ],
         ["next_latents float32 [batch, tokens, 64]", "velocity float32 [batch, tokens, 64]"],
     ),
-    "vae_encoder": (["image uint8 [batch, height, width, 3]"], ["latents float32 [batch, h, w, 64]"]),
+    "vae_encoder": (
+        ["image float32 [batch, height, width, 3]"],
+        ["latents float32 [batch, h, w, 64]", "deviation float32 [batch, h, w, 64]"],
+    ),
     "vae_decoder": (["latents float32 [batch, h, w, 64]"], ["image uint8 [batch, height, width, 3]"]),
 }
 

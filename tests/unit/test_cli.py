@@ -114,7 +114,7 @@ def test_bugs_keep_their_traceback(tiny, tmp_path, monkeypatch):
     def bug(*arguments):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("flux_trt.runtime.noise.draw", bug)
+    monkeypatch.setattr("flux_trt.runtime.noise.Generator.latents", bug)
     result = run(tiny, "a", "-o", tmp_path / "a.png")
     assert isinstance(result.exception, KeyError)
 
@@ -164,7 +164,7 @@ def test_on_a_gpu_the_needs_are_printed_before_anything_is_loaded(tiny, tmp_path
         assert (name, device, check) == ("tensorrt-rtx", "auto", True)
         return simulator_bundle.backend(bundle.root, cuda, memory)
 
-    monkeypatch.setattr("flux_trt.runtime.backend.connect", connect)
+    monkeypatch.setattr("flux_trt.runtime.session.connect", connect)
     arguments = [tmp_path / "bundle", "a", "-o", tmp_path / "a.png", "--backend", "tensorrt-rtx"]
     refused = run(*arguments)
     first, line = refused.stderr.splitlines()

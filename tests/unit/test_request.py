@@ -73,5 +73,6 @@ def test_guidance_for_a_model_without_it(contract):
 
 def test_control_bundles_are_refused(contract):
     model = contract.model.model_copy(update={"condition_channels": 64})
-    with pytest.raises(RequestError, match="control picture"):
-        Request.of(contract.model_copy(update={"model": model}), "a")
+    controlled = contract.model_copy(update={"model": model, "tasks": ["control"], "variant": "canny"})
+    with pytest.raises(RequestError, match="control picture; give it with --control or --canny"):
+        Request.of(controlled, "a")

@@ -10,6 +10,7 @@ import tiny_bundle
 from simulator_cuda import CudaSimulator
 
 from flux_trt.runtime import Pipeline, latents, noise, schedule
+from flux_trt.runtime.course import Course
 from flux_trt.runtime.errors import GpuMemoryError, PaintError
 
 MODES = ("resident", "sequential", "streaming")
@@ -139,7 +140,7 @@ def test_a_recording_is_of_the_buffers_it_was_made_with(engines, tiny):
         others = {each: each.condition(*text[each], levels, 9.0) for each in (pipeline, onnxruntime)}
         for parts in (kept, kept, kept, others, others, kept, others, others):
             *_, exact = onnxruntime.denoise(start, levels, *parts[onnxruntime], (2, 2))
-            found = pipeline._walk(start, levels, *parts[pipeline], (2, 2), lambda steps: None)
+            found = pipeline._walk(Course(levels, start, ((2, 2),)), *parts[pipeline], lambda steps: None)
             np.testing.assert_array_equal(found.numpy(), exact.latents.numpy())
     assert cuda.calls["cudaGraphLaunch"] == 4
 

@@ -20,7 +20,7 @@ from nano.text import Encoders
 from nano.vocabulary import T5_LENGTH
 
 BATCH = 64
-EDIT_SHARE = 0.25  # of steps; one step is all captions or all edits, so that captions keep short sequences
+EDIT_SHARE = 0.4  # of steps; one step is all captions or all edits, so that captions keep short sequences
 # T5 tokens and the shares of steps read at that length. The longest text has 20, the rest is padding: short
 # sequences save time, and the others teach that padding means nothing, up to the 512 of diffusers' default.
 LENGTHS = {20: 0.84, T5_LENGTH: 0.1, 64: 0.04, 512: 0.02}
@@ -43,7 +43,7 @@ def train_dit(
     """The transformer before guidance is distilled into it, trained from nothing or on from `start`."""
     torch.manual_seed(seed)
     model = (start or new_transformer()).to(device).train()
-    phase = Phase(runs, "dit", model, minutes, rate=1e-3, hold=0.5)
+    phase = Phase(runs, "dit", model, minutes, rate=7e-4, hold=0.15)
     compiled = torch.compile(model, dynamic=False)
     rng = np.random.default_rng([seed, phase.step])
     for _ in phase:

@@ -1,0 +1,42 @@
+"""What stands for pictures that a request takes: margins to outpaint, a picture to take edges of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flux_trt.runtime import edges, picture
+from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.manifest import Manifest
+from flux_trt.runtime.tasks.fill import outpaint
+
+
+def given(manifest: Manifest, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `Request.of`, from the options of `flux-run generate` or the fields of a job.
+
+    Raises:
+        RequestError: options that say two things at once, or a picture that cannot be read.
+    """
+    asked = dict(options)
+    asked["auto_resize"] = not asked.pop("no_auto_resize", False)
+    margins, canny = asked.pop("outpaint", None), asked.pop("canny", None)
+    if margins is not None:
+        if asked.get("image") is None:
+            raise RequestError("--outpaint extends a picture; give the picture with --image")
+        if asked.get("mask") is not None:
+            raise RequestError("--outpaint and --mask both say what to paint; give one of them")
+        asked["image"], asked["mask"] = outpaint(picture.read(asked["image"]), margins)
+    if canny is not None:
+        if asked.get("control") is not None:
+            raise RequestError("--canny makes the control picture that --control gives; give one of them")
+        asked["control"] = _edges(manifest, canny, asked)
+    return asked
+
+
+def _edges(manifest: Manifest, path: Any, asked: dict[str, Any]) -> Any:
+    """The edges of a picture at the size that is painted: edges do not survive a resize."""
+    from PIL import Image
+
+    image, patch = picture.read(path), manifest.model.patch
+    size = asked.get("size") or (image.width // patch * patch, image.height // patch * patch)
+    asked["size"] = size
+    return edges.canny(Image.fromarray(picture.as_pixels(image, size)))

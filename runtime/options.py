@@ -1,0 +1,121 @@
+"""Options that the commands of `flux-run` share, and their types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PICTURE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Size(click.ParamType):
+    """WIDTHxHEIGHT in pixels, as (width, height)."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split "1024x768"."""
+        width, cross, height = str(value).lower().partition("x")
+        if not (cross and width.isdecimal() and height.isdecimal()):
+            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1024x768", param, ctx)
+        return int(width), int(height)
+
+
+class Margins(click.ParamType):
+    """LEFT,TOP,RIGHT,BOTTOM in pixels."""
+
+    name = "L,T,R,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split "0,0,256,0"."""
+        parts = [part.strip() for part in str(value).split(",")]
+        if len(parts) != 4 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
+            self.fail(f"{value!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels, such as 0,0,256,0", param, ctx)
+        return tuple(map(int, parts))
+
+
+def of_pictures(command: Command) -> Command:
+    """What becomes of the pictures: where, how large, how many, from which seed."""
+    for option in reversed(
+        [
+            click.option(
+                "-o",
+                "--out",
+                "--output",
+                "output",
+                type=click.Path(path_type=Path),
+                default="out.png",
+                show_default=True,
+                help="Where to write; several pictures become OUT-0.png, OUT-1.png, ...",
+            ),
+            click.option(
+                "--size",
+                type=Size(),
+                metavar="WxH",
+                help="Width and height in pixels.  [default: the given picture's, or the bundle's]",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**64 - 1),
+                default=0,
+                show_default=True,
+                help="Of the first picture; the others count up.",
+            ),
+            click.option(
+                "-n",
+                "--count",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                help="Pictures per prompt.",
+            ),
+            click.option(
+                "--batch",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                help="Pictures painted at once; more need more memory.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def of_machine(command: Command) -> Command:
+    """Where it runs and what it prints."""
+    for option in reversed(
+        [
+            click.option(
+                "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+            ),
+            click.option(
+                "--backend",
+                type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
+                default="onnxruntime",
+                show_default=True,
+                help="What runs the stages; TensorRT needs engines (flux-export engines).",
+            ),
+            click.option(
+                "--memory",
+                type=click.Choice(["resident", "sequential", "streaming"]),
+                default="resident",
+                show_default=True,
+                help="All stages loaded, one at a time, or weights streamed through the GPU (TensorRT).",
+            ),
+            click.option(
+                "--tile",
+                type=click.IntRange(min=0),
+                help="Pixels of the tiles that the VAE works in; 0: never tile.  "
+                "[default: 1024 for pictures of more than 2 megapixels]",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not file names."),
+            click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files."),
+        ]
+    ):
+        command = option(command)
+    return command

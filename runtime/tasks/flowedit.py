@@ -1,0 +1,53 @@
+"""FlowEdit: change what a picture shows from one prompt to another, without inversion.
+
+Source: Kulikov et al. 2024, arXiv 2412.08629, algorithm 1; defaults of its repository's FLUX example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flux_trt.runtime.course import Course, Edit
+from flux_trt.runtime.noise import Generator
+from flux_trt.runtime.seen import Seen
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FlowEdit:
+    """How an edit goes."""
+
+    sources: tuple[str, ...]
+    """What each picture shows now."""
+    source_guidance: float | None
+    n_min: int = 0
+    """How many of the last steps sample plainly: more let the shapes change more."""
+    n_max: int = 24
+    """How many of the last steps are walked: fewer keep more of the picture."""
+    n_avg: int = 1
+    """Noises whose velocities are averaged in a step."""
+
+
+def course(how: FlowEdit, levels: Floats, seen: list[Seen], seeds: tuple[int, ...]) -> Course:
+    """The course of an edit.
+
+    Args:
+        how: its numbers.
+        levels: the whole schedule, [steps + 1].
+        seen: the pictures; their modes are what is edited.
+        seeds: one per picture.
+    """
+    levels = levels[len(levels) - 1 - how.n_max :]
+    draws = (how.n_max - how.n_min) * how.n_avg + (how.n_min > 0)
+    source = np.stack([each.mode for each in seen])
+    noise = np.empty((draws, *source.shape), np.float32)
+    for row, (seed, each) in enumerate(zip(seeds, seen, strict=True)):
+        generator = Generator(seed)
+        for draw in range(draws):
+            noise[draw, row] = generator.latents(each.grid, source.shape[-1])
+    edit = Edit(source, noise, how.n_avg, how.n_min)
+    return Course(levels, source, (seen[0].grid,), edit=edit)

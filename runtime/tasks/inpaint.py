@@ -1,0 +1,30 @@
+"""Masked painting with a model that was not made for it: what the mask leaves alone is put back every step.
+
+Source: diffusers FluxInpaintPipeline.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from flux_trt.runtime import latents
+
+Floats = npt.NDArray[np.float32]
+
+
+def coarse(mask: Floats, patch: int, channels: int) -> Floats:
+    """The mask of the latents: [H, W] of 0 and 1 -> packed [tokens, channels], one value per latent pixel.
+
+    A latent pixel takes the mask's value at its upper left corner, as torch's nearest interpolation does.
+    """
+    side = patch // 2
+    pixels = mask[::side, ::side]
+    return latents.pack(np.broadcast_to(pixels, (1, channels // 4, *pixels.shape)))[0]
+
+
+def paste(
+    painted: npt.NDArray[np.uint8], original: npt.NDArray[np.uint8], mask: Floats
+) -> npt.NDArray[np.uint8]:
+    """The painted picture where the mask is 1, the original's own pixels elsewhere; [H, W, 3]."""
+    return np.where(mask[..., None] > 0, painted, original)

@@ -1,0 +1,274 @@
+"""Every task against its diffusers pipeline: same weights, same seed, fp32."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from flux_trt.runtime import Pipeline
+
+Get = Callable[..., Path]
+PROMPT = "a red circle at the top left on a white background"
+OTHER = "a blue square in the center on a green background"
+SEED = 7
+
+
+def scene(size: tuple[int, int], colour: str = "red") -> Image.Image:
+    """A picture with edges, a gradient and noise."""
+    rng = np.random.default_rng(3)
+    ramp = np.linspace(60, 220, size[0])[None, :, None] * np.ones((size[1], 1, 3))
+    image = Image.fromarray((ramp + rng.normal(0, 6, ramp.shape)).clip(0, 255).astype(np.uint8))
+    ImageDraw.Draw(image).ellipse((size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2), fill=colour)
+    return image
+
+
+def hole(size: tuple[int, int]) -> Image.Image:
+    """A mask whose border is on no grid."""
+    mask = Image.new("L", size, 0)
+    ImageDraw.Draw(mask).ellipse((5, 9, size[0] - 20, size[1] - 11), fill=255)
+    return mask
+
+
+def theirs(folder: Path, pipeline: str, size: tuple[int, int], seed: int = SEED, **asked: Any) -> np.ndarray:
+    pipe = getattr(diffusers, pipeline).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    if "max_area" in inspect.signature(pipe.__call__).parameters:
+        asked["max_area"] = size[0] * size[1]
+    found = pipe(
+        width=size[0],
+        height=size[1],
+        generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=32,
+        output_type="np",
+        **asked,
+    )
+    return (found.images[0] * 255).round().astype(np.uint8)
+
+
+def agreement(ours: Image.Image, expected: np.ndarray) -> float:
+    """Share of values within 1/255."""
+    assert expected.std() > 1, "a flat picture would agree with anything"
+    assert np.asarray(ours).shape == expected.shape
+    return float((np.abs(np.asarray(ours).astype(int) - expected) <= 1).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "steps", "strength"),
+    [("flux-nano", (64, 64), 10, 0.6), ("flux-nano", (96, 48), 12, 0.3), ("schnell-like", (32, 64), 4, 0.5)],
+)
+def test_image_to_image(
+    checkpoint: Get, bundle: Get, name: str, size: tuple[int, int], steps: int, strength: float
+) -> None:
+    given, guided = scene((120, 80)), name == "flux-nano"
+    asked = {"guidance_scale": 2.0} if guided else {}
+    expected = theirs(
+        checkpoint(name),
+        "FluxImg2ImgPipeline",
+        size,
+        prompt=PROMPT,
+        image=given,
+        strength=strength,
+        num_inference_steps=steps,
+        **asked,
+    )
+    with Pipeline.load(bundle(name)) as pipeline:
+        more = {"guidance": 2.0} if guided else {}
+        (ours,) = pipeline.generate(
+            PROMPT, image=given, strength=strength, size=size, steps=steps, seed=SEED, **more
+        )
+    assert agreement(ours, expected) >= 0.999
+
+
+@pytest.mark.parametrize("name", ["flux-nano", "dev-like"])
+def test_true_classifier_free_guidance(checkpoint: Get, bundle: Get, name: str) -> None:
+    size = (64, 48)
+    expected = theirs(
+        checkpoint(name),
+        "FluxPipeline",
+        size,
+        prompt=PROMPT,
+        negative_prompt=OTHER,
+        true_cfg_scale=3.0,
+        guidance_scale=1.5,
+        num_inference_steps=6,
+    )
+    with Pipeline.load(bundle(name)) as pipeline:
+        asked = {"size": size, "steps": 6, "guidance": 1.5, "seed": SEED}
+        (ours,) = pipeline.generate(PROMPT, negative=OTHER, true_cfg=3.0, **asked)
+        (plain,) = pipeline.generate(PROMPT, **asked)
+        two = pipeline.generate(
+            [PROMPT, PROMPT], negative=["", OTHER], true_cfg=3.0, batch=2, **{**asked, "seed": [1, SEED]}
+        )
+    assert agreement(ours, expected) >= 0.999
+    assert agreement(two[1], expected) >= 0.999
+    assert agreement(plain, expected) < 0.9
+
+
+@pytest.mark.parametrize(("name", "strength"), [("flux-nano", 0.7), ("flux-nano", 1.0), ("dev-like", 0.5)])
+def test_masked_painting(checkpoint: Get, bundle: Get, name: str, strength: float) -> None:
+    size = (80, 64)
+    given, mask = scene(size), hole(size)
+    expected = theirs(
+        checkpoint(name),
+        "FluxInpaintPipeline",
+        size,
+        prompt=OTHER,
+        image=given,
+        mask_image=mask,
+        strength=strength,
+        guidance_scale=2.0,
+        num_inference_steps=8,
+    )
+    with Pipeline.load(bundle(name)) as pipeline:
+        asked = {"image": given, "mask": mask, "strength": strength, "steps": 8, "guidance": 2.0}
+        (ours,) = pipeline.generate(OTHER, seed=SEED, **asked)
+        (pasted,) = pipeline.generate(OTHER, seed=SEED, paste=True, **asked)
+    assert agreement(ours, expected) >= 0.999
+    kept = np.asarray(mask) < 128
+    np.testing.assert_array_equal(np.asarray(pasted)[kept], np.asarray(given)[kept])
+    np.testing.assert_array_equal(np.asarray(pasted)[~kept], np.asarray(ours)[~kept])
+
+
+def test_masked_painting_with_true_guidance(checkpoint: Get, bundle: Get) -> None:
+    size = (48, 64)
+    given, mask = scene(size), hole(size)
+    expected = theirs(
+        checkpoint("flux-nano"),
+        "FluxInpaintPipeline",
+        size,
+        prompt=OTHER,
+        negative_prompt=PROMPT,
+        true_cfg_scale=2.0,
+        image=given,
+        mask_image=mask,
+        strength=0.8,
+        guidance_scale=1.0,
+        num_inference_steps=6,
+    )
+    with Pipeline.load(bundle("flux-nano")) as pipeline:
+        (ours,) = pipeline.generate(
+            OTHER,
+            negative=PROMPT,
+            true_cfg=2.0,
+            image=given,
+            mask=mask,
+            strength=0.8,
+            guidance=1.0,
+            steps=6,
+            seed=SEED,
+        )
+    assert agreement(ours, expected) >= 0.999
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_fill(checkpoint: Get, bundle: Get, strength: float) -> None:
+    size = (64, 80)
+    given, mask = scene(size), hole(size)
+    expected = theirs(
+        checkpoint("fill-like"),
+        "FluxFillPipeline",
+        size,
+        prompt=OTHER,
+        image=given,
+        mask_image=mask,
+        strength=strength,
+        guidance_scale=30.0,
+        num_inference_steps=5,
+    )
+    with Pipeline.load(bundle("fill-like")) as pipeline:
+        (ours,) = pipeline.generate(
+            OTHER, image=given, mask=mask, strength=strength, guidance=30.0, steps=5, seed=SEED
+        )
+    assert agreement(ours, expected) >= 0.999
+
+
+def test_control(checkpoint: Get, bundle: Get) -> None:
+    size = (80, 48)
+    given = scene(size, "white")
+    expected = theirs(
+        checkpoint("canny-like"),
+        "FluxControlPipeline",
+        size,
+        prompt=OTHER,
+        control_image=given,
+        guidance_scale=30.0,
+        num_inference_steps=5,
+    )
+    with Pipeline.load(bundle("canny-like")) as pipeline:
+        (ours,) = pipeline.generate(OTHER, control=given, guidance=30.0, steps=5, seed=SEED)
+    assert agreement(ours, expected) >= 0.999
+
+
+def test_control_from_a_picture(checkpoint: Get, bundle: Get) -> None:
+    size = (48, 48)
+    expected = theirs(
+        checkpoint("canny-like"),
+        "FluxControlImg2ImgPipeline",
+        size,
+        prompt=OTHER,
+        image=scene(size),
+        control_image=scene(size, "white"),
+        strength=0.5,
+        guidance_scale=10.0,
+        num_inference_steps=6,
+    )
+    with Pipeline.load(bundle("canny-like")) as pipeline:
+        (ours,) = pipeline.generate(
+            OTHER,
+            image=scene(size),
+            control=scene(size, "white"),
+            strength=0.5,
+            guidance=10.0,
+            steps=6,
+            seed=SEED,
+        )
+    assert agreement(ours, expected) >= 0.999
+
+
+@pytest.mark.parametrize("true_cfg", [None, 2.5])
+def test_reference_picture(
+    checkpoint: Get, bundle: Get, true_cfg: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, given = (64, 64), scene((64, 96))
+    more = {} if true_cfg is None else {"negative_prompt": OTHER, "true_cfg_scale": true_cfg}
+    expected = theirs(
+        checkpoint("flux-nano"),
+        "FluxKontextPipeline",
+        size,
+        prompt="make the red circle blue",
+        image=given,
+        guidance_scale=2.0,
+        num_inference_steps=6,
+        _auto_resize=False,
+        **more,
+    )
+    with Pipeline.load(bundle("flux-nano")) as pipeline:
+        mine = {} if true_cfg is None else {"negative": OTHER, "true_cfg": true_cfg}
+        asked = {"size": size, "guidance": 2.0, "steps": 6, "auto_resize": False, **mine}
+        prompt = "make the red circle blue"
+        (ours,) = pipeline.generate(prompt, reference=given, seed=SEED, **asked)
+        both = pipeline.generate([prompt, prompt], reference=given, seed=[3, SEED], batch=2, **asked)
+    assert agreement(ours, expected) >= 0.999
+    assert agreement(both[1], expected) >= 0.999
+
+
+def test_references_keep_their_order_and_do_not_know_of_the_batch(bundle: Get) -> None:
+    """T = H x W x (N + 1): each reference has its own offset, so their order matters."""
+    first, second = scene((64, 64)), scene((64, 64), "blue")
+    with Pipeline.load(bundle("flux-nano")) as pipeline:
+        asked = {"steps": 3, "guidance": 1.0, "seed": SEED}
+        (ours,) = pipeline.generate(OTHER, reference=[first, second], **asked)
+        (turned,) = pipeline.generate(OTHER, reference=[second, first], **asked)
+        (again,) = pipeline.generate(OTHER, reference=[first, second], **asked)
+        (one,) = pipeline.generate(OTHER, reference=[first], **asked)
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(again))
+    assert (np.asarray(ours) != np.asarray(turned)).any()
+    assert (np.asarray(ours) != np.asarray(one)).any()
