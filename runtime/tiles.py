@@ -4,9 +4,9 @@ Every tile has the same shape, so an engine needs one profile and a session plan
 tiles are spread evenly; where two overlap, one fades out as a raised cosine while the other fades in, and the
 weights at every place add up to one. What a tile knows worst, its border, has next to no weight.
 
-Tiling is not exact: a VAE's group norms and the attention in its middle see the whole picture, or one tile. So
-tiles may differ in tone, and what the overlap does is to spread that: from 128 pixels on no seam of a level of
-255 was found in smooth pictures, below that some were (benchmarks/results/tiles.json).
+Tiling is not exact: a VAE's group norms and the attention in its middle see the whole picture, or one tile.
+So tiles may differ in tone, and what the overlap does is to spread that: from 128 pixels on, no seam of one
+level of 255 was found in smooth pictures; below that, some were (benchmarks/results/tiles.json).
 """
 
 from __future__ import annotations

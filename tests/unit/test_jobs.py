@@ -33,19 +33,21 @@ def test_a_job_has_the_options_of_the_command(tmp_path):
         reference=["r.png", "s.png"],
         output="b.png",
     )
-    asked = job.asked
-    assert (job.line, asked.prompt, asked.size, asked.steps, asked.guidance) == (
+    fields = job.asked
+    assert (job.line, fields.prompt, fields.size, fields.steps, fields.guidance) == (
         1,
         "caf\u00e9",
         (96, 64),
         4,
         1.0,
     )
-    assert (asked.image, asked.output) == (tmp_path / "in" / "a.png", tmp_path / "b.png")
-    assert asked.mask == tmp_path / "elsewhere" / "m.png"
-    assert asked.reference == (tmp_path / "r.png", tmp_path / "s.png")
-    assert (asked.seed, asked.control, asked.canny, asked.source) == (None,) * 4
+    assert (fields.image, fields.output) == (tmp_path / "in" / "a.png", tmp_path / "b.png")
+    assert fields.mask == tmp_path / "elsewhere" / "m.png"
+    assert fields.reference == (tmp_path / "r.png", tmp_path / "s.png")
+    assert (fields.seed, fields.control, fields.canny, fields.source) == (None,) * 4
     assert one(tmp_path, size=[96, 64]).asked.size == (96, 64)
+    assert one(tmp_path, outpaint="0, 0,256,0").asked.outpaint == (0, 0, 256, 0)
+    assert one(tmp_path, outpaint=[1, 2, 3, 4]).asked.outpaint == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,7 @@ def test_a_job_has_the_options_of_the_command(tmp_path):
         ('{"prompt": ', "line 1: no JSON object .*; give one on each line"),
         ("[1, 2]", "line 1: .*object; give one JSON object on each line"),
         ('{"size": "64"}', "line 1: size: '64' is not WIDTHxHEIGHT, such as 1024x768; correct it"),
+        ('{"outpaint": "1,2,3"}', "line 1: outpaint: '1,2,3' is not LEFT,TOP,RIGHT,BOTTOM"),
         ('{"size": [64]}', "line 1: size.*; correct it"),
         ('{"steps": "4"}', "line 1: steps: .*integer; correct it"),
         ('{"steps": true}', "line 1: steps: "),
