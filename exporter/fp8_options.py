@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from flux_trt.runtime.cli import Size
+from flux_trt.runtime.options import Size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from flux_trt.runtime.cli import Size
+from flux_trt.runtime.options import Size
 from flux_trt.runtime.flavour import FlavourName
 from flux_trt.runtime.manifest import Precision
 

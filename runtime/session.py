@@ -108,7 +108,7 @@ def _paint_job(pipeline: Pipeline, job: Job | BadLine, path: Path, results: jobs
         return "failed"
     if results.done(job):
         return "kept"
-    output = job.asked.output or path.with_name(f"{path.stem}-{job.line}.png")
+    output = job.fields.output or path.with_name(f"{path.stem}-{job.line}.png")
     try:
         expect_writable(output)
         (painted,) = pipeline.paint(asked_by(job, pipeline.bundle.manifest))
@@ -126,7 +126,7 @@ def asked_by(job: Job, manifest: Manifest) -> Request:
     Raises:
         RequestError: fields that do not go together, or that the bundle cannot do.
     """
-    asked = {name: value for name, value in job.asked if value is not None and name != "output"}
+    asked = {name: value for name, value in job.fields if value is not None and name != "output"}
     asked = {name: value for name, value in asked.items() if value != ()}
     kind = "source" if "source" in asked or "target" in asked else "prompt"
     needed = ("image", "source", "target") if kind == "source" else ("prompt",)

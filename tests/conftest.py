@@ -7,6 +7,15 @@ import pytest
 
 RANDOM = {
     "dev-like": {"heads": 2, "axes": (16, 16, 16), "depth": 1, "single": 2, "guidance": True, "seed": 1},
+    "kontext-like": {
+        "heads": 1,
+        "axes": (8, 12, 12),
+        "depth": 1,
+        "single": 1,
+        "guidance": True,
+        "pipeline": "FluxKontextPipeline",
+        "seed": 5,
+    },
     "fill-like": {
         "heads": 1,
         "axes": (16, 8, 8),
