@@ -92,7 +92,7 @@ class Job:
     """From 1 on."""
     key: str
     """SHA-256 of the line; of lines that are the same, the second has "-2" after it, and so on."""
-    asked: Fields
+    fields: Fields
     """Its paths start at the jobs file's folder."""
 
 

@@ -33,7 +33,7 @@ def test_a_job_has_the_options_of_the_command(tmp_path):
         reference=["r.png", "s.png"],
         output="b.png",
     )
-    fields = job.asked
+    fields = job.fields
     assert (job.line, fields.prompt, fields.size, fields.steps, fields.guidance) == (
         1,
         "caf\u00e9",
@@ -45,9 +45,9 @@ def test_a_job_has_the_options_of_the_command(tmp_path):
     assert fields.mask == tmp_path / "elsewhere" / "m.png"
     assert fields.reference == (tmp_path / "r.png", tmp_path / "s.png")
     assert (fields.seed, fields.control, fields.canny, fields.source) == (None,) * 4
-    assert one(tmp_path, size=[96, 64]).asked.size == (96, 64)
-    assert one(tmp_path, outpaint="0, 0,256,0").asked.outpaint == (0, 0, 256, 0)
-    assert one(tmp_path, outpaint=[1, 2, 3, 4]).asked.outpaint == (1, 2, 3, 4)
+    assert one(tmp_path, size=[96, 64]).fields.size == (96, 64)
+    assert one(tmp_path, outpaint="0, 0,256,0").fields.outpaint == (0, 0, 256, 0)
+    assert one(tmp_path, outpaint=[1, 2, 3, 4]).fields.outpaint == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_blank_lines_count_but_are_no_jobs(tmp_path):
     found = list(
         jobs.read(written(tmp_path, b"\xef\xbb\xbf" + b'{"prompt": "a"}', "", "  \r", '{"prompt": "b"}'))
     )
-    assert [(job.line, job.asked.prompt) for job in found] == [(1, "a"), (4, "b")]
+    assert [(job.line, job.fields.prompt) for job in found] == [(1, "a"), (4, "b")]
 
 
 def test_the_key_is_the_lines_and_tells_twins_apart(tmp_path):
