@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flux_trt.runtime import latents
 from flux_trt.runtime.engine import Profile, Range
 from flux_trt.runtime.manifest import GlueName, Manifest, StageName
+from flux_trt.runtime.vae import Tiling
 
 MAX_STEPS = 100
 
@@ -21,6 +22,8 @@ class Shapes:
     max_batch: int = 1
     max_references: int = 0
     """Reference pictures of the largest size that may follow the picture's own tokens."""
+    wide: bool = True
+    """Accept smaller sizes as well, at twice the time to build."""
 
 
 def default_shapes(found: Manifest) -> Shapes:
@@ -32,6 +35,9 @@ def default_shapes(found: Manifest) -> Shapes:
 def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> list[Profile]:
     """One profile for each size, and a wide one that takes every shape up to the largest; equal ones once.
 
+    True guidance and FlowEdit send every picture through the loop's graphs twice at once, so these take two
+    rows a picture. The VAE never sees more than a tile of a picture that is cut.
+
     Args:
         found: of the bundle; it knows the text length, the patch and the smallest side.
         name: of the stage or the glue.
@@ -42,6 +48,8 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
     """
     patch = found.model.patch
     grids = [latents.grid(width, height, patch, found.sizes) for width, height in shapes.sizes]
+    if name in ("vae_encoder", "vae_decoder"):
+        grids = [_tile(found, grid) for grid in grids]
     least, most = found.sizes.smallest // patch, max(max(grid) for grid in grids)
     tokens = max(rows * columns for rows, columns in grids)
     wide = _dims(
@@ -62,8 +70,17 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
         for rows, columns in grids
     ]
     varying = {dim for tensor in found.graph(name).inputs for dim in tensor.dims if isinstance(dim, str)}
-    cut = [{dim: each[dim] for dim in sorted(varying)} for each in (*tuned, wide)]
+    taken = [*tuned, wide] if shapes.wide else tuned
+    if name not in ("clip", "t5", "vae_encoder", "vae_decoder"):
+        taken = [{**each, "batch": (1, 1, 2 * shapes.max_batch)} for each in taken]
+    cut = [{dim: each[dim] for dim in sorted(varying)} for each in taken]
     return [each for index, each in enumerate(cut) if each not in cut[:index]]
+
+
+def _tile(found: Manifest, grid: latents.Grid) -> latents.Grid:
+    """What the VAE sees of a picture at once."""
+    tiling = Tiling.of(found.model, None)
+    return (min(grid[0], tiling.side), min(grid[1], tiling.side)) if tiling.cuts(grid) else grid
 
 
 def _dims(found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range) -> Profile:

@@ -56,8 +56,7 @@ def expect_moves(steps: int, strength: float) -> None:
         raise RequestError(f"strength {strength} is not possible; it is 0 to 1")
     if moves(steps, strength) < 1:
         raise RequestError(
-            f"strength {strength} leaves none of {steps} steps to walk; use at least {1 / steps:.3g}, "
-            f"or more steps"
+            f"strength {strength} leaves none of {steps} steps to walk; any larger one leaves at least one"
         )
 
 

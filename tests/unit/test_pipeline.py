@@ -160,3 +160,14 @@ def test_seconds_are_measured_per_stage(pipeline):
     assert list(painted.seconds) == ["encode", "condition", "denoise", "decode"]
     assert all(seconds >= 0 for seconds in painted.seconds.values())
     assert latents.grid(*painted.image.size, 16, pipeline.bundle.manifest.sizes) == (2, 3)
+
+
+def test_tiles_make_the_same_picture_where_the_decoder_is_local(tiny):
+    told = []
+    asked = {"size": (112, 80), "seed": 3}
+    with Pipeline.load(tiny) as whole, Pipeline.load(tiny, tile=64) as cut:
+        (expected,) = whole.generate("a red", **asked)
+        (found,) = cut.generate("a red", progress=lambda *seen: told.append(seen), **asked)
+    apart = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
+    assert apart.max() <= 1
+    assert ("decode tiles", 4, 4) in told

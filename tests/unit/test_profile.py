@@ -29,7 +29,23 @@ def test_one_tuned_profile_for_each_size_and_a_wide_one(found: manifest.Manifest
         (4, 4, 4),
         (2, 4, 4),
     ]
-    assert all(each["batch"] == (1, 1, 4) for each in tuned)
+    assert all(each["batch"] == (1, 1, 8) for each in tuned), "guidance takes two rows a picture"
+    assert all(each["batch"] == (1, 1, 4) for each in profiles(found, "vae_decoder", shapes))
+
+
+def test_without_the_wide_one_only_the_sizes_run(found: manifest.Manifest) -> None:
+    (only,) = profiles(found, "denoiser", Shapes(((64, 32),), wide=False))
+    assert only["tokens"] == (8, 8, 8)
+
+
+def test_the_vae_sees_a_tile_of_a_large_picture(found: manifest.Manifest) -> None:
+    larger = found.model_copy(update={"sizes": manifest.Sizes(smallest=16, largest=4096)})
+    shapes = Shapes(((4096, 2048), (2048, 512)), wide=False)
+    assert [(each["h"][2], each["w"][2]) for each in profiles(larger, "vae_decoder", shapes)] == [
+        (64, 64),
+        (32, 128),
+    ]
+    assert [each["tokens"][2] for each in profiles(larger, "denoiser", shapes)] == [256 * 128, 128 * 32]
 
 
 def test_sequences_are_text_and_tokens(found: manifest.Manifest) -> None:
