@@ -102,15 +102,18 @@ def test_command_lines_parse(words):
         assert shown_and_done.exit_code == 0
 
 
-def test_the_python_in_the_readme_runs(bundle, tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/tasks.md"])
+def test_the_python_in_the_pages_runs(bundle, tmp_path, monkeypatch, page):
+    text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert blocks
     monkeypatch.chdir(tmp_path)
     for block in blocks:
-        exec(block.replace("out/flux-nano", str(bundle("flux-nano"))), {})
-    with Image.open(tmp_path / "circle.png") as image:
-        assert image.size == (64, 64)
+        names = {}
+        exec(block.replace("out/flux-nano", str(bundle("flux-nano"))), names)
+        pictures = [each for each in names.values() if isinstance(each, Image.Image)]
+        assert pictures
+        assert all(each.size == (64, 64) for each in pictures)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
