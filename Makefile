@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: install demo test test-slow lint format types kernels score bench clean
+.PHONY: install demo test test-slow lint format types kernels score gallery bench clean
 
 install: $(INSTALLED)
 
@@ -51,6 +51,11 @@ score: $(INSTALLED)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
 	cd examples/flux-nano && $(abspath $(BIN))/python -m nano.score $(abspath $(OUT))/flux-nano \
 	    --guidance 1 --json $(abspath benchmarks/results/flux_nano_score.json) --sheet samples.png
+	$(BIN)/python benchmarks/table.py
+
+gallery: $(INSTALLED)
+	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
+	PYTHONPATH=examples/flux-nano $(BIN)/python benchmarks/tasks.py $(OUT)/flux-nano
 	$(BIN)/python benchmarks/table.py
 
 bench: $(INSTALLED)
