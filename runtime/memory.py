@@ -16,7 +16,7 @@ import numpy as np
 
 from flux_trt.runtime.device import Gpu
 from flux_trt.runtime.errors import GpuMemoryError
-from flux_trt.runtime.manifest import Manifest, Tensor
+from flux_trt.runtime.manifest import STAGES, Manifest, Tensor
 from flux_trt.runtime.request import Request
 
 MemoryMode = Literal["resident", "sequential", "streaming"]
@@ -97,8 +97,8 @@ def picture_bytes(found: Manifest, request: Request) -> int:
     known = sizes(found, request)
     tensors = [
         tensor
-        for name in ("clip", "t5", "conditioner", "denoiser", "vae_decoder")
-        if name in found.stages
+        for name in STAGES
+        if name in found.stages and (name != "vae_encoder" or request.sees)
         for tensor in (*found.stages[name].inputs, *found.stages[name].outputs)
     ]
     return sum(math.prod(shape(tensor, known)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)

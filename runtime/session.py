@@ -149,7 +149,8 @@ def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pi
     check = not machine.no_check
     backend = connect(machine.backend, machine.device, opened, machine.memory, check=check)
     if backend.gpu:
-        needed = needs(opened, backend, machine.memory, STAGES, request)
+        stages = (*STAGES, "vae_encoder") if request and request.sees else STAGES
+        needed = needs(opened, backend, machine.memory, stages, request)
         click.echo(needed.line(backend.gpu), err=True)
         needed.expect_fit(backend.gpu)
     return Pipeline(opened, backend, machine.memory, tile=machine.tile)
