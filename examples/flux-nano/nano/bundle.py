@@ -8,7 +8,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from nano.vocabulary import CLIP_LENGTH, clip_tokenizer, t5_tokenizer
@@ -118,7 +124,7 @@ def save(
         copy.deepcopy(part).to("cpu", dtype, memory_format=torch.contiguous_format)
         for part in (transformer, vae, clip, t5)
     )
-    pipe = FluxPipeline(
+    pipe = FluxKontextPipeline(  # it follows reference pictures, too
         scheduler=new_scheduler(),
         vae=vae,
         text_encoder=clip,
@@ -145,7 +151,7 @@ def save(
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> FluxPipeline:
-    """The folder as diffusers reads it."""
+    """The folder as diffusers' text-to-image reads it."""
     pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe

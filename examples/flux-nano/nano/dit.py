@@ -52,6 +52,7 @@ def train_dit(
         noisy, time, target = add_noise(batch.latents)
         guidance = torch.ones(len(noisy), device=device)  # no guidance yet: distillation gives it a meaning
         with fast_math(device):
+            # torch 2.13 compiles edits on a CPU into something that gives nan.
             network = compiled if length in COMPILED and batch.reference is None else model
             velocity = predict(network, noisy, time, guidance, pooled, text, batch.reference)
         guess = noisy - time[:, None, None] * velocity.float()
