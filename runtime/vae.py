@@ -20,7 +20,7 @@ Tell = Callable[[int, int], None]
 
 TILE = 1024  # pixels
 WHOLE = 2048 * 1024  # pixels of a picture that is still done in one piece
-OVERLAP = 4  # a tile shares a quarter of its side with its neighbour
+SHARED = 128  # pixels that neighbours share at least: with fewer, seams were seen on smooth pictures
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ class Tiling:
         patch = model.patch
         if tile is None:
             return cls(TILE // patch, WHOLE // patch**2)
-        if tile and (tile % patch or tile < OVERLAP * patch):
+        if tile and (tile % patch or tile < 4 * patch):
             raise RequestError(
-                f"tile {tile} is not possible; it is a multiple of {patch} from {OVERLAP * patch} on, or 0"
+                f"tile {tile} is not possible; it is a multiple of {patch} from {4 * patch} on, or 0"
             )
         return cls(tile // patch, (tile // patch) ** 2)
+
+    def overlap(self, patch: int) -> int:
+        """Tokens that neighbours share: a quarter of a side, or 128 pixels, but no more than half a side."""
+        return max(self.side // 4, min(self.side // 2, SHARED // patch))
 
     def cuts(self, grid: Grid) -> bool:
         """Whether a picture of this grid is cut."""
@@ -67,7 +71,7 @@ def encode(graph: Graph, pixels: Floats, model: Model, tiling: Tiling, tell: Tel
 
     image = pixels[None].astype(np.float32)
     if tiling.cuts(grid):
-        found = tiles.encode(run, image, model.patch, tiling.side, tiling.side // OVERLAP, tell)
+        found = tiles.encode(run, image, model.patch, tiling.side, tiling.overlap(model.patch), tell)
     else:
         found = run(image)
     mode, deviation = (each.reshape(-1, model.channels) for each in found)
@@ -88,7 +92,9 @@ def decode(
         return run(packed.reshape(batch, *grid, model.channels))
     values = packed if isinstance(packed, np.ndarray) else packed.numpy()
     pictures = [
-        tiles.decode(run, each.reshape(1, *grid, -1), model.patch, tiling.side, tiling.side // OVERLAP, tell)
+        tiles.decode(
+            run, each.reshape(1, *grid, -1), model.patch, tiling.side, tiling.overlap(model.patch), tell
+        )
         for each in values
     ]
     return np.concatenate(pictures)

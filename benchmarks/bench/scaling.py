@@ -31,7 +31,6 @@ SWEEPS: dict[str, tuple[int, ...]] = {
 }
 """What grows, and through what. A reference picture adds as many tokens as the picture has."""
 BASE = {"tokens": 256, "batch": 1, "text": 32, "steps": 1, "references": 0}
-STEPPED = ("clip", "t5", "vae_decoder")  # stages that are not in the curve over steps
 RUNS, LEAST = 5, 3  # runs a point; points a fit needs
 MEMORY_SHARE = 0.5  # of what is free, at most, for the scores of one attention
 

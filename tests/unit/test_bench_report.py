@@ -5,19 +5,20 @@ import xml.etree.ElementTree as ET
 from base64 import b64decode
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 from bench_runs import about, painter, result
 from pydantic import BaseModel
 
-from flux_trt.bench import machine, schema
+from flux_trt.bench import cli, job, machine, schema
 from flux_trt.bench.energy import Meter
 from flux_trt.bench.errors import BenchError
 from flux_trt.bench.job import PROMPTS
 from flux_trt.bench.page import page, write_all
 from flux_trt.bench.quality import checker, judge, psnr
-from flux_trt.bench.scaling import fit
+from flux_trt.bench.scaling import SWEEPS, fit
 from flux_trt.bench.schema import Ceilings, Count, Curve, Point, Roofline, Run, Scaling, StageRoof, load, save
 from flux_trt.bench.watch import DeviceClock
 
@@ -231,3 +232,9 @@ def test_the_prompts_are_those_that_flux_nano_never_saw():
 
     lines = (ROOT / "benchmarks" / "flux-nano-prompts.txt").read_text(encoding="utf-8").splitlines()
     assert lines == unseen(256)
+
+
+def test_the_command_names_what_there_is():
+    """The names stand in cli.py as well, because that imports nothing large."""
+    assert cli.PEERS == job.PEERS == get_args(job.PeerName)
+    assert tuple(SWEEPS) == cli.OVER
