@@ -170,4 +170,4 @@ def test_tiles_make_the_same_picture_where_the_decoder_is_local(tiny):
         (found,) = cut.generate("a red", progress=lambda *seen: told.append(seen), **asked)
     apart = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
     assert apart.max() <= 1
-    assert ("decode tiles", 4, 4) in told
+    assert ("decode tiles", 6, 6) in told
