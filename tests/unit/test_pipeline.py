@@ -7,6 +7,7 @@ import pytest
 import tiny_bundle
 
 from flux_trt.runtime import Pipeline, latents, noise, schedule
+from flux_trt.runtime.course import Course
 from flux_trt.runtime.errors import BackendError, BundleError, PaintError
 from flux_trt.runtime.request import Request
 
@@ -171,3 +172,18 @@ def test_tiles_make_the_same_picture_where_the_decoder_is_local(tiny):
     apart = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
     assert apart.max() <= 1
     assert ("decode tiles", 6, 6) in told
+
+
+def test_reference_tokens_ride_along_unchanged(pipeline):
+    levels = schedule.sigmas(pipeline.bundle.manifest.scheduler, 4, 4)
+    parts = pipeline.condition(*pipeline.encode(["a red", "blue"]), levels, 3.5)
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((2, 4 + 3 + 6, tiny_bundle.CHANNELS)).astype(np.float32)
+    grids = ((2, 2), (1, 3), (3, 2))
+    seen = [step.latents.numpy().copy() for step in pipeline.walk(Course(levels, start, grids), *parts)]
+    alone = Course(levels, start[:, :4], grids[:1])
+    plain = [step.latents.numpy().copy() for step in pipeline.walk(alone, *parts)]
+    assert len(seen) == 4
+    for now, alone in zip(seen, plain, strict=True):
+        np.testing.assert_array_equal(now[:, 4:], start[:, 4:])
+        np.testing.assert_allclose(now[:, :4], alone, rtol=1e-6)  # these graphs look at each token alone
