@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 OPENVINO_FIRST = False
-"""Whether `best_cpu_backend` prefers OpenVINO for fp32 and fp16 too; benchmarks/results/cpu.json decides."""
+"""Whether `best_cpu_backend` prefers OpenVINO for more than bf16; benchmarks/results/cpu.json decides."""
 Device = Literal["auto", "cpu", "cuda"]
 Port = tuple[str | None, list[int | str | None]]
 """An input or output as a library tells of it: NumPy's name of its type, and its dims."""
@@ -153,14 +153,13 @@ def connect(
 def best_cpu_backend(bundle: Bundle) -> str:
     """The backend for a bundle on a CPU, among those that are installed.
 
-    OpenVINO runs bf16, which onnxruntime has no CPU kernels for; with fp8 it is the other way round.
+    OpenVINO runs bf16, which onnxruntime has no CPU kernels for; both run the rest.
     """
     stages = bundle.manifest.stages.values()
-    precisions = {precision for stage in stages for precision in (stage.precision, stage.base)}
-    if "fp8" in precisions or find_spec("openvino") is None:
+    bf16 = any("bf16" in (stage.precision, stage.base) for stage in stages)
+    if find_spec("openvino") is None:
         return "onnxruntime"
-    wanted = OPENVINO_FIRST or "bf16" in precisions or find_spec("onnxruntime") is None
-    return "openvino" if wanted else "onnxruntime"
+    return "openvino" if bf16 or OPENVINO_FIRST or find_spec("onnxruntime") is None else "onnxruntime"
 
 
 def file_bytes(path: Path, stage: Stage) -> int:

@@ -155,12 +155,7 @@ class OpenVino:
         self._able = set(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
     def refuse(self, name: str, stage: Stage) -> None:
-        """Refuse fp8, whose types OpenVINO has no CPU kernels for."""
-        if stage.precision == "fp8":
-            raise BackendError(
-                f"the stage {name} is fp8, for which OpenVINO has no CPU kernels; "
-                "use --backend onnxruntime, or build with --precision bf16"
-            )
+        """Nothing is refused. fp8 is computed as its numbers say, in the type of its base, and no faster."""
 
     def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
         """Bytes of the graph's file and of the files beside it that hold its weights."""
@@ -171,9 +166,12 @@ class OpenVino:
         return OpenVinoGraph(self.compile(path, name, stage).create_infer_request(), name, stage)
 
     def compile(self, path: Path, name: str, stage: Stage) -> ov.CompiledModel:
-        """The graph as OpenVINO's own object; errors are those of `load`."""
-        self.refuse(name, stage)
-        hint, capability = _HINTS[stage.precision]
+        """The graph as OpenVINO's own object.
+
+        Raises:
+            BackendError, BundleError: those of `load`.
+        """
+        hint, capability = _HINTS[stage.base or stage.precision]
         settings = {
             "INFERENCE_PRECISION_HINT": hint if capability in self._able else "f32",
             "PERFORMANCE_HINT": "LATENCY",

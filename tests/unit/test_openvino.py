@@ -207,13 +207,14 @@ def test_weight_bytes(cpu, tiny, stages):
         ("fp32", {"openvino"}, False, "openvino"),
         ("bf16", {"onnxruntime", "openvino"}, False, "openvino"),
         ("bf16", {"onnxruntime"}, False, "onnxruntime"),
-        ("fp8", {"onnxruntime", "openvino"}, True, "onnxruntime"),
+        ("fp8", {"onnxruntime", "openvino"}, False, "openvino"),
     ],
 )
 def test_the_best_backend_on_a_cpu(tiny, monkeypatch, precision, installed, first, best):
     found = Bundle.open(tiny, check=False)
     stages = {**found.manifest.stages}
-    stages["denoiser"] = stages["denoiser"].model_copy(update={"precision": precision})
+    update = {"precision": precision, "base": "bf16" if precision == "fp8" else None}
+    stages["denoiser"] = stages["denoiser"].model_copy(update=update)
     found = replace(found, manifest=found.manifest.model_copy(update={"stages": stages}))
     monkeypatch.setattr(backend, "find_spec", lambda name: name if name in installed else None)
     monkeypatch.setattr(backend, "OPENVINO_FIRST", first)
