@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from bench_runs import case, painter, result
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flux_trt.bench.cli import main
@@ -16,6 +16,7 @@ from flux_trt.bench.schema import Series, save
 QUIET = np.random.default_rng(5).normal(100, 1, 12)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=60))
 def test_a_series_is_what_numpy_says(values):
     found = Series.of(values)

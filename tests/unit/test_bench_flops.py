@@ -54,8 +54,10 @@ def test_the_count_is_pytorchs(bundle, checkpoint, width, height, batch):
         for name in opened.manifest.stages
         if name != "vae_encoder"
     }
-    # One step: the two stages that the transformer is split into do together what it does.
-    assert found["conditioner"] + found["denoiser"] == counted(denoise)
+    # One step: the two stages that the transformer is split into do together what it does, but that they
+    # embed the time once for the whole batch.
+    once = counted(lambda: transformer.time_text_embed.timestep_embedder(torch.randn(1, 256)))
+    assert found["conditioner"] + found["denoiser"] + (batch - 1) * once == counted(denoise)
     decode = lambda: vae.decode(torch.randn(batch, 16, 2 * rows, 2 * columns))  # noqa: E731
     assert found["vae_decoder"] == counted(decode)
     clip = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
