@@ -37,7 +37,7 @@ def main() -> None:
 
 @main.command(short_help="Paint prompts, from noise or from pictures.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompts", metavar="PROMPT...", nargs=-1)
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @of_pictures
 @click.option(
     "--steps", type=click.IntRange(min=1), help="How many steps the schedule has.  [default: the bundle's]"
