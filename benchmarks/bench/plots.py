@@ -70,6 +70,7 @@ def breakdown(case: Case) -> str | None:
     if not profiled:
         return None
     stages = list(profiled[0].stages_ms or {})
+    widest = max(each.picture_ms.p50 for each in profiled)
 
     def draw(axes: Any) -> None:
         for row, each in enumerate(reversed(profiled)):
@@ -85,7 +86,7 @@ def breakdown(case: Case) -> str | None:
             for index, (stage, ms, often) in enumerate(parts):
                 label = f"{stage}{often}" if row == 0 else None
                 axes.barh(row, ms, left=left, height=0.55, color=COLOURS[index % len(COLOURS)], label=label)
-                if ms > 0.06 * whole:
+                if ms > 0.06 * widest:
                     axes.text(
                         left + ms / 2, row, f"{ms / whole:.0%}", ha="center", va="center", color="white"
                     )
@@ -125,7 +126,7 @@ def steps(case: Case) -> str | None:
 def quality(case: Case) -> str | None:
     """Quality against latency: a fast wrong answer falls."""
     by_score = any(each.quality.score is not None for each in case.painters)
-    points = []
+    points, colours = [], {each.name: COLOURS[k % len(COLOURS)] for k, each in enumerate(case.painters)}
     for each in case.painters:
         value = each.quality.score if by_score else each.quality.psnr_db_median
         if value is not None:
@@ -136,7 +137,7 @@ def quality(case: Case) -> str | None:
     def draw(axes: Any) -> None:
         middle = sum(point[1] for point in points) / len(points)
         for index, (name, ms, value) in enumerate(points):
-            axes.plot(ms, value, "o", markersize=8, color=COLOURS[index % len(COLOURS)])
+            axes.plot(ms, value, "o", markersize=8, color=colours[name])
             right = ms > middle
             axes.annotate(
                 name,
@@ -147,7 +148,7 @@ def quality(case: Case) -> str | None:
             )
         axes.set_xlim(0, max(point[1] for point in points) * 1.1)
         values = [point[2] for point in points]
-        axes.set_ylim(min(values) - 5, max(values) + 5)  # points, or dB
+        axes.set_ylim(min(values) - 9, max(values) + 9)  # points, or dB
         axes.set_xlabel("ms per batch, median")
         axes.set_ylabel("pictures all right, %" if by_score else "PSNR to diffusers, dB")
 
