@@ -64,6 +64,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/full_size_engines.py
 	$(BIN)/python benchmarks/fp8.py
 	$(BIN)/python benchmarks/rope.py --static
+	$(BIN)/python benchmarks/tiles.py
+	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/ladder.py
+	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/table.py
 
 clean:
