@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 from machine import describe, write
-from nano.checker import Report, check
-from nano.edit import Edit, test_edits
-from nano.picture import Jitter, draw
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFilter
 
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.session import expect_writable
+from nano.checker import Report, check
+from nano.edit import Edit, test_edits
+from nano.picture import Jitter, draw
 
 SEED = 7
 BATCH = 16
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             "inpaint": pipeline.generate(
                 targets,
                 image=sources,
-                mask=[_change(a, b) for a, b in zip(sources, truths, strict=True)],
+                mask=[_patches(_change(a, b)) for a, b in zip(sources, truths, strict=True)],
                 strength=1.0,
                 **plain,
             ),
@@ -114,10 +114,15 @@ def _drawn(scene: Any, jitter: Jitter) -> Image.Image:
 
 def _change(source: Image.Image, truth: Image.Image) -> Image.Image:
     """A mask of all that an edit changes, and a little around it."""
-    from PIL import ImageFilter
-
     apart = ImageChops.difference(source, truth).convert("L").point(lambda value: 255 * (value > 8))
     return apart.filter(ImageFilter.MaxFilter(5))
+
+
+def _patches(mask: Image.Image, side: int = 16) -> Image.Image:
+    """The mask, grown to whole patches of latents."""
+    rows, columns = mask.height // side, mask.width // side
+    touched = np.asarray(mask).reshape(rows, side, columns, side).max((1, 3))
+    return Image.fromarray(np.kron(touched, np.ones((side, side), np.uint8)))
 
 
 def _rest_psnr(pictures: Pictures, sources: Pictures, truths: Pictures) -> float:
