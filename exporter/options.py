@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from flux_trt.runtime.options import Size
 from flux_trt.runtime.flavour import FlavourName
 from flux_trt.runtime.manifest import Precision
+from flux_trt.runtime.options import Size
 
 if TYPE_CHECKING:
     from flux_trt.exporter.profile import Shapes
@@ -66,7 +66,9 @@ _OPTIONS = (
         help="Reference pictures beside the painted one.  [default: 1 for Kontext, else 0]",
     ),
     click.option(
-        "--no-wide", is_flag=True, help="Only the listed sizes: half the time to build, and nothing else runs."
+        "--no-wide",
+        is_flag=True,
+        help="Only the listed sizes: half the time to build, and nothing else runs.",
     ),
     click.option(
         "--rope",

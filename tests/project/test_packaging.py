@@ -91,9 +91,7 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel, config):
         for path in (ROOT / package.removeprefix("flux_trt.").replace(".", "/")).glob(pattern)
     }
     assert data
-    expected = {
-        installed(path) for folder in FOLDERS.values() for path in (ROOT / folder).rglob("*.py")
-    }
+    expected = {installed(path) for folder in FOLDERS.values() for path in (ROOT / folder).rglob("*.py")}
     assert set(names) == expected | data
 
 
