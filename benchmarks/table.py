@@ -131,6 +131,48 @@ def _engine_goal(engine: Results, goal: Results) -> str:
     return f"{text}; missed in {', '.join(missed)}" if missed else text
 
 
+EDITED = {"made": 0.80, "kept": 0.95}
+TASKS = {
+    "flowedit": "edited by FlowEdit",
+    "reference": "painted after an instruction and a reference picture",
+    "inpaint": "painted anew under a mask",
+}
+
+
+def tasks(found: Results) -> Iterator[Row]:
+    """What the picture tasks do to flux-nano's pictures."""
+    cases = found["settings"]["cases"]
+    for name, title in TASKS.items():
+        rates = found[name]
+        missed = [each for each, goal in EDITED.items() if rates[each] < goal]
+        goals = ", ".join(f"{each} {goal:.0%}" for each, goal in EDITED.items())
+        yield (
+            f"flux-nano, {cases} unseen scenes {title}",
+            f"change made {rates['made']:.1%}, other marks kept {rates['kept']:.1%}, "
+            f"pixels that should stay {rates['rest_psnr']:.1f} dB",
+            "" if name == "inpaint" else f"{goals}; missed in {', '.join(missed)}" if missed else goals,
+        )
+    rates = found["image"]
+    yield (
+        f"flux-nano, {cases} pictures repainted at strength 0.3",
+        ", ".join(f"{name} {rates[name]:.1%}" for name in ("colour", "shape", "place", "background")),
+        "",
+    )
+
+
+def tiles(found: Results) -> Iterator[Row]:
+    """Memory of the VAE's decoder, whole and in tiles."""
+    peaks = {(row["side"], row["tiled"]): row["peak_mb"] for row in found["memory"]}
+    whole = max(side for side, tiled in peaks if not tiled)
+    tile = found["settings"]["memory_tile_px"]
+    told = ", ".join(f"{side}x{side} {peak:.0f} MB" for (side, tiled), peak in sorted(peaks.items()) if tiled)
+    yield (
+        f"flux-nano's decoder in tiles of {tile} pixels: peak memory",
+        f"{told}; in one piece {whole}x{whole} {peaks[whole, False]:.0f} MB",
+        "",
+    )
+
+
 def _shares(rates: Mapping[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {rates[name]:.1%}" for name in (*GOALS, "all_right"))
 
@@ -140,6 +182,8 @@ FILES = {
     "full_size_engines.json": engines,
     "cold_start.json": cold_start,
     "flux_nano_score.json": score,
+    "tasks.json": tasks,
+    "tiles.json": tiles,
     "fp8.json": fp8,
 }
 

@@ -183,6 +183,7 @@ def test_the_numbers_are_those_of_the_results():
 FIGURES = {"median": 2.0, "min": 1.0, "max": 3.0}
 PAIR = {"flux_run": FIGURES, "diffusers": FIGURES, "diffusers_over_flux_run": FIGURES}
 SHARES = {"colour": 0.987, "shape": 0.5, "place": 1.0, "background": 1.0, "all_right": 0.4, "pictures": 256}
+CHANGED = {"made": 0.9, "kept": 0.94, "whole": 0.8, "rest_psnr": 33.3}
 RESULTS = {
     "full_size.json": {
         "parameters": 11.9e9,
@@ -211,6 +212,20 @@ RESULTS = {
         "engines": {"denoiser": {"precision": "fp8", "seconds": 90.2, "peak_gb": 18.0, "engine_gb": 8.7}},
         "targets": {"denoiser": {"seconds": 97, "peak_gb": 19.5}},
         "again": {"denoiser": {"seconds": 80.0}},
+    },
+    "tasks.json": {
+        "settings": {"cases": 64},
+        "flowedit": CHANGED,
+        "reference": CHANGED,
+        "inpaint": CHANGED,
+        "image": SHARES,
+    },
+    "tiles.json": {
+        "settings": {"memory_tile_px": 512},
+        "memory": [
+            {"side": 1024, "tiled": False, "peak_mb": 1256.0},
+            {"side": 4096, "tiled": True, "peak_mb": 474.0},
+        ],
     },
     "fp8.json": {
         "targets": {"fp8_points_lost_at_most": 1.0},
@@ -255,6 +270,11 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
         assert "missed in shape |" in text
     if "full_size_engines.json" not in missing:
         assert "90 s, 18.0 GB of memory; the plan has 8.70 GB; 80 s when repeated" in text
+    if "tasks.json" not in missing:
+        assert "change made 90.0%, other marks kept 94.0%, pixels that should stay 33.3 dB" in text
+        assert "made 80%, kept 95%; missed in kept |" in text
+    if "tiles.json" not in missing:
+        assert "4096x4096 474 MB; in one piece 1024x1024 1256 MB" in text
     if "fp8.json" not in missing:
         assert "| flux-nano in fp8 | all right 40.0% (-0.8 points); PSNR to fp32 40.0 dB" in text
 
