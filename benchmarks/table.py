@@ -98,17 +98,28 @@ def score(found: Results) -> Iterator[Row]:
 def fp8(found: Results) -> Iterator[Row]:
     """What fp8 costs flux-nano, and what each choice in it does."""
     target = found["targets"]["fp8_points_lost_at_most"]
+    goal = f"at most {target:g} point of the marks lost"
     for row in found["rows"]:
         if row["name"] == "fp32":
             continue
-        rates, lost = row["score"], row["points_lost"]
+        missed = "; missed" * (row["marks_lost"] > target)
         yield (
             f"flux-nano in {row['name']}",
-            f"all right {rates['all_right']:.1%} ({0 - lost:+.1f} points); PSNR to fp32 "
-            f"{row['psnr_db_median']:.1f} dB, SSIM {row['ssim_mean']:.4f}, "
+            f"{_lost(row)}; PSNR to fp32 {row['psnr_db_median']:.1f} dB, SSIM {row['ssim_mean']:.4f}, "
             f"1 - MS-SSIM {row['ms_ssim_distance_mean']:.5f}",
-            f"at most {target:g} point lost{'; missed' * (lost > target)}" if row["name"] == "fp8" else "",
+            goal + missed if row["name"] == "fp8" else "",
         )
+    if more := found.get("more"):
+        missed = "; missed" * (more["marks_lost"] > target)
+        yield f"the same in fp8, on {more['prompts']} prompts", _lost(more), goal + missed
+
+
+def _lost(row: Results) -> str:
+    """Marks and whole pictures against fp32, and how likely such a split is by chance."""
+    return (
+        f"marks {0 - row['marks_lost']:+.1f} points; pictures all right {0 - row['points_lost']:+.1f} points "
+        f"({row['pictures_lost']} lost, {row['pictures_won']} won, p = {row['chance']:.2f})"
+    )
 
 
 def engines(found: Results) -> Iterator[Row]:

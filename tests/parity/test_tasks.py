@@ -233,14 +233,14 @@ def test_control_from_a_picture(checkpoint: Get, bundle: Get) -> None:
     assert agreement(ours, expected) >= 0.999
 
 
-@pytest.mark.parametrize("true_cfg", [None, 2.5])
-def test_reference_picture(
-    checkpoint: Get, bundle: Get, true_cfg: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "true_cfg"), [("flux-nano", None), ("flux-nano", 2.5), ("kontext-like", None)]
+)
+def test_reference_picture(checkpoint: Get, bundle: Get, name: str, true_cfg: float | None) -> None:
     size, given = (64, 64), scene((64, 96))
     more = {} if true_cfg is None else {"negative_prompt": OTHER, "true_cfg_scale": true_cfg}
     expected = theirs(
-        checkpoint("flux-nano"),
+        checkpoint(name),
         "FluxKontextPipeline",
         size,
         prompt="make the red circle blue",
@@ -250,7 +250,7 @@ def test_reference_picture(
         _auto_resize=False,
         **more,
     )
-    with Pipeline.load(bundle("flux-nano")) as pipeline:
+    with Pipeline.load(bundle(name)) as pipeline:
         mine = {} if true_cfg is None else {"negative": OTHER, "true_cfg": true_cfg}
         asked = {"size": size, "guidance": 2.0, "steps": 6, "auto_resize": False, **mine}
         prompt = "make the red circle blue"
