@@ -13,12 +13,15 @@ from click.testing import CliRunner
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.cli import main
+from flux_trt.exporter.describe import tasks
 from flux_trt.exporter.folder import digest, written_aside
+from flux_trt.exporter.variant import VARIANTS
 from flux_trt.runtime import manifest
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 Get = Callable[..., Path]
 HALF = ["conditioner"]
+PLAIN = ["generate", "image", "inpaint", "edit"]
 
 
 def test_a_bundle_holds_what_its_manifest_says(bundle: Get) -> None:
@@ -29,10 +32,28 @@ def test_a_bundle_holds_what_its_manifest_says(bundle: Get) -> None:
     for path, file in found.files.items():
         assert digest(root / path) == file
     assert (root / manifest.NAME).read_text() == found.dumps()
-    assert (found.variant, found.tasks) == ("dev", ["generate"])
+    assert (found.variant, found.tasks) == ("kontext", [*PLAIN, "reference"])
     assert (found.defaults.width, found.tokenizers["t5"].length) == (64, 32)
     assert found.scheduler.use_dynamic_shifting
     assert found.model.rope_axes == [16, 24, 24]
+
+
+@pytest.mark.parametrize(
+    ("variant", "stages", "expected"),
+    [
+        ("dev", manifest.STAGES, PLAIN),
+        ("schnell", manifest.STAGES, PLAIN),
+        ("kontext", manifest.STAGES, [*PLAIN, "reference"]),
+        ("fill", manifest.STAGES, ["fill"]),
+        ("depth", manifest.STAGES, ["control"]),
+        ("dev", [each for each in manifest.STAGES if each != "vae_encoder"], ["generate"]),
+        ("fill", [each for each in manifest.STAGES if each != "vae_encoder"], []),
+        ("dev", HALF, []),
+    ],
+)
+def test_a_manifest_says_what_a_bundle_can_do(variant: str, stages: list, expected: list) -> None:
+    kind = VARIANTS[variant]
+    assert tasks(kind, kind.in_channels - 64, 64, stages) == expected
 
 
 def test_a_second_build_reuses_and_says_so(checkpoint: Get, tmp_path: Path) -> None:
