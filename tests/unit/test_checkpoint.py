@@ -27,7 +27,7 @@ def folder(checkpoint: Get, tmp_path: Path) -> Path:
 
 def test_a_diffusers_folder(checkpoint: Get) -> None:
     found = open_checkpoint(str(NANO))
-    assert (found.layout, found.pipeline) == ("diffusers", "FluxPipeline")
+    assert (found.layout, found.pipeline) == ("diffusers", "FluxKontextPipeline")
     assert set(found.parts) == {"transformer", "vae", "clip", "t5"}
     assert set(found.tokenizers) == {"clip", "t5"}
 
