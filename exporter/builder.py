@@ -14,7 +14,6 @@ import resource
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -27,7 +26,6 @@ from flux_trt.runtime.flavour import FLAVOURS
 from flux_trt.runtime.manifest import File, Tensor
 
 TELL_EVERY = 0.2  # seconds between two progress lines of one phase
-CHUNK = 1 << 26  # bytes of a plan that are written and hashed at once
 
 
 class Job(BaseModel):
@@ -123,30 +121,21 @@ def _monitor(trt: ModuleType, tell: Any) -> Any:
 
 
 def _writer(trt: ModuleType, path: Path) -> Any:
-    """An IStreamWriter into a file; hash and disk keep up with it, each on a thread of its own."""
+    """An IStreamWriter into a file, hashed on the way."""
 
     class Writer(trt.IStreamWriter):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.file, self.digest, self.size = path.open("wb"), hashlib.sha256(), 0
-            self.hasher, self.syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-            self.synced: Future[None] | None = None
 
         def write(self, data: bytes) -> int:
-            whole = memoryview(data).cast("B")
-            for start in range(0, len(whole), CHUNK):
-                part = whole[start : start + CHUNK]
-                hashed = self.hasher.submit(self.digest.update, part)
-                self.file.write(part)
-                hashed.result()
-                if self.synced is None or self.synced.done():
-                    self.synced = self.syncer.submit(os.fdatasync, self.file.fileno())
-            self.size += len(whole)
-            return len(whole)
+            view = memoryview(data)
+            self.file.write(view)
+            self.digest.update(view)
+            self.size += view.nbytes
+            return view.nbytes
 
         def finish(self) -> File:
-            self.hasher.shutdown()
-            self.syncer.shutdown()
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
