@@ -9,6 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from flux_trt.bench.quality import psnr
+
+__all__ = ["ms_ssim_distance", "psnr", "ssim"]
+
 Pictures = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
@@ -16,12 +20,6 @@ WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 SCALES = (0.0448, 0.2856, 0.3001)
 """Wang, Simoncelli and Bovik 2003 have five; the window fits three times into 64 pixels."""
-
-
-def psnr(found: Pictures, expected: Pictures) -> Floats:
-    """Peak signal-to-noise ratio of each picture in dB: [N, H, W, 3] -> [N]; at most 148.1."""
-    error = np.mean((found.astype(np.float64) - expected) ** 2, axis=(1, 2, 3))
-    return 10 * np.log10(255**2 / np.maximum(error, 1e-10))
 
 
 def ssim(found: Pictures, expected: Pictures) -> Floats:

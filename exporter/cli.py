@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import click
 
@@ -19,18 +19,9 @@ VARIANTS = ("dev", "krea", "schnell", "kontext", "fill", "canny", "depth")
 
 
 class Commands(RunCommands):
-    """As flux-run's, and one line when the packages of the extra are not installed."""
+    """As flux-run's, with the packages of the exporter."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except ModuleNotFoundError as fault:
-            if (fault.name or "").startswith("flux_trt"):
-                raise
-            raise click.ClickException(
-                f"{fault.name} is not installed; install flux_trt with its extra: flux_trt[export]"
-            ) from None
+    extras: ClassVar = {"": "export"}
 
 
 class _StageList(click.ParamType):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -21,12 +22,23 @@ if TYPE_CHECKING:
 class Commands(click.Group):
     """A group whose expected faults are one line and exit code 1; bugs keep their traceback."""
 
+    extras: ClassVar[Mapping[str, str]] = {}
+    """The extra that brings a package; "" stands for those not named. Without either it is a bug."""
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except FluxTrtError as fault:
             raise click.ClickException(str(fault)) from None
+        except ModuleNotFoundError as fault:
+            name = fault.name or ""
+            extra = self.extras.get(name, self.extras.get(""))
+            if extra is None or name.startswith("flux_trt"):
+                raise
+            raise click.ClickException(
+                f"{name} is not installed; install flux_trt with its extra: flux_trt[{extra}]"
+            ) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +67,14 @@ def main() -> None:
 @click.option(
     "--reference", type=PICTURE, multiple=True, help="Follow this picture (Kontext); any number of times."
 )
-@click.option("--no-auto-resize", is_flag=True, help="Keep the sizes of reference pictures.")
+@click.option(
+    "--no-auto-resize",
+    "auto_resize",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Keep the sizes of reference pictures.",
+)
 @click.option("--control", type=PICTURE, help="The control picture of a Canny or Depth bundle.")
 @click.option("--canny", type=PICTURE, help="Make the control picture from the edges of this one.")
 @click.option(

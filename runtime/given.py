@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flux_trt.runtime import edges, picture
+from flux_trt.runtime import picture
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.manifest import Manifest
+from flux_trt.runtime.tasks import edges
 from flux_trt.runtime.tasks.fill import outpaint
 
 
@@ -17,7 +18,6 @@ def given(manifest: Manifest, options: dict[str, Any]) -> dict[str, Any]:
         RequestError: options that say two things at once, or a picture that cannot be read.
     """
     asked = dict(options)
-    asked["auto_resize"] = not asked.pop("no_auto_resize", False)
     margins, canny = asked.pop("outpaint", None), asked.pop("canny", None)
     if margins is not None:
         if asked.get("image") is None:

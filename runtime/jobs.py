@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,27 +25,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from flux_trt.runtime import notation
 from flux_trt.runtime.errors import RequestError
 
 
-def _size(value: Any) -> Any:
-    """(width, height) of "64x48"; anything else is left to be judged as a pair of numbers."""
-    if isinstance(value, str):
-        width, cross, height = value.lower().partition("x")
-        if not (cross and width.isdecimal() and height.isdecimal()):
-            raise ValueError(f"{value!r} is not WIDTHxHEIGHT, such as 1024x768")
-        return int(width), int(height)
-    return tuple(value) if isinstance(value, list) else value
+def _written(read: Callable[[str], tuple[int, ...]]) -> BeforeValidator:
+    """Text is read by `read`, a list is a tuple; anything else is left to be judged."""
 
+    def convert(value: Any) -> Any:
+        if isinstance(value, str):
+            return read(value)
+        return tuple(value) if isinstance(value, list) else value
 
-def _margins(value: Any) -> Any:
-    """(left, top, right, bottom) of "0,0,256,0"; anything else is left to be judged as four numbers."""
-    if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
-        if len(parts) != 4 or not all(part.isdecimal() for part in parts):
-            raise ValueError(f"{value!r} is not LEFT,TOP,RIGHT,BOTTOM, such as 0,0,256,0")
-        return tuple(map(int, parts))
-    return tuple(value) if isinstance(value, list) else value
+    return BeforeValidator(convert)
 
 
 class Fields(BaseModel):
@@ -58,7 +50,9 @@ class Fields(BaseModel):
 
     prompt: str | None = None
     output: Path | None = None
-    size: Annotated[tuple[int, int] | None, BeforeValidator(_size)] = Field(None, description="WxH or [w, h]")
+    size: Annotated[tuple[int, int] | None, _written(notation.size)] = Field(
+        None, description="WxH or [w, h]"
+    )
     steps: int | None = None
     guidance: float | None = None
     seed: int | None = None
@@ -67,7 +61,7 @@ class Fields(BaseModel):
     image: Path | None = None
     strength: float | None = None
     mask: Path | None = None
-    outpaint: Annotated[tuple[int, int, int, int] | None, BeforeValidator(_margins)] = Field(
+    outpaint: Annotated[tuple[int, int, int, int] | None, _written(notation.margins)] = Field(
         None, description="L,T,R,B or [l, t, r, b]"
     )
     paste: bool | None = None

@@ -100,7 +100,7 @@ class Loop:
         self._plain_at: tuple[object, ...] = ()
         self._levels: Floats | None = None
         self._rows: dict[str, list[DeviceBuffer]] = {}
-        self.conditioning: dict[str, Buffer] | None = None
+        self.conditioning: dict[str, DeviceBuffer] | None = None
         """On a GPU, where the conditioner should write, so that nothing need be copied."""
         model = manifest.model
         cos, sin = rope_tables(latents.positions(of.text, of.grids), model.rope_axes, model.rope_theta)
@@ -226,7 +226,7 @@ class Loop:
         if gpu is None:
             return self._backend.upload(np.array(array, np.float32))
         if self.conditioning and name in self.conditioning:
-            self._held[name] = self.conditioning[name]  # type: ignore[assignment]
+            self._held[name] = self.conditioning[name]
         if name not in self._held:
             self._held[name] = gpu.empty(array.shape, array.dtype)
         gpu.write(self._held[name], np.ascontiguousarray(array))

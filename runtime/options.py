@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from flux_trt.runtime import notation
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 PICTURE = click.Path(path_type=Path, dir_okay=False)
 
@@ -19,10 +21,10 @@ class Size(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Split "1024x768"."""
-        width, cross, height = str(value).lower().partition("x")
-        if not (cross and width.isdecimal() and height.isdecimal()):
-            self.fail(f"{value!r} is not WIDTHxHEIGHT, such as 1024x768", param, ctx)
-        return int(width), int(height)
+        try:
+            return notation.size(str(value))
+        except ValueError as fault:
+            self.fail(str(fault), param, ctx)
 
 
 class Margins(click.ParamType):
@@ -32,10 +34,10 @@ class Margins(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Split "0,0,256,0"."""
-        parts = [part.strip() for part in str(value).split(",")]
-        if len(parts) != 4 or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
-            self.fail(f"{value!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels, such as 0,0,256,0", param, ctx)
-        return tuple(map(int, parts))
+        try:
+            return notation.margins(str(value))
+        except ValueError as fault:
+            self.fail(str(fault), param, ctx)
 
 
 def of_pictures(command: Command) -> Command:

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
@@ -165,7 +166,7 @@ class Pipeline:
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             row_of, pooled, text = self._encode_once(request, progress)
-            sights = look(request, lambda pixels: self.see(pixels, progress))
+            sights = look(request, partial(self.see, progress=progress))
         for group in self._groups(request):
             seconds = {chosen.start: dict(encoding) for chosen in group}
             courses = {chosen.start: compose(request, sights, chosen, manifest) for chosen in group}
@@ -208,7 +209,7 @@ class Pipeline:
     def see(self, pixels: npt.NDArray[Any], progress: Progress = silent) -> Seen:
         """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
         graph, model = self._graphs["vae_encoder"], self.bundle.manifest.model
-        return vae.encode(graph, pixels, model, self._tiling, lambda *done: progress("encode tiles", *done))
+        return vae.encode(graph, pixels, model, self._tiling, partial(progress, "encode tiles"))
 
     def condition(
         self,
@@ -276,8 +277,8 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Pictures of latents [batch, tokens, channels]."""
         graph, model = self._graphs["vae_decoder"], self.bundle.manifest.model
-        tell = lambda *done: progress("decode tiles", *done)  # noqa: E731
-        return [Image.fromarray(each) for each in vae.decode(graph, packed, grid, model, self._tiling, tell)]
+        pixels = vae.decode(graph, packed, grid, model, self._tiling, partial(progress, "decode tiles"))
+        return [Image.fromarray(each) for each in pixels]
 
     def close(self) -> None:
         """Free all graphs and recordings; closing twice is harmless."""

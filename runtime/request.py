@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flux_trt.runtime import checked, kontext, latents, picture
+from flux_trt.runtime import checked, latents, picture
 from flux_trt.runtime.asked import Given
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.manifest import Manifest, Task
 from flux_trt.runtime.tasks import image as image_to_image
+from flux_trt.runtime.tasks import kontext
 from flux_trt.runtime.tasks.flowedit import FlowEdit
 
 STRENGTH = 0.6

@@ -126,8 +126,7 @@ def asked_by(job: Job, manifest: Manifest) -> Request:
     Raises:
         RequestError: fields that do not go together, or that the bundle cannot do.
     """
-    asked = {name: value for name, value in job.fields if value is not None and name != "output"}
-    asked = {name: value for name, value in asked.items() if value != ()}
+    asked = {name: value for name, value in job.fields if value not in (None, ()) and name != "output"}
     kind = "source" if "source" in asked or "target" in asked else "prompt"
     needed = ("image", "source", "target") if kind == "source" else ("prompt",)
     if missing := [name for name in needed if name not in asked]:
@@ -135,12 +134,11 @@ def asked_by(job: Job, manifest: Manifest) -> Request:
             f"the field {missing[0]!r} is missing; a job has a prompt, or image, source, target"
         )
     foreign = set(asked) - set(AskedEdit.__annotations__ if kind == "source" else Asked.__annotations__)
-    foreign -= {*needed, "canny", "outpaint"} if kind == "prompt" else {*needed}
+    foreign -= {*needed, *(("canny", "outpaint") if kind == "prompt" else ())}
     if foreign:
         raise RequestError(f"a job with {kind!r} has no field {min(foreign)!r}; leave it out")
     if kind == "source":
         return Request.of_edit(manifest, **asked)
-    asked["no_auto_resize"] = not asked.pop("auto_resize", True)
     return Request.of(manifest, asked.pop("prompt"), **given(manifest, asked))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from flux_trt.runtime.cli import Commands as RunCommands
 
 if TYPE_CHECKING:
-    from flux_trt.bench.job import Job
     from flux_trt.bench.schema import Result
     from flux_trt.runtime.backend import Device
     from flux_trt.runtime.bundle import Bundle
@@ -23,19 +22,9 @@ OVER = ("tokens", "batch", "text", "steps", "references")
 
 
 class Commands(RunCommands):
-    """As flux-run's, and one line when a package of an extra is not installed."""
+    """As flux-run's, with the packages of pages and peers."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except ModuleNotFoundError as fault:
-            if (fault.name or "").startswith("flux_trt"):
-                raise
-            extra = "bench" if fault.name == "matplotlib" else "export"
-            raise click.ClickException(
-                f"{fault.name} is not installed; install flux_trt with its extra: flux_trt[{extra}]"
-            ) from None
+    extras: ClassVar = {"": "export", "matplotlib": "bench"}
 
 
 class Sizes(click.ParamType):
@@ -175,13 +164,14 @@ def run(
     `openvino` are its modules through torch.onnx.export and onnxruntime, and through OpenVINO.
     """
     from flux_trt.bench import run as runner
+    from flux_trt.bench.case import job as job_of
     from flux_trt.bench.job import OURS
     from flux_trt.bench.quality import checker as load_checker
     from flux_trt.runtime.progress import bars
 
     opened = _open(bundle)
     jobs = [
-        _job(opened, size, steps, batch, guidance, device, checkpoint)
+        job_of(opened, size, steps, batch, guidance, device, checkpoint)
         for size in sizes or [_default_size(opened)]
     ]
     painters = [*(OURS + name for name in dict.fromkeys(backends)), *dict.fromkeys(peers)]
@@ -261,12 +251,13 @@ def roofline(
 ) -> None:
     """Count each stage's FLOPs and bytes, and compare its time with what the machine can do."""
     from flux_trt.bench import roofline as measured
+    from flux_trt.bench.case import job as job_of
     from flux_trt.runtime.backend import connect
 
     opened = _open(bundle)
     if size is not None and len(size) != 1:
         raise click.BadParameter("give one size", param_hint="--size")
-    job = _job(opened, size[0] if size else _default_size(opened), steps, batch, None, device, None)
+    job = job_of(opened, size[0] if size else _default_size(opened), steps, batch, None, device, None)
     where = connect(backend, device, opened, check=False).device
     found = measured.measure(
         opened, backend, where, job, runs=runs, warmup=warmup, rate=rate, allow_noise=allow_noise
@@ -320,20 +311,6 @@ def _open(bundle: Path) -> Bundle:
 
 def _default_size(bundle: Bundle) -> tuple[int, int]:
     return bundle.manifest.defaults.width, bundle.manifest.defaults.height
-
-
-def _job(
-    bundle: Bundle,
-    size: tuple[int, int],
-    steps: int | None,
-    batch: int,
-    guidance: float | None,
-    device: Device,
-    checkpoint: str | None,
-) -> Job:
-    from flux_trt.bench.case import job
-
-    return job(bundle, size, steps, batch, guidance, device, checkpoint)
 
 
 def _prompts(path: Path | None) -> list[str]:

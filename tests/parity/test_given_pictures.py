@@ -11,7 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from flux_trt.runtime import kontext, picture
+from flux_trt.runtime import picture
+from flux_trt.runtime.tasks import kontext
 
 
 class ChosenError(Exception):

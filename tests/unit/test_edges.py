@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from flux_trt.runtime import edges
 from flux_trt.runtime.errors import BackendError, RequestError
+from flux_trt.runtime.tasks import edges
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_trt.runtime import kontext
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.tasks import kontext
 
 
 def test_each_preferred_size_is_its_own_choice():
