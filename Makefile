@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: install demo test test-slow lint format types kernels score gallery bench clean
+.PHONY: install demo test test-slow lint format types kernels score gallery bench regress clean
 
 install: $(INSTALLED)
 
@@ -76,6 +76,15 @@ bench: $(INSTALLED)
 	$(BIN)/flux-bench roofline $(OUT)/flux-nano --device cpu --steps 12 --out benchmarks/results/bench
 	$(BIN)/flux-bench scaling $(OUT)/flux-nano --device cpu --seconds 300 --out benchmarks/results/bench
 	$(BIN)/python benchmarks/table.py
+
+# A bound of 2 on a share of diffusers' time: it falls when a fast path is lost, and does not when a machine is busy.
+regress: $(INSTALLED)
+	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
+	$(BIN)/flux-bench run $(OUT)/flux-nano --device cpu --peer diffusers --steps 12 --guidance 1 --starts 0 \
+	    --prompts benchmarks/flux-nano-prompts.txt --checker examples/flux-nano/nano/checker.py --scored 64 \
+	    --allow-noise --out $(OUT)/regress
+	$(BIN)/flux-bench compare benchmarks/results/bench/run.json $(OUT)/regress/run.json \
+	    --relative-to diffusers --bound 2 --anyway
 
 clean:
 	rm -rf $(OUT) build .links .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flux_trt.bench.schema import About, BundleId, Case, Hardware, Painter, Quality, Run, Series
+from flux_trt.bench.schema import (
+    About,
+    BundleId,
+    Case,
+    Ceilings,
+    Count,
+    Curve,
+    Hardware,
+    Painter,
+    Point,
+    Quality,
+    Roofline,
+    Run,
+    Scaling,
+    Series,
+    StageRoof,
+)
 
 
 def painter(
@@ -62,3 +78,28 @@ def about() -> About:
 def result(*painters: Painter) -> Run:
     """One case."""
     return Run(about=about(), warmup=1, runs=12, spread_limit=0.1, noisy=False, cases=[case(*painters)])
+
+
+def roofline() -> Roofline:
+    """Of one stage."""
+    counted = Count(
+        matrix_flops=10**9, other_flops=10**6, weight_bytes=10**7, io_bytes=10**5, unfused_bytes=10**8
+    )
+    stage = StageRoof(
+        name="denoiser", count=counted, dtype="fp32", time_ms=20.0, compute_ms=10.0, memory_ms=1.0,
+        bound="compute", fraction=0.5,
+    )  # fmt: skip
+    ceilings = Ceilings(matrix_gflops={"fp32": 100.0}, measured_with={"fp32": "numpy"}, copy_gbs=10.0)
+    return Roofline(
+        about=about(), backend="onnxruntime", device="cpu", width=64, height=64, steps=4, batch=1,
+        ceilings=ceilings, noisy=False, stages=[stage],
+    )  # fmt: skip
+
+
+def scaling() -> Scaling:
+    """Over tokens."""
+    points = [Point(x=x, ms=x / 10, spread=0.01, runs=5) for x in (256, 512, 1024)]
+    curve = Curve(
+        over="tokens", fixed={"batch": 1}, points=points, exponent=1.1, r2=1.0, stopped="out of time"
+    )
+    return Scaling(about=about(), backend="onnxruntime", device="cpu", curves=[curve])

@@ -204,15 +204,22 @@ def run(
     show_default=True,
     help="A ratio of times up to this is no regression.",
 )
+@click.option(
+    "--relative-to",
+    metavar="NAME",
+    help="Compare shares of this painter's times, which hold from machine to machine better than times.",
+)
 @click.option("--anyway", is_flag=True, help="Compare other hardware, bundles or cases as well.")
 @click.pass_context
-def compare(ctx: click.Context, a: Path, b: Path, bound: float, anyway: bool) -> None:
+def compare(
+    ctx: click.Context, a: Path, b: Path, bound: float, relative_to: str | None, anyway: bool
+) -> None:
     """Judge the run.json B against A, and exit 1 when B is slower than the bound allows, or paints worse."""
     from flux_trt.bench.compare import compare as judge
     from flux_trt.bench.schema import Run, load
     from flux_trt.bench.tables import verdicts
 
-    found = judge(load(a, Run), load(b, Run), bound, anyway)
+    found = judge(load(a, Run), load(b, Run), bound, anyway, relative_to)
     click.echo(verdicts(found))
     if any(each.regression for each in found):
         ctx.exit(1)

@@ -2,6 +2,8 @@
 
 A time is a regression when the ratio of medians, B over A, is above the bound and its bootstrapped 99 %
 interval lies above 1: large enough to matter, and not by chance. Resampling is seeded, so a verdict repeats.
+Measured against a painter of the same run, a time is its share of that one's in the same round: this holds
+from machine to machine, about.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flux_trt.bench.errors import BenchError
-from flux_trt.bench.schema import Case, Hardware, Painter, Quality, Run
+from flux_trt.bench.schema import Case, Hardware, Painter, Quality, Run, Series
 
 RESAMPLES, CONFIDENCE, SEED = 4000, 0.99, 0
 CLEAN_DB, DROP_DB = 60.0, 1.0
@@ -35,15 +37,20 @@ class Verdict:
     regression: bool
 
 
-def compare(a: Run, b: Run, bound: float, anyway: bool = False) -> list[Verdict]:
-    """B against A, wherever both have the same case and painter.
+def compare(
+    a: Run, b: Run, bound: float, anyway: bool = False, relative_to: str | None = None
+) -> list[Verdict]:
+    """B against A, wherever both have the same case and painter; `relative_to` names a painter of both.
 
     Raises:
-        BenchError: measured on different machines, bundles or cases (unless `anyway`), or nothing in common.
+        BenchError: measured on different machines, bundles or cases (unless `anyway`), nothing in common,
+            or no such painter.
     """
     if not anyway:
         _expect_alike(a, b)
-    found = list(_verdicts(a, b, bound))
+    if relative_to:
+        a, b = (_relative(run, relative_to) for run in (a, b))
+    found = list(_verdicts(a, b, bound, "x " + relative_to if relative_to else "ms"))
     if not found:
         raise BenchError("the two runs have no case and painter in common; measure the same ones")
     return found
@@ -58,22 +65,47 @@ def ratio_of_medians(a: Sequence[float], b: Sequence[float]) -> tuple[float, tup
     return float(np.median(b) / np.median(a)), (float(low), float(high))
 
 
-def _verdicts(a: Run, b: Run, bound: float) -> Iterator[Verdict]:
+def _relative(run: Run, name: str) -> Run:
+    """The same run, every picture's time as a share of what `name` took in the same round, and no steps.
+
+    Raises:
+        BenchError: a case without `name`, or with nobody beside it.
+    """
+    return run.model_copy(update={"cases": [_relative_case(case, name) for case in run.cases]})
+
+
+def _relative_case(case: Case, name: str) -> Case:
+    others = [painter for painter in case.painters if painter.name != name]
+    if not others or len(others) == len(case.painters):
+        raise BenchError(f"{_case(case)} was not measured with {name} and another; add it with --peer")
+    (base,) = (painter.picture_ms.samples for painter in case.painters if painter.name == name)
+    shares = (
+        Series.of([own / theirs for own, theirs in zip(each.picture_ms.samples, base, strict=True)])
+        for each in others
+    )
+    made = [
+        each.model_copy(update={"picture_ms": share, "step_ms": None})
+        for each, share in zip(others, shares, strict=True)
+    ]
+    return case.model_copy(update={"painters": made})
+
+
+def _verdicts(a: Run, b: Run, bound: float, unit: str) -> Iterator[Verdict]:
     old = {(_case(case), painter.name): painter for case in a.cases for painter in case.painters}
     for case in b.cases:
         for new in case.painters:
             before = old.get((_case(case), new.name))
             if before is not None:
-                yield from _times(_case(case), before, new, bound)
+                yield from _times(_case(case), before, new, bound, unit)
                 yield from _quality(_case(case), new.name, before.quality, new.quality)
 
 
-def _times(case: str, a: Painter, b: Painter, bound: float) -> Iterator[Verdict]:
+def _times(case: str, a: Painter, b: Painter, bound: float, unit: str) -> Iterator[Verdict]:
     for what, old, new in (("picture", a.picture_ms, b.picture_ms), ("step", a.step_ms, b.step_ms)):
         if old and new:
             ratio, interval = ratio_of_medians(old.samples, new.samples)
             worse = ratio > bound and interval[0] > 1
-            yield Verdict(case, a.name, f"{what}, ms", old.p50, new.p50, ratio, interval, worse)
+            yield Verdict(case, a.name, f"{what}, {unit}", old.p50, new.p50, ratio, interval, worse)
 
 
 def _quality(case: str, painter: str, a: Quality, b: Quality) -> Iterator[Verdict]:

@@ -11,9 +11,11 @@ from typing import get_args
 
 import click
 import pytest
+from bench_runs import painter, result, roofline, scaling
 from PIL import Image
 from pydantic import BaseModel
 
+from flux_trt.bench.schema import Ratio, save
 from flux_trt.runtime import manifest
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +229,47 @@ RESULTS = {
             {"side": 4096, "tiled": True, "peak_mb": 474.0},
         ],
     },
+    "build.json": {
+        "sizes": {
+            name: {
+                "parameters": billions * 1e9,
+                "ours": {"peak_gb": 0.5, "seconds": 9.0},
+                "plain": {"peak_gb": 4 * billions, "seconds": 30.0},
+            }
+            for name, billions in (("0.15", 0.15), ("0.6", 0.6))
+        },
+        "extrapolated": {"parameters": 11.9e9, "plain": {"peak_gb": 47.6}},
+        "measured_at_full_size": {"ours": {"peak_gb": 0.8}},
+    },
+    "cpu.json": {
+        "sizes": {
+            "mid": {
+                "parameters": 54e6,
+                "tokens": 1152,
+                "best_of_ours": {"fp32": "ours, onnxruntime, fp32", "bf16": "ours, openvino, bf16"},
+                "rows": [
+                    {"name": "ours, onnxruntime, fp32", "ms_per_step": 300.0},
+                    {"name": "ours, openvino, bf16", "ms_per_step": 200.0},
+                ],
+                "times_as_fast": {
+                    "ours, onnxruntime, fp32 over diffusers, fp32": 1.5,
+                    "ours, onnxruntime, fp32 over OpenVINO's": 0.97,
+                    "ours, openvino, bf16 over diffusers, bf16": 1.2,
+                },
+            }
+        }
+    },
+    "ladder.json": {
+        "sizes": {
+            "mid": {
+                "rungs": [
+                    {"name": "naive export", "seconds": FIGURES, "ms_per_step": 400.0},
+                    {"name": "hoisted", "seconds": FIGURES, "gain": 1.25, "gain_over_naive": 1.25},
+                    {"name": "on a GPU", "not_run_here": "no GPU"},
+                ]
+            }
+        }
+    },
     "fp8.json": {
         "targets": {"fp8_points_lost_at_most": 1.0},
         "rows": [
@@ -246,6 +289,14 @@ RESULTS = {
         ],
     },
 }
+FASTER = Ratio(baseline="diffusers", median=3.0, p25=2.9, p75=3.1)
+BENCH = [
+    result(
+        painter("ours", [100.0] * 12).model_copy(update={"faster": FASTER}), painter("diffusers", [300.0])
+    ),
+    roofline(),
+    scaling(),
+]
 ABOUT = {"date": "2026-01-02T03:04:05+00:00", "hardware": {"cpu": "a CPU", "cores": 2, "gpu": None}}
 
 
@@ -260,6 +311,9 @@ def page(tmp_path):
 def test_a_table_of_what_is_there(page, tmp_path, missing):
     for name in RESULTS.keys() - missing:
         (tmp_path / name).write_text(json.dumps({**ABOUT, **RESULTS[name]}))
+    (tmp_path / "bench").mkdir()
+    for found in BENCH:
+        save(tmp_path / "bench" / f"{found.kind}.json", found)
     arguments = ("--page", page, "--results", tmp_path)
     assert table("--check", *arguments).returncode == 1
     assert table(*arguments).returncode == 0
@@ -269,6 +323,17 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
     assert text.endswith("after\n")
     for name in RESULTS:
         assert (f"benchmarks/results/{name}" in text) == (name not in missing)
+    assert "ours | 100.0 ms a picture (spread 0%); 3.00 times as fast as diffusers" in text
+    assert "denoiser 50% (compute); ceilings: matrix products fp32 100 GFLOP/s, copies 10.0 GB/s" in text
+    assert "time grows with the power of | tokens 256 to 1024: 1.10 |" in text
+    if "build.json" not in missing:
+        assert "0.60 B: 2.4 GB in 30 s, ours 0.5 GB in 9 s |" in text
+        assert "11.9 B, a straight line through these | 48 GB; ours, measured, 0.8 GB" in text
+    if "cpu.json" not in missing:
+        assert "300.0 ms a step; 1.50 times as fast as diffusers, fp32, 0.97 times as fast as" in text
+        assert "faster than each; missed against OpenVINO's |" in text
+    if "ladder.json" not in missing:
+        assert "400.0 ms a step | hoisted x1.25; 1.25 times as fast in all |" in text
     if "flux_nano_score.json" not in missing:
         assert "colour 98.7%, shape 50.0%, place 100.0%" in text
         assert "missed in shape |" in text

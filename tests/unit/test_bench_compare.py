@@ -97,6 +97,24 @@ def test_a_fast_wrong_answer_is_a_regression(before, after, regression):
     assert list(found.values()) == [regression]
 
 
+@pytest.mark.parametrize(("lost", "regression"), [(1.0, False), (1.4, True)])
+def test_shares_of_a_peers_time_hold_on_a_slower_machine(lost, regression):
+    """The other machine takes three times as long, and every round its own time: that is no regression."""
+    machine = 3 * np.random.default_rng(6).uniform(0.8, 1.6, len(QUIET))
+    a = result(painter("ours", QUIET), painter("diffusers", QUIET * 3))
+    b = result(painter("ours", QUIET * machine * lost), painter("diffusers", QUIET * 3 * machine))
+    (found,) = compare(a, b, bound=1.2, relative_to="diffusers")
+    assert (found.painter, found.what, found.regression) == ("ours", "picture, x diffusers", regression)
+    assert (found.a, found.ratio) == (pytest.approx(1 / 3, rel=1e-4), pytest.approx(lost, rel=1e-4))
+
+
+@pytest.mark.parametrize("names", [["ours"], ["diffusers"], ["ours", "compile"]])
+def test_shares_need_that_peer_and_somebody_else(names):
+    run = result(*(painter(name, QUIET) for name in names))
+    with pytest.raises(BenchError, match="not measured with diffusers and another; add it with --peer"):
+        compare(run, run, bound=1.2, relative_to="diffusers")
+
+
 @pytest.mark.parametrize("what", ["hardware", "bundle", "cases"])
 def test_runs_that_are_not_alike_are_not_compared(what):
     a = result(painter("ours", QUIET))

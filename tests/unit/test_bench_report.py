@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from bench_runs import about, painter, result
+from bench_runs import painter, result, roofline, scaling
 from pydantic import BaseModel
 
 from flux_trt.bench import cli, job, machine, schema
@@ -19,35 +19,12 @@ from flux_trt.bench.job import PROMPTS
 from flux_trt.bench.page import page, write_all
 from flux_trt.bench.quality import checker, judge, psnr
 from flux_trt.bench.scaling import SWEEPS, fit
-from flux_trt.bench.schema import Ceilings, Count, Curve, Point, Roofline, Run, Scaling, StageRoof, load, save
+from flux_trt.bench.schema import Run, load, save
 from flux_trt.bench.watch import DeviceClock
 
 ROOT = Path(__file__).parents[2]
 CHECKER = ROOT / "examples" / "flux-nano" / "nano" / "checker.py"
 TIMES = np.linspace(90, 110, 12)
-
-
-def roofline():
-    counted = Count(
-        matrix_flops=10**9, other_flops=10**6, weight_bytes=10**7, io_bytes=10**5, unfused_bytes=10**8
-    )
-    stage = StageRoof(
-        name="denoiser", count=counted, dtype="fp32", time_ms=20.0, compute_ms=10.0, memory_ms=1.0,
-        bound="compute", fraction=0.5,
-    )  # fmt: skip
-    ceilings = Ceilings(matrix_gflops={"fp32": 100.0}, measured_with={"fp32": "numpy"}, copy_gbs=10.0)
-    return Roofline(
-        about=about(), backend="onnxruntime", device="cpu", width=64, height=64, steps=4, batch=1,
-        ceilings=ceilings, noisy=False, stages=[stage],
-    )  # fmt: skip
-
-
-def scaling():
-    points = [Point(x=x, ms=x / 10, spread=0.01, runs=5) for x in (256, 512, 1024)]
-    curve = Curve(
-        over="tokens", fixed={"batch": 1}, points=points, exponent=1.0, r2=1.0, stopped="out of time"
-    )
-    return Scaling(about=about(), backend="onnxruntime", device="cpu", curves=[curve])
 
 
 def everything():

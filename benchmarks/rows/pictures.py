@@ -1,0 +1,82 @@
+"""How good the pictures are: of captions, of edits, in eight bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from rows.row import Results, Row
+
+GOALS = {"colour": 0.95, "shape": 0.90, "place": 0.95, "background": 0.98}
+
+
+def score(found: Results) -> Iterator[Row]:
+    """The checker's verdicts on the exported fp32 bundle, and what was missed."""
+    asked = found["settings"]
+    title = f"flux-nano, exported fp32 bundle, {asked['steps']} steps, guidance {asked['guidance']:g}"
+    goals = ", ".join(f"{name} {goal:.0%}" for name, goal in GOALS.items())
+    for group in ("text_to_image", "one_object", "two_objects"):
+        of = f"{found[group]['pictures']} unseen prompts"
+        label = f"{title}: {of}" if group == "text_to_image" else f"the same: {group.replace('_', ' ')}"
+        missed = [name for name, goal in GOALS.items() if found[group][name] < goal]
+        verdict = f"{goals}; missed in {', '.join(missed)}" if missed else goals
+        yield label, _shares(found[group]), verdict if group == "text_to_image" else ""
+
+
+EDITED = {"made": 0.80, "kept": 0.95}
+TASKS = {
+    "flowedit": "edited by FlowEdit",
+    "reference": "painted after an instruction and a reference picture",
+    "inpaint": "painted anew under a mask",
+}
+
+
+def tasks(found: Results) -> Iterator[Row]:
+    """What the picture tasks do to flux-nano's pictures."""
+    cases = found["settings"]["cases"]
+    for name, title in TASKS.items():
+        rates = found[name]
+        missed = [each for each, goal in EDITED.items() if rates[each] < goal]
+        goals = ", ".join(f"{each} {goal:.0%}" for each, goal in EDITED.items())
+        yield (
+            f"flux-nano, {cases} unseen scenes {title}",
+            f"change made {rates['made']:.1%}, other marks kept {rates['kept']:.1%}, "
+            f"pixels that should stay {rates['rest_psnr']:.1f} dB",
+            "" if name == "inpaint" else f"{goals}; missed in {', '.join(missed)}" if missed else goals,
+        )
+    rates = found["image"]
+    yield (
+        f"flux-nano, {cases} pictures repainted at strength 0.3",
+        ", ".join(f"{name} {rates[name]:.1%}" for name in ("colour", "shape", "place", "background")),
+        "",
+    )
+
+
+def fp8(found: Results) -> Iterator[Row]:
+    """What fp8 costs flux-nano, and what each choice in it does."""
+    target = found["targets"]["fp8_points_lost_at_most"]
+    goal = f"at most {target:g} point of the marks lost"
+    for row in found["rows"]:
+        if row["name"] == "fp32":
+            continue
+        missed = "; missed" * (row["marks_lost"] > target)
+        yield (
+            f"flux-nano in {row['name']}",
+            f"{_lost(row)}; PSNR to fp32 {row['psnr_db_median']:.1f} dB, SSIM {row['ssim_mean']:.4f}, "
+            f"1 - MS-SSIM {row['ms_ssim_distance_mean']:.5f}",
+            goal + missed if row["name"] == "fp8" else "",
+        )
+    if more := found.get("more"):
+        missed = "; missed" * (more["marks_lost"] > target)
+        yield f"the same in fp8, on {more['prompts']} prompts", _lost(more), goal + missed
+
+
+def _lost(row: Results) -> str:
+    """Marks and whole pictures against fp32, and how likely such a split is by chance."""
+    return (
+        f"marks {0 - row['marks_lost']:+.1f} points; pictures all right {0 - row['points_lost']:+.1f} points "
+        f"({row['pictures_lost']} lost, {row['pictures_won']} won, p = {row['chance']:.2f})"
+    )
+
+
+def _shares(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {rates[name]:.1%}" for name in (*GOALS, "all_right"))
