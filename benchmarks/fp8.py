@@ -31,8 +31,8 @@ from machine import describe, write
 from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoint import open_checkpoint
 from flux_trt.exporter.eager import Eager
-from flux_trt.exporter.fp8 import Fp8
-from flux_trt.exporter.ranges import calibrate_checkpoint
+from flux_trt.exporter.fp8.e4m3 import Fp8
+from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
 from flux_trt.runtime.backend import connect
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.manifest import Precision, StageName

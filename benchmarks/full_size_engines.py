@@ -104,9 +104,9 @@ def _write_random(path: Path, modules: list) -> int:  # type: ignore[type-arg]
 
 def write_calibration(checkpoint: Path, beside: Path, out: Path) -> None:
     """Ranges that a real model could have; the engines' build does not depend on them."""
-    from flux_trt.exporter.calibration import Calibration, Settings, Size
     from flux_trt.exporter.checkpoint import open_checkpoint
-    from flux_trt.exporter.ranges import identity
+    from flux_trt.exporter.fp8.calibration import Calibration, Settings, Size
+    from flux_trt.exporter.fp8.ranges import identity
     from flux_trt.exporter.stages import large_layers, make_stages
 
     opened = open_checkpoint(str(checkpoint), text_encoders=beside, vae=beside / "vae")

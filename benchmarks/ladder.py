@@ -29,8 +29,8 @@ from walk import SIZES, Floats, Size, Task, Walk, checkpoint, distance, ours, pl
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoint import open_checkpoint
-from flux_trt.exporter.engine import Options, build_engines
-from flux_trt.exporter.profile import Shapes
+from flux_trt.exporter.engines.engine import Options, build_engines
+from flux_trt.exporter.engines.profile import Shapes
 from flux_trt.exporter.rope import rotate
 from flux_trt.exporter.stages import make_stages
 from flux_trt.plugins.rope import rope_tables

@@ -12,13 +12,13 @@ import onnx_ir as ir
 from flux_trt.exporter import reuse
 from flux_trt.exporter.checkpoint import open_checkpoint
 from flux_trt.exporter.describe import describe
-from flux_trt.exporter.engine import keep_engines
+from flux_trt.exporter.engines.engine import keep_engines
 from flux_trt.exporter.folder import digest, digests, written_aside
-from flux_trt.exporter.fp8 import Fp8
+from flux_trt.exporter.fp8.e4m3 import Fp8
+from flux_trt.exporter.fp8.quantize import quantize
+from flux_trt.exporter.fp8.ranges import with_ranges
 from flux_trt.exporter.glue import write_glue
 from flux_trt.exporter.params import flux_params
-from flux_trt.exporter.quantize import quantize
-from flux_trt.exporter.ranges import with_ranges
 from flux_trt.exporter.stages import Stage, make_stages
 from flux_trt.exporter.tokenizer import export_tokenizer
 from flux_trt.exporter.trace import trace

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, get_args
 
 import click
 
-from flux_trt.exporter.fp8_options import calibration_options, fp8_options
-from flux_trt.exporter.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
+from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
+from flux_trt.exporter.fp8.options import calibration_options, fp8_options
 from flux_trt.runtime.cli import Commands as RunCommands
 from flux_trt.runtime.manifest import STAGES, Precision
 
@@ -108,7 +108,7 @@ def build(
     complete, and stages that would not change are reused.
     """
     from flux_trt.exporter.build import build as build_bundle
-    from flux_trt.exporter.fp8 import Fp8
+    from flux_trt.exporter.fp8.e4m3 import Fp8
     from flux_trt.runtime.progress import bars
 
     chosen = {name: options.pop(name) for name in NAMES}
@@ -142,7 +142,7 @@ def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
     `flux-export build --precision fp8 --calibration FILE` takes the result. The checkpoint is read block by
     block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
     """
-    from flux_trt.exporter.ranges import calibrate_checkpoint
+    from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
     from flux_trt.runtime.progress import bars
 
     with bars(of_bytes=True) as progress:

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from flux_trt.exporter.checkpoint import Checkpoint
-from flux_trt.exporter.fp8 import E4M3, SCALE
-from flux_trt.exporter.quantize import attention_scales
-from flux_trt.exporter.rounded import round_inputs, rounding_attention
+from flux_trt.exporter.fp8.e4m3 import E4M3, SCALE
+from flux_trt.exporter.fp8.quantize import attention_scales
+from flux_trt.exporter.fp8.rounded import round_inputs, rounding_attention
 from flux_trt.exporter.stages import make_stages, skeleton
 from flux_trt.exporter.tensorfile import TensorInfo
 from flux_trt.runtime import backend

@@ -16,7 +16,7 @@ from flux_trt.exporter import names, text, vae
 from flux_trt.exporter.checkpoint import Checkpoint, Part
 from flux_trt.exporter.fit import check, check_whole
 from flux_trt.exporter.flux import Conditioner, Denoiser
-from flux_trt.exporter.fp8 import Quantisation
+from flux_trt.exporter.fp8.e4m3 import Quantisation
 from flux_trt.exporter.params import FluxParams, flux_params
 from flux_trt.exporter.recipe import Recipe, Tensors
 from flux_trt.runtime.errors import BuildError, CheckpointError

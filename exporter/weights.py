@@ -19,7 +19,7 @@ import onnx_ir as ir
 import torch
 
 from flux_trt.exporter.fit import parameters
-from flux_trt.exporter.fp8 import E4M3, SCALE, quantize_weight
+from flux_trt.exporter.fp8.e4m3 import E4M3, SCALE, quantize_weight
 from flux_trt.exporter.recipe import Key
 from flux_trt.exporter.stages import Stage, skeleton
 from flux_trt.exporter.tensorfile import TensorInfo, Writer

@@ -1,6 +1,6 @@
 """Build TensorRT-RTX engines of a bundle's stages for sm 8.9, without a GPU: a JSON line per stage.
 
-Run as a child process: a fault in the builder ends it. The product's builder is `exporter/engine.py`;
+Run as a child process: a fault in the builder ends it. The product's builder is `exporter/engines/engine.py`;
 this one tells which layers TensorRT makes of a graph.
 """
 

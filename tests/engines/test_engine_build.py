@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flux_trt.exporter import child, engine
 from flux_trt.exporter.build import build
 from flux_trt.exporter.cli import main
-from flux_trt.exporter.engine import Options, build_engines, keep_engines
+from flux_trt.exporter.engines import child, engine
+from flux_trt.exporter.engines.engine import Options, build_engines, keep_engines
+from flux_trt.exporter.engines.profile import Shapes
 from flux_trt.exporter.folder import digest
-from flux_trt.exporter.fp8 import Fp8
-from flux_trt.exporter.profile import Shapes
-from flux_trt.exporter.ranges import calibrate_checkpoint
+from flux_trt.exporter.fp8.e4m3 import Fp8
+from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
 from flux_trt.runtime import manifest
 from flux_trt.runtime.engine import Engine, engines, graph_digest
 from flux_trt.runtime.errors import BackendError, BuildError, BundleError
@@ -139,7 +139,7 @@ def test_a_dying_builder_leaves_its_last_words_and_no_engine(
 
 
 def test_a_graph_that_tensorrt_cannot_read(nano: Path, tmp_path: Path) -> None:
-    from flux_trt.exporter.builder import Job
+    from flux_trt.exporter.engines.builder import Job
     from flux_trt.runtime.flavour import FLAVOURS
 
     folder, *_ = build_engines(nano, ADA, stages=["clip"])
@@ -187,7 +187,7 @@ def test_killing_a_build_at_any_moment_leaves_no_half_engine(nano: Path, tmp_pat
 def test_the_builder_does_not_outlive_its_parent(nano: Path) -> None:
     reading, writing = os.pipe()
     alive = subprocess.Popen(
-        [sys.executable, "-m", "flux_trt.exporter.builder", str(writing)],
+        [sys.executable, "-m", "flux_trt.exporter.engines.builder", str(writing)],
         stdin=subprocess.PIPE,
         pass_fds=[writing],
         text=True,

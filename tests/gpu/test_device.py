@@ -112,7 +112,7 @@ def engines(request, bundle, tmp_path_factory):
         pytest.skip(f"needs {request.param}")
     import shutil
 
-    from flux_trt.exporter.engine import Options, build_engines
+    from flux_trt.exporter.engines.engine import Options, build_engines
 
     root = tmp_path_factory.mktemp(request.param) / "bundle"
     shutil.copytree(bundle("flux-nano"), root)

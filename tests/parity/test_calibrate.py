@@ -11,10 +11,10 @@ import torch
 from click.testing import CliRunner
 from diffusers import FluxPipeline
 
-from flux_trt.exporter import calibration
-from flux_trt.exporter.calibration import Calibration
 from flux_trt.exporter.cli import main
-from flux_trt.exporter.ranges import calibrate_checkpoint
+from flux_trt.exporter.fp8 import calibration
+from flux_trt.exporter.fp8.calibration import Calibration
+from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
 from flux_trt.runtime.errors import BuildError, RequestError
 
 Get = Callable[..., Path]
@@ -172,8 +172,8 @@ def test_the_state_of_other_work_is_not_taken(checkpoint: Get, prompts: Path, tm
 
 
 def test_the_defaults_and_the_built_in_prompts(checkpoint: Get, tmp_path: Path) -> None:
-    from flux_trt.exporter.calibrate import settings_of
     from flux_trt.exporter.checkpoint import open_checkpoint
+    from flux_trt.exporter.fp8.calibrate import settings_of
     from flux_trt.exporter.variant import VARIANTS
 
     found = settings_of(open_checkpoint(str(checkpoint("schnell-like"))), VARIANTS["schnell"])

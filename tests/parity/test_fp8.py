@@ -19,8 +19,8 @@ from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoint import open_checkpoint
 from flux_trt.exporter.cli import main
 from flux_trt.exporter.eager import Eager
-from flux_trt.exporter.fp8 import Fp8, scale_of
-from flux_trt.exporter.quantize import attention_scales, input_scales
+from flux_trt.exporter.fp8.e4m3 import Fp8, scale_of
+from flux_trt.exporter.fp8.quantize import attention_scales, input_scales
 from flux_trt.exporter.reference import case
 from flux_trt.exporter.stages import make_stages, precision_of
 from flux_trt.exporter.verify import relative_error, verify
@@ -176,7 +176,7 @@ def test_a_build_calibrates_by_itself_once(
     checkpoint: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The conditioner in fp8, as by --stage-precision, is the quickest to build."""
-    monkeypatch.setattr("flux_trt.exporter.calibrate.built_in_prompts", lambda: ["a lighthouse", "a cat"])
+    monkeypatch.setattr("flux_trt.exporter.fp8.calibrate.built_in_prompts", lambda: ["a lighthouse", "a cat"])
     out, lines, source = tmp_path / "bundle", [], str(checkpoint("dev-like"))
     options = {"stages": ["conditioner"], "stage_precisions": {"conditioner": "fp8"}, "tell": lines.append}
     found = build(source, out, fp8=Fp8(base="fp32"), **options)
@@ -205,8 +205,8 @@ def test_the_bytes_to_write_are_known_before(
 ) -> None:
     from dataclasses import replace
 
-    from flux_trt.exporter.calibration import read
-    from flux_trt.exporter.ranges import quantisation
+    from flux_trt.exporter.fp8.calibration import read
+    from flux_trt.exporter.fp8.ranges import quantisation
 
     options = Fp8(base="fp32", per_channel=per_channel, calibration=calibration)
     chosen = {"conditioner": "fp8"}

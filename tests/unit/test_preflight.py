@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flux_trt.exporter import preflight
-from flux_trt.exporter.preflight import available_memory, refuse_short, refuse_targets
+from flux_trt.exporter.engines import preflight
+from flux_trt.exporter.engines.preflight import available_memory, refuse_short, refuse_targets
 from flux_trt.runtime.engine import Recipe
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.flavour import FLAVOURS

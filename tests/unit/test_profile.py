@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flux_trt.exporter.profile import Shapes, default_shapes, profiles, shapes_of
+from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles, shapes_of
 from flux_trt.runtime import manifest
 from flux_trt.runtime.errors import RequestError
 

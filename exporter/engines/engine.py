@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flux_trt.exporter import child
-from flux_trt.exporter.builder import Job
+from flux_trt.exporter.engines import child
+from flux_trt.exporter.engines.builder import Job
+from flux_trt.exporter.engines.preflight import refuse_short, refuse_targets
+from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles
 from flux_trt.exporter.folder import digest, sync
-from flux_trt.exporter.preflight import refuse_short, refuse_targets
-from flux_trt.exporter.profile import Shapes, default_shapes, profiles
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
 from flux_trt.runtime.errors import BuildError

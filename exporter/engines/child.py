@@ -9,13 +9,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from flux_trt.exporter.builder import Job
+from flux_trt.exporter.engines.builder import Job
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.flavour import Flavour
 from flux_trt.runtime.manifest import File
 from flux_trt.runtime.progress import Progress, silent
 
-MODULE = "flux_trt.exporter.builder"
+MODULE = "flux_trt.exporter.engines.builder"
 LAST_LINES = 3  # of TensorRT's output, in an error
 
 

@@ -1,8 +1,8 @@
 """The child process that builds one engine; TensorRT may take it down without harm to anything else.
 
-Run by `child` as `python -m flux_trt.exporter.builder FD`, with a job as one line of JSON on standard input.
-What happens is told as JSON lines on the file descriptor FD; standard output and error are TensorRT's own.
-The process ends when its parent does: standard input stays open as long as the parent lives.
+Run by `child` as `python -m flux_trt.exporter.engines.builder FD`, with a job as one line of JSON on
+standard input. What happens is told as JSON lines on the file descriptor FD; standard output and error are
+TensorRT's own. The process ends when its parent does: standard input stays open as long as the parent lives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
-from flux_trt.exporter.profile import shapes_of
+from flux_trt.exporter.engines.profile import shapes_of
 from flux_trt.runtime.engine import Recipe
 from flux_trt.runtime.flavour import FLAVOURS
 from flux_trt.runtime.manifest import File, Tensor

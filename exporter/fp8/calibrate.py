@@ -19,18 +19,18 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flux_trt.exporter.calibration import Calibration, Settings, Size
 from flux_trt.exporter.checkpoint import Checkpoint
 from flux_trt.exporter.describe import LARGEST_SIDE, picture, scheduler
 from flux_trt.exporter.fit import parameters
 from flux_trt.exporter.folder import write_whole
+from flux_trt.exporter.fp8.calibration import Calibration, Settings, Size
+from flux_trt.exporter.fp8.state import load_state, save_state
+from flux_trt.exporter.fp8.stream import streamed
+from flux_trt.exporter.fp8.watch import Watch
 from flux_trt.exporter.params import flux_params
 from flux_trt.exporter.stages import Stage, make_stages, skeleton
-from flux_trt.exporter.state import load_state, save_state
-from flux_trt.exporter.stream import streamed
 from flux_trt.exporter.tokenizer import export_tokenizer
 from flux_trt.exporter.variant import VARIANTS, Variant
-from flux_trt.exporter.watch import Watch
 from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime import latents, noise, schedule
 from flux_trt.runtime.errors import BuildError, CheckpointError
@@ -91,7 +91,7 @@ def settings_of(
 
 def built_in_prompts() -> list[str]:
     """Prompts of many kinds: people, places, text, styles; short ones and long ones."""
-    return (files("flux_trt.exporter") / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    return (files("flux_trt.exporter.fp8") / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
 def calibrate(

@@ -14,7 +14,7 @@ from flux_trt.runtime.manifest import Precision
 from flux_trt.runtime.options import Size
 
 if TYPE_CHECKING:
-    from flux_trt.exporter.profile import Shapes
+    from flux_trt.exporter.engines.profile import Shapes
 
 FLAVOURS = get_args(FlavourName)
 
@@ -109,8 +109,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list[Precision]) -> None:
     """Refuse what cannot be built for, before any work."""
-    from flux_trt.exporter.engine import Options
-    from flux_trt.exporter.engine import check_targets as check
+    from flux_trt.exporter.engines.engine import Options
+    from flux_trt.exporter.engines.engine import check_targets as check
 
     about_shapes = ("sizes", "max_batch", "max_references", "no_wide")
     options = {name: value for name, value in chosen.items() if name not in about_shapes}
@@ -119,8 +119,8 @@ def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list
 
 def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen: dict[str, Any]) -> None:
     """Build engines as the options say; each one is told of on stderr."""
-    from flux_trt.exporter.engine import Options
-    from flux_trt.exporter.engine import build_engines as build
+    from flux_trt.exporter.engines.engine import Options
+    from flux_trt.exporter.engines.engine import build_engines as build
     from flux_trt.runtime.progress import bars
 
     shapes = _shapes(bundle, chosen)
@@ -140,7 +140,7 @@ def _shapes(bundle: Path, chosen: dict[str, Any]) -> Shapes:
     """Take what makes shapes out of the options."""
     from dataclasses import replace
 
-    from flux_trt.exporter.profile import default_shapes
+    from flux_trt.exporter.engines.profile import default_shapes
     from flux_trt.runtime import manifest
 
     max_batch, wide = chosen.pop("max_batch"), not chosen.pop("no_wide")

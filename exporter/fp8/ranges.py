@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from flux_trt.exporter.calibrate import calibrate, settings_of
-from flux_trt.exporter.calibration import ATTENTION, HEADS, Calibration, digest_of, read
 from flux_trt.exporter.checkpoint import Checkpoint, open_checkpoint
 from flux_trt.exporter.folder import digests
-from flux_trt.exporter.fp8 import Fp8, Quantisation
+from flux_trt.exporter.fp8.calibrate import calibrate, settings_of
+from flux_trt.exporter.fp8.calibration import ATTENTION, HEADS, Calibration, digest_of, read
+from flux_trt.exporter.fp8.e4m3 import Fp8, Quantisation
 from flux_trt.exporter.params import flux_params
 from flux_trt.exporter.stages import Stage, large_layers
 from flux_trt.exporter.variant import Variant, detect

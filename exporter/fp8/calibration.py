@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from flux_trt.exporter.fp8 import Statistic
-from flux_trt.exporter.histogram import Histogram
+from flux_trt.exporter.fp8.e4m3 import Statistic
+from flux_trt.exporter.fp8.histogram import Histogram
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.manifest import File, Record, StageName
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flux_trt.exporter.calibration import ATTENTION, HEADS
-from flux_trt.exporter.histogram import Histogram
+from flux_trt.exporter.fp8.calibration import ATTENTION, HEADS
+from flux_trt.exporter.fp8.histogram import Histogram
 from flux_trt.exporter.stages import Stage, large_layers
 
 COUNTS, AMAX = "counts/", "amax/"

@@ -1,0 +1,1 @@
+"""Graphs become TensorRT engines: shapes, what is refused beforehand, and one child process for each."""
