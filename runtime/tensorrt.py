@@ -174,9 +174,10 @@ class TensorRTGraph:
         near = nearest(self._record.recipe.profiles, dims)
         asked = ", ".join(f"{dim} {dims[dim]}" for dim in near)
         fits = ", ".join(f"{dim} {size}" for dim, size in near.items())
+        pairs = ", and for true guidance and FlowEdit without --no-pairs" if "batch" in near else ""
         raise BackendError(
             f"{self} was not built for {asked}; the nearest that fits: {fits}. "
-            f"Use a size or batch that fits, or build with such --sizes and --max-batch"
+            f"Use a size or batch that fits, or build with such --sizes and --max-batch{pairs}"
         )
 
     def _stream_weights(self) -> None:

@@ -71,6 +71,11 @@ _OPTIONS = (
         help="Only the listed sizes: half the time to build, and nothing else runs.",
     ),
     click.option(
+        "--no-pairs",
+        is_flag=True,
+        help="One row a picture: no true guidance and no FlowEdit, and less time to build.",
+    ),
+    click.option(
         "--rope",
         type=click.Choice(["native", "plugin"]),
         default="native",
@@ -92,6 +97,7 @@ NAMES = (
     "max_batch",
     "max_references",
     "no_wide",
+    "no_pairs",
     "rope",
     "opt_level",
     "weight_streaming",
@@ -112,7 +118,7 @@ def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import check_targets as check
 
-    about_shapes = ("sizes", "max_batch", "max_references", "no_wide")
+    about_shapes = ("sizes", "max_batch", "max_references", "no_wide", "no_pairs")
     options = {name: value for name, value in chosen.items() if name not in about_shapes}
     check(Options(flavour=backend, **options), precisions)
 
@@ -143,8 +149,10 @@ def _shapes(bundle: Path, chosen: dict[str, Any]) -> Shapes:
     from flux_trt.exporter.engines.profile import default_shapes
     from flux_trt.runtime import manifest
 
-    max_batch, wide = chosen.pop("max_batch"), not chosen.pop("no_wide")
-    shapes = replace(default_shapes(manifest.read(bundle)), max_batch=max_batch, wide=wide)
+    wide, pairs = not chosen.pop("no_wide"), not chosen.pop("no_pairs")
+    shapes = replace(
+        default_shapes(manifest.read(bundle)), max_batch=chosen.pop("max_batch"), wide=wide, pairs=pairs
+    )
     sizes, references = chosen.pop("sizes"), chosen.pop("max_references")
     if sizes is not None:
         shapes = replace(shapes, sizes=sizes)

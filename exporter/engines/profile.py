@@ -24,6 +24,8 @@ class Shapes:
     """Reference pictures of the largest size that may follow the picture's own tokens."""
     wide: bool = True
     """Accept smaller sizes as well, at twice the time to build."""
+    pairs: bool = True
+    """Two rows a picture, as true guidance and FlowEdit need; a batch that never varies builds faster."""
 
 
 def default_shapes(found: Manifest) -> Shapes:
@@ -36,7 +38,7 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
     """One profile for each size, and a wide one that takes every shape up to the largest; equal ones once.
 
     True guidance and FlowEdit send every picture through the loop's graphs twice at once, so these take two
-    rows a picture. The VAE never sees more than a tile of a picture that is cut.
+    rows a picture, where `pairs` are wanted. The VAE never sees more than a tile of a picture that is cut.
 
     Args:
         found: of the bundle; it knows the text length, the patch and the smallest side.
@@ -71,7 +73,7 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
     ]
     varying = {dim for tensor in found.graph(name).inputs for dim in tensor.dims if isinstance(dim, str)}
     taken = [*tuned, wide] if shapes.wide else tuned
-    if name not in ("clip", "t5", "vae_encoder", "vae_decoder"):
+    if shapes.pairs and name not in ("clip", "t5", "vae_encoder", "vae_decoder"):
         taken = [{**each, "batch": (1, 1, 2 * shapes.max_batch)} for each in taken]
     cut = [{dim: each[dim] for dim in sorted(varying)} for each in taken]
     return [each for index, each in enumerate(cut) if each not in cut[:index]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_one_tuned_profile_for_each_size_and_a_wide_one(found: manifest.Manifest
 def test_without_the_wide_one_only_the_sizes_run(found: manifest.Manifest) -> None:
     (only,) = profiles(found, "denoiser", Shapes(((64, 32),), wide=False))
     assert only["tokens"] == (8, 8, 8)
+
+
+def test_without_pairs_nothing_varies_in_a_tuned_profile(found: manifest.Manifest) -> None:
+    shapes = Shapes(((64, 32),), wide=False, pairs=False)
+    (only,) = profiles(found, "denoiser", shapes)
+    assert only["batch"] == (1, 1, 1)
+    assert all(least == most for least, _, most in only.values())
+    (several,) = profiles(found, "denoiser", replace(shapes, max_batch=4))
+    assert several["batch"] == (1, 1, 4)
 
 
 def test_the_vae_sees_a_tile_of_a_large_picture(found: manifest.Manifest) -> None:
