@@ -6,7 +6,7 @@ graph and a glue graph (true CFG's combination) are loaded and run in the same w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flux_trt.runtime.device import Gpu
     from flux_trt.runtime.memory import MemoryMode
 
-BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 OPENVINO_FIRST = False
 """Whether `best_cpu_backend` prefers OpenVINO for more than bf16; benchmarks/results/cpu.json decides."""
 Device = Literal["auto", "cpu", "cuda"]
@@ -117,15 +117,22 @@ def connect(
     """The backend of that name.
 
     Args:
-        name: one of `BACKENDS`.
+        name: one of `BACKENDS`. "auto" is onnxruntime where it has a GPU, else the best of a CPU; TensorRT is
+            asked for by name.
         device: "auto" takes the GPU where there is one that the backend can use.
-        bundle: whose engines TensorRT is to run; onnxruntime needs none.
+        bundle: whose engines TensorRT is to run, and whose precision "auto" looks at.
         memory: what may be on a GPU at once.
         check: compare the SHA-256 of engines before they are loaded.
 
     Raises:
         BackendError: an unknown backend, or one that is not installed, or without such a device or mode.
     """
+    if name == "auto":
+        if device != "cpu" and (device == "cuda" or find_spec("onnxruntime")):
+            found = connect("onnxruntime", device, bundle, memory)
+            if found.gpu:
+                return found
+        name = best_cpu_backend(bundle) if bundle else "onnxruntime"
     if name == "onnxruntime":
         from flux_trt.runtime.ort import OnnxRuntime
 
@@ -138,7 +145,7 @@ def connect(
         if memory == "streaming":
             raise BackendError("openvino cannot stream weights; use --memory sequential")
         return OpenVino(device)
-    if name in BACKENDS:
+    if name in ("tensorrt", "tensorrt-rtx"):
         from flux_trt.runtime.flavour import FlavourName
         from flux_trt.runtime.tensorrt import TensorRT
 
@@ -160,6 +167,17 @@ def best_cpu_backend(bundle: Bundle) -> str:
     if find_spec("openvino") is None:
         return "onnxruntime"
     return "openvino" if bf16 or OPENVINO_FIRST or find_spec("onnxruntime") is None else "onnxruntime"
+
+
+def expect_all(name: str, takes: Iterable[str], given: Iterable[str]) -> None:
+    """Every input and no other: a library would take an input that is left out from an earlier run.
+
+    Raises:
+        BackendError: one is missing, or too much.
+    """
+    takes = list(takes)
+    if wrong := sorted(set(takes) ^ set(given)):
+        raise BackendError(f"the stage {name} failed: it takes {', '.join(takes)}, not {', '.join(wrong)}")
 
 
 def file_bytes(path: Path, stage: Stage) -> int:

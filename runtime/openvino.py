@@ -93,10 +93,7 @@ class OpenVinoGraph:
         """Run once; see `backend.Graph.run`."""
         if self._request is None:
             raise BackendError(f"the stage {self._name} is closed; load the pipeline again")
-        if missing := sorted(set(self._inputs) ^ set(inputs)):
-            raise BackendError(
-                f"the stage {self._name} failed: it takes {', '.join(self._inputs)}, not {missing}"
-            )
+        backend.expect_all(self._name, self._inputs, inputs)
         made: dict[str, ov.Tensor] = {}
         try:
             for name, value in inputs.items():

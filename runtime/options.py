@@ -97,10 +97,11 @@ def of_machine(command: Command) -> Command:
             ),
             click.option(
                 "--backend",
-                type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
-                default="onnxruntime",
+                type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
+                default="auto",
                 show_default=True,
-                help="What runs the stages; TensorRT needs engines (flux-export engines).",
+                help="What runs the stages: onnxruntime, and on a CPU OpenVINO for bf16, unless it is said; "
+                "TensorRT needs engines (flux-export engines).",
             ),
             click.option(
                 "--memory",

@@ -85,6 +85,7 @@ class OrtGraph:
         self._backend = backend
         self._binding = session.io_binding()
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._inputs = [tensor.name for tensor in session.get_inputs()]
         self._outputs = [output.name for output in session.get_outputs()]
         self._options = backend.run_options()
 
@@ -96,6 +97,7 @@ class OrtGraph:
         """Run once; see `backend.Graph.run`."""
         if self._session is None:
             raise BackendError(f"the stage {self._name} is closed; load the pipeline again")
+        backend.expect_all(self._name, self._inputs, inputs)
         held = {name: self._hold(value) for name, value in inputs.items()}
         try:
             for name, buffer in held.items():

@@ -85,7 +85,7 @@ class Pipeline:
     def load(
         cls,
         bundle: str | Path,
-        backend: str = "onnxruntime",
+        backend: str = "auto",
         device: Device = "auto",
         check: bool = True,
         memory: MemoryMode = "resident",

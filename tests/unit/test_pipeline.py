@@ -153,7 +153,7 @@ def test_bf16_is_refused_before_any_graph_is_loaded(tmp_path):
 
     root = tiny_bundle.build(tmp_path / "bf16", patch_manifest=bf16)
     with pytest.raises(BackendError, match="vae_decoder is bf16"):
-        Pipeline.load(root, device="cpu")
+        Pipeline.load(root, "onnxruntime", device="cpu")
 
 
 def test_seconds_are_measured_per_stage(pipeline):
