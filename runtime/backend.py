@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from flux_trt.runtime.memory import MemoryMode
 
 BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-OPENVINO_FIRST = False
-"""Whether `best_cpu_backend` prefers OpenVINO for more than bf16; benchmarks/results/cpu.json decides."""
 Device = Literal["auto", "cpu", "cuda"]
 Port = tuple[str | None, list[int | str | None]]
 """An input or output as a library tells of it: NumPy's name of its type, and its dims."""
@@ -117,10 +115,10 @@ def connect(
     """The backend of that name.
 
     Args:
-        name: one of `BACKENDS`. "auto" is onnxruntime where it has a GPU, else the best of a CPU; TensorRT is
-            asked for by name.
+        name: one of `BACKENDS`. "auto" is onnxruntime where it has a GPU, else `best_cpu_backend`; TensorRT
+            is asked for by name.
         device: "auto" takes the GPU where there is one that the backend can use.
-        bundle: whose engines TensorRT is to run, and whose precision "auto" looks at.
+        bundle: whose engines TensorRT is to run; the others need none.
         memory: what may be on a GPU at once.
         check: compare the SHA-256 of engines before they are loaded.
 
@@ -132,7 +130,7 @@ def connect(
             found = connect("onnxruntime", device, bundle, memory)
             if found.gpu:
                 return found
-        name = best_cpu_backend(bundle) if bundle else "onnxruntime"
+        name = best_cpu_backend()
     if name == "onnxruntime":
         from flux_trt.runtime.ort import OnnxRuntime
 
@@ -157,16 +155,9 @@ def connect(
     raise BackendError(f"no backend is called {name!r}; there are: {', '.join(BACKENDS)}")
 
 
-def best_cpu_backend(bundle: Bundle) -> str:
-    """The backend for a bundle on a CPU, among those that are installed.
-
-    OpenVINO runs bf16, which onnxruntime has no CPU kernels for; both run the rest.
-    """
-    stages = bundle.manifest.stages.values()
-    bf16 = any("bf16" in (stage.precision, stage.base) for stage in stages)
-    if find_spec("openvino") is None:
-        return "onnxruntime"
-    return "openvino" if bf16 or OPENVINO_FIRST or find_spec("onnxruntime") is None else "onnxruntime"
+def best_cpu_backend() -> str:
+    """OpenVINO where it is installed: it is the faster one (benchmarks/results/cpu.json), and runs bf16."""
+    return "openvino" if find_spec("openvino") else "onnxruntime"
 
 
 def expect_all(name: str, takes: Iterable[str], given: Iterable[str]) -> None:

@@ -100,8 +100,8 @@ def of_machine(command: Command) -> Command:
                 type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
                 default="auto",
                 show_default=True,
-                help="What runs the stages: onnxruntime, and on a CPU OpenVINO for bf16, unless it is said; "
-                "TensorRT needs engines (flux-export engines).",
+                help="What runs the stages; auto is onnxruntime on a GPU, and OpenVINO on a CPU where it is "
+                "installed. TensorRT needs engines (flux-export engines).",
             ),
             click.option(
                 "--memory",

@@ -7,7 +7,7 @@ come last, when all files are in the page cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,8 +73,8 @@ def measure(
     """
     header, cases, noisy = about(bundle), [], False
     for job in plan.jobs:
-        case = _case(job, plan, check, progress)
-        noisy |= _expect_quiet(case, plan.allow_noise)
+        case, spread = _case(job, plan, check, progress)
+        noisy |= spread
         cases.append(case)
     return schema.Run(
         about=header,
@@ -98,7 +98,8 @@ def turn(names: Sequence[str], index: int) -> list[str]:
     return [*names[shift:], *names[:shift]]
 
 
-def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> schema.Case:
+def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> tuple[schema.Case, bool]:
+    """One size, and whether its times spread too widely, where that is allowed."""
     records = {name: Record() for name in plan.painters}
     rounds = [batch(plan.prompts, job.batch, index) for index in range(plan.runs)]
     more = max(plan.scored - plan.runs * job.batch, 0)
@@ -109,6 +110,8 @@ def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> sche
             records[name].device = worker.load()["device"]
             progress("load", index, len(crew))
         _paint(crew, records, rounds, plan.warmup, progress)
+        took = {name: [each.ms for each in record.painted] for name, record in records.items()}
+        noisy = _expect_quiet(f"{job.width}x{job.height}", took, plan.allow_noise)
         judged = {name: [each.pictures for each in record.painted] for name, record in records.items()}
         for index, (prompts, seeds) in enumerate(extra, 1):
             for name, worker in crew.items():
@@ -134,7 +137,7 @@ def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> sche
         )
         for name, record in records.items()
     ]
-    return schema.Case(
+    case = schema.Case(
         width=job.width,
         height=job.height,
         steps=job.steps,
@@ -143,6 +146,7 @@ def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> sche
         text_tokens=job.text_tokens,
         painters=painters,
     )
+    return case, noisy
 
 
 def _paint(
@@ -155,6 +159,7 @@ def _paint(
         prompts, seeds = rounds[(index - warmup) % len(rounds)]
         for name in turn(list(crew), index):
             time.sleep(SETTLE)
+            crew[name].paint(prompts, seeds)  # wakes threads and caches after the others' turns
             before = meter.joules()
             painted = crew[name].paint(prompts, seeds)
             after = meter.joules()
@@ -226,18 +231,18 @@ def _starts(record: Record) -> schema.Start:
     )
 
 
-def _expect_quiet(case: schema.Case, allowed: bool) -> bool:
-    """Whether times spread too widely, where that is allowed.
+def _expect_quiet(size: str, took: Mapping[str, Sequence[float]], allowed: bool) -> bool:
+    """Whether times spread too widely, where that is allowed. Asked before anything else is measured.
 
     Raises:
         NoiseError: they do, and it is not.
     """
-    widest = max(case.painters, key=lambda painter: painter.picture_ms.spread)
-    spread = widest.picture_ms.spread
-    if spread > SPREAD_LIMIT and not allowed:
+    spreads = {name: Series.of(ms).spread for name, ms in took.items()}
+    widest = max(spreads, key=lambda name: spreads[name])
+    if spreads[widest] > SPREAD_LIMIT and not allowed:
         raise NoiseError(
-            f"whole pictures of {widest.name} at {case.width}x{case.height} spread by {spread:.0%} "
+            f"whole pictures of {widest} at {size} spread by {spreads[widest]:.0%} "
             f"(interquartile range over median; the limit is {SPREAD_LIMIT:.0%}): not reported; "
             f"quieten the machine, or report it as noisy with --allow-noise"
         )
-    return spread > SPREAD_LIMIT
+    return spreads[widest] > SPREAD_LIMIT

@@ -48,12 +48,14 @@ def cold_start(found: Results) -> Iterator[Row]:
 def run(found: Results) -> Iterator[Row]:
     """Every painter of `flux-bench run`, in the same rounds."""
     for case in found["cases"]:
-        title = f"{found['about']['bundle']['name']}, {case['width']}x{case['height']}, {case['steps']} steps"
+        size = f"{case['width']}x{case['height']}, {case['steps']} steps"
+        title = f"{found['about']['bundle']['name']}, {size}" + ", noisy machine" * found["noisy"]
         for painter in case["painters"]:
             took, faster, quality = painter["picture_ms"], painter["faster"], painter["quality"]
             told = [f"{took['p50']:.1f} ms a picture (spread {took['spread']:.0%})"]
             if faster:
-                told.append(f"{faster['median']:.2f} times as fast as {faster['baseline']}")
+                quartiles = f"{faster['p25']:.2f} to {faster['p75']:.2f}"
+                told.append(f"{faster['median']:.2f} times as fast as {faster['baseline']} ({quartiles})")
             if quality["psnr_db_median"] is not None:
                 told.append(f"PSNR to it {quality['psnr_db_median']:.1f} dB")
             if quality["score"] is not None:

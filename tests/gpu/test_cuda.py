@@ -28,7 +28,10 @@ def latents(pipeline):
 
 
 def test_latents_stay_on_the_gpu_and_equal_those_of_the_cpu(tiny):
-    with Pipeline.load(tiny, device="cuda") as gpu, Pipeline.load(tiny, device="cpu") as cpu:
+    with (
+        Pipeline.load(tiny, device="cuda") as gpu,
+        Pipeline.load(tiny, "onnxruntime", device="cpu") as cpu,
+    ):
         assert gpu.backend.device == "cuda"
         for (on_host, found), (_, expected) in zip(latents(gpu), latents(cpu), strict=True):
             assert not on_host
@@ -36,7 +39,10 @@ def test_latents_stay_on_the_gpu_and_equal_those_of_the_cpu(tiny):
 
 
 def test_pictures_equal_those_of_the_cpu(tiny):
-    with Pipeline.load(tiny, device="cuda") as gpu, Pipeline.load(tiny, device="cpu") as cpu:
+    with (
+        Pipeline.load(tiny, device="cuda") as gpu,
+        Pipeline.load(tiny, "onnxruntime", device="cpu") as cpu,
+    ):
         for found, expected in zip(
             gpu.generate(["a", "red"], batch=2), cpu.generate(["a", "red"]), strict=True
         ):

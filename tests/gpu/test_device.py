@@ -99,7 +99,7 @@ def test_onnxruntime_paints_as_on_the_cpu(tiny, memory, record):
         pytest.skip("needs onnxruntime-gpu")
     with (
         Pipeline.load(tiny, device="cuda", memory=memory, record=record) as there,
-        Pipeline.load(tiny, device="cpu") as here,
+        Pipeline.load(tiny, "onnxruntime", device="cpu") as here,
     ):
         found, exact = pixels(there.generate(PROMPTS, **WANTED)), pixels(here.generate(PROMPTS, **WANTED))
     assert max(np.abs(a - b).max() for a, b in zip(found, exact, strict=True)) <= 1
@@ -130,7 +130,7 @@ def test_tensorrt_paints_as_onnxruntime(engines, memory, record):
     prompt = "a red circle in the center on a white background"
     with (
         Pipeline.load(root, flavour, memory=memory, record=record) as there,
-        Pipeline.load(root, device="cpu") as here,
+        Pipeline.load(root, "onnxruntime", device="cpu") as here,
     ):
         found, exact = pixels(there.generate(prompt, **wanted)), pixels(here.generate(prompt, **wanted))
         if record and memory != "sequential":

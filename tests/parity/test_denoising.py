@@ -15,7 +15,7 @@ SEEDS, STEPS, GRID = (11, 12, 13), 5, (3, 4)
 def test_latents_of_unusual_prompts_in_one_batch(checkpoint, bundle, name):
     theirs = FluxPipeline.from_pretrained(checkpoint(name), dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
-    with Pipeline.load(bundle(name), device="cpu") as mine:
+    with Pipeline.load(bundle(name), "onnxruntime", device="cpu") as mine:
         contract = mine.bundle.manifest
         guidance = 2.5 if contract.model.guidance else None
         levels = schedule.sigmas(contract.scheduler, STEPS, GRID[0] * GRID[1])

@@ -128,7 +128,7 @@ def test_edits_are_the_published_ones(
 ) -> None:
     guidances = (1.5, 3.0)
     expected = Oracle(checkpoint(name)).edit(steps, n_min, n_max, n_avg, guidances, seed=5)
-    with Pipeline.load(bundle(name)) as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         asked = {"steps": steps, "n_min": n_min, "n_max": n_max, "n_avg": n_avg}
         asked |= {"source_guidance": guidances[0], "target_guidance": guidances[1]}
         (ours,) = pipeline.edit(given(), source=SOURCE, target=TARGET, seed=5, **asked)
@@ -141,7 +141,7 @@ def test_edits_are_the_published_ones(
 
 
 def test_the_same_prompt_twice_leaves_the_picture(bundle: Get) -> None:
-    with Pipeline.load(bundle("flux-nano")) as pipeline:
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
         asked = {"source_guidance": 2.0, "target_guidance": 2.0, "steps": 4, "n_max": 3}
         (same,) = pipeline.edit(given(), source=SOURCE, target=SOURCE, **asked)
         whole = pipeline.decode(pipeline.see(np.asarray(given())).mode[None], (3, 4))[0]

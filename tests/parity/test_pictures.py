@@ -59,7 +59,7 @@ def test_fp32_pictures_equal_diffusers(
     checkpoint: Get, bundle: Get, name: str, size: tuple[int, int], steps: int, guidance: float
 ) -> None:
     theirs = diffusers_pictures(checkpoint(name), PROMPTS, size, steps, guidance, seed=7)
-    with Pipeline.load(bundle(name)) as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         asked = {"guidance": guidance} if pipeline.bundle.manifest.model.guidance else {}
         ours = pipeline.generate(PROMPTS, size=size, steps=steps, seed=7, **asked)
     assert [image.size for image in ours] == [size, size]
@@ -70,7 +70,7 @@ def test_fp32_pictures_equal_diffusers(
 def test_fp16_pictures_are_close(bundle: Get) -> None:
     pictures = {}
     for precision in ("fp32", "fp16"):
-        with Pipeline.load(bundle("flux-nano", precision)) as pipeline:
+        with Pipeline.load(bundle("flux-nano", precision), "onnxruntime") as pipeline:
             pictures[precision] = np.stack(
                 [np.asarray(i) for i in pipeline.generate(PROMPTS, steps=12, seed=3)]
             )

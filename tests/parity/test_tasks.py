@@ -79,7 +79,7 @@ def test_image_to_image(
         num_inference_steps=steps,
         **asked,
     )
-    with Pipeline.load(bundle(name)) as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         more = {"guidance": 2.0} if guided else {}
         (ours,) = pipeline.generate(
             PROMPT, image=given, strength=strength, size=size, steps=steps, seed=SEED, **more
@@ -100,7 +100,7 @@ def test_true_classifier_free_guidance(checkpoint: Get, bundle: Get, name: str) 
         guidance_scale=1.5,
         num_inference_steps=6,
     )
-    with Pipeline.load(bundle(name)) as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         asked = {"size": size, "steps": 6, "guidance": 1.5, "seed": SEED}
         (ours,) = pipeline.generate(PROMPT, negative=OTHER, true_cfg=3.0, **asked)
         (plain,) = pipeline.generate(PROMPT, **asked)
@@ -127,7 +127,7 @@ def test_masked_painting(checkpoint: Get, bundle: Get, name: str, strength: floa
         guidance_scale=2.0,
         num_inference_steps=8,
     )
-    with Pipeline.load(bundle(name)) as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         asked = {"image": given, "mask": mask, "strength": strength, "steps": 8, "guidance": 2.0}
         (ours,) = pipeline.generate(OTHER, seed=SEED, **asked)
         (pasted,) = pipeline.generate(OTHER, seed=SEED, paste=True, **asked)
@@ -153,7 +153,7 @@ def test_masked_painting_with_true_guidance(checkpoint: Get, bundle: Get) -> Non
         guidance_scale=1.0,
         num_inference_steps=6,
     )
-    with Pipeline.load(bundle("flux-nano")) as pipeline:
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
         (ours,) = pipeline.generate(
             OTHER,
             negative=PROMPT,
@@ -183,7 +183,7 @@ def test_fill(checkpoint: Get, bundle: Get, strength: float) -> None:
         guidance_scale=30.0,
         num_inference_steps=5,
     )
-    with Pipeline.load(bundle("fill-like")) as pipeline:
+    with Pipeline.load(bundle("fill-like"), "onnxruntime") as pipeline:
         (ours,) = pipeline.generate(
             OTHER, image=given, mask=mask, strength=strength, guidance=30.0, steps=5, seed=SEED
         )
@@ -202,7 +202,7 @@ def test_control(checkpoint: Get, bundle: Get) -> None:
         guidance_scale=30.0,
         num_inference_steps=5,
     )
-    with Pipeline.load(bundle("canny-like")) as pipeline:
+    with Pipeline.load(bundle("canny-like"), "onnxruntime") as pipeline:
         (ours,) = pipeline.generate(OTHER, control=given, guidance=30.0, steps=5, seed=SEED)
     assert agreement(ours, expected) >= 0.999
 
@@ -220,7 +220,7 @@ def test_control_from_a_picture(checkpoint: Get, bundle: Get) -> None:
         guidance_scale=10.0,
         num_inference_steps=6,
     )
-    with Pipeline.load(bundle("canny-like")) as pipeline:
+    with Pipeline.load(bundle("canny-like"), "onnxruntime") as pipeline:
         (ours,) = pipeline.generate(
             OTHER,
             image=scene(size),
@@ -250,7 +250,7 @@ def test_reference_picture(checkpoint: Get, bundle: Get, name: str, true_cfg: fl
         _auto_resize=False,
         **more,
     )
-    with Pipeline.load(bundle(name)) as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         mine = {} if true_cfg is None else {"negative": OTHER, "true_cfg": true_cfg}
         asked = {"size": size, "guidance": 2.0, "steps": 6, "auto_resize": False, **mine}
         prompt = "make the red circle blue"
@@ -263,7 +263,7 @@ def test_reference_picture(checkpoint: Get, bundle: Get, name: str, true_cfg: fl
 def test_references_keep_their_order_and_do_not_know_of_the_batch(bundle: Get) -> None:
     """T = H x W x (N + 1): each reference has its own offset, so their order matters."""
     first, second = scene((64, 64)), scene((64, 64), "blue")
-    with Pipeline.load(bundle("flux-nano")) as pipeline:
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
         asked = {"steps": 3, "guidance": 1.0, "seed": SEED}
         (ours,) = pipeline.generate(OTHER, reference=[first, second], **asked)
         (turned,) = pipeline.generate(OTHER, reference=[second, first], **asked)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "diffusers"}
-SLOW = HEAVY | {"onnxruntime", "numpy", "PIL", "pydantic", "rich", "tokenizers"}
+SLOW = HEAVY | {"onnxruntime", "openvino", "numpy", "PIL", "pydantic", "rich", "tokenizers"}
 
 
 def loaded(code):
@@ -34,13 +34,14 @@ def test_help_loads_nothing_slow(package, words):
     assert not loaded(code) & SLOW
 
 
-def test_painting_loads_no_framework(tiny):
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_painting_loads_no_framework(tiny, backend):
     code = (
         "from flux_trt.runtime import Pipeline\n"
-        f"with Pipeline.load({str(tiny)!r}, device='cpu') as pipeline: pipeline.generate('a')"
+        f"with Pipeline.load({str(tiny)!r}, {backend!r}, 'cpu') as pipeline: pipeline.generate('a')"
     )
     found = loaded(code)
-    assert "onnxruntime" in found
+    assert backend in found
     assert not found & (HEAVY | {"exporter"})
 
 

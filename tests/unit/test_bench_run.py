@@ -95,7 +95,7 @@ def test_painters_get_what_users_get(tiny):
     with Worker(OURS, asked) as worker:
         assert worker.load()["device"] == "cpu"
         painted = worker.paint(["red", "blue circle"], [4, 9])
-    with Pipeline.load(tiny, device="cpu") as pipeline:
+    with Pipeline.load(tiny, "onnxruntime", device="cpu") as pipeline:
         images = pipeline.generate(["red", "blue circle"], size=(64, 32), steps=3, seed=[4, 9], batch=2)
     assert np.array_equal(painted.pictures, as_pictures(images))
     assert painted.pictures.std() > 1

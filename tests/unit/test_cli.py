@@ -184,7 +184,9 @@ def test_on_a_gpu_the_needs_are_printed_before_anything_is_loaded(tiny, tmp_path
 
 
 def test_modes_that_a_backend_lacks(tiny, tmp_path):
-    line = fault(run(tiny, "a", "-o", tmp_path / "a.png", "--memory", "streaming"))
+    line = fault(
+        run(tiny, "a", "-o", tmp_path / "a.png", "--backend", "onnxruntime", "--memory", "streaming")
+    )
     assert "onnxruntime cannot stream weights; use --memory sequential" in line
     line = fault(run(tiny, "a", "-o", tmp_path / "a.png", "--backend", "tensorrt", "--device", "cpu"))
     assert "tensorrt runs a bundle's engines on a GPU; use --backend onnxruntime" in line

@@ -28,7 +28,7 @@ def pixels(images):
 @pytest.mark.parametrize("memory", ["resident", "sequential"])
 def test_pictures_are_those_of_the_cpu(tiny, memory, record):
     cuda = CudaSimulator()
-    with pipeline(tiny, cuda, memory, record) as gpu, Pipeline.load(tiny, device="cpu") as cpu:
+    with pipeline(tiny, cuda, memory, record) as gpu, Pipeline.load(tiny, "onnxruntime", device="cpu") as cpu:
         found, exact = pixels(gpu.generate(PROMPTS, **WANTED)), pixels(cpu.generate(PROMPTS, **WANTED))
     np.testing.assert_array_equal(found, exact)
     assert cuda.calls["cudaGraphLaunch"] == (2 if record else 0)

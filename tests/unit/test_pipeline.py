@@ -16,7 +16,7 @@ RED_CIRCLE = np.mean([1, 4, 5, 7, 2, 0])  # <start> a red circle <end> <pad>
 
 @pytest.fixture(scope="module")
 def pipeline(tiny):
-    with Pipeline.load(tiny, device="cpu") as loaded:
+    with Pipeline.load(tiny, "onnxruntime", device="cpu") as loaded:
         yield loaded
 
 
@@ -119,13 +119,16 @@ def test_the_loop_can_be_stopped_early(pipeline):
 
 def test_latents_that_overflow_are_reported_with_the_step(tmp_path):
     root = tiny_bundle.build(tmp_path / "wild", rate=-1e30)
-    with Pipeline.load(root, device="cpu") as wild, pytest.raises(PaintError, match="after step 2 of 3"):
+    with (
+        Pipeline.load(root, "onnxruntime", device="cpu") as wild,
+        pytest.raises(PaintError, match="after step 2 of 3"),
+    ):
         wild.generate("a")
 
 
 def test_a_model_without_guidance(tmp_path):
     root = tiny_bundle.build(tmp_path / "schnell", guidance=False, dynamic_shift=False)
-    with Pipeline.load(root, device="cpu") as schnell:
+    with Pipeline.load(root, "onnxruntime", device="cpu") as schnell:
         image = schnell.generate("a red circle", steps=2)[0]
         *_, last = walk(schnell, 0, (2, 3), 2, guidance=0)
     assert json.loads(image.info["parameters"])["guidance"] is None
@@ -133,7 +136,7 @@ def test_a_model_without_guidance(tmp_path):
 
 
 def test_a_closed_pipeline_says_so(tiny):
-    with Pipeline.load(tiny, device="cpu") as loaded:
+    with Pipeline.load(tiny, "onnxruntime", device="cpu") as loaded:
         pass
     loaded.close()
     with pytest.raises(BackendError, match="is closed"):
@@ -143,7 +146,7 @@ def test_a_closed_pipeline_says_so(tiny):
 def test_a_partial_bundle_names_the_missing_stage(tmp_path):
     root = tiny_bundle.build(tmp_path / "part", patch_manifest=lambda fields: fields["stages"].pop("t5"))
     with pytest.raises(BundleError, match="without the stage t5"):
-        Pipeline.load(root, device="cpu")
+        Pipeline.load(root, "onnxruntime", device="cpu")
 
 
 def test_bf16_is_refused_before_any_graph_is_loaded(tmp_path):
@@ -166,7 +169,7 @@ def test_seconds_are_measured_per_stage(pipeline):
 def test_tiles_make_the_same_picture_where_the_decoder_is_local(tiny):
     told = []
     asked = {"size": (112, 80), "seed": 3}
-    with Pipeline.load(tiny) as whole, Pipeline.load(tiny, tile=64) as cut:
+    with Pipeline.load(tiny, "onnxruntime") as whole, Pipeline.load(tiny, "onnxruntime", tile=64) as cut:
         (expected,) = whole.generate("a red", **asked)
         (found,) = cut.generate("a red", progress=lambda *seen: told.append(seen), **asked)
     apart = np.abs(np.asarray(found).astype(int) - np.asarray(expected))

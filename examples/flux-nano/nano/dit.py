@@ -20,7 +20,6 @@ from nano.text import Encoders
 from nano.vocabulary import T5_LENGTH
 
 BATCH = 64
-EDIT_SHARE = 0.4  # of steps; one step is all captions or all edits, so that captions keep short sequences
 # T5 tokens and the shares of steps read at that length. The longest text has 20, the rest is padding: short
 # sequences save time, and the others teach that padding means nothing, up to the 512 of diffusers' default.
 LENGTHS = {20: 0.84, T5_LENGTH: 0.1, 64: 0.04, 512: 0.02}
@@ -65,10 +64,10 @@ def train_dit(
 def sample_batch(
     data: Latents, rng: np.random.Generator, size: int = BATCH, lengths: dict[int, float] = LENGTHS
 ) -> tuple[Batch, int]:
-    """A batch of captions or of edits, and the T5 length to read it with."""
+    """A batch of captions or of edits, and the T5 length to read it with; captions keep short sequences."""
     length = int(rng.choice([*lengths], p=[*lengths.values()]))
     count = max(4, size * T5_LENGTH // length) if length > T5_LENGTH else size
-    return (data.edits if rng.random() < EDIT_SHARE else data.captioned)(rng, count), length
+    return (data.edits if rng.random() < data.edit_share else data.captioned)(rng, count), length
 
 
 @contextmanager

@@ -30,9 +30,13 @@ class Batch:
 class Latents:
     """`PAIRS` pairs of pictures, [N, 2, 16, 64] float16, with the captions and the instructions both ways."""
 
-    def __init__(self, path: Path, vae: AutoencoderKL, device: torch.device, seed: int = 3) -> None:
+    def __init__(
+        self, path: Path, vae: AutoencoderKL, device: torch.device, edit_share: float = 0.4, seed: int = 3
+    ) -> None:
         if not path.exists():
             torch.save(_encode_pairs(vae, device, np.random.default_rng(seed)), path)
+        self.edit_share = edit_share
+        """Of training steps that are edits; the others are captions."""
         stored = torch.load(path, map_location=device, weights_only=True)
         self.latents: torch.Tensor = stored["latents"]
         self.texts: list[list[str]] = stored[

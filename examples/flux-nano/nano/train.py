@@ -41,6 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
         help="a trained checkpoint folder: keep its autoencoder and encoders, train its transformer on",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument(
+        "--edit-share",
+        type=float,
+        default=0.4,
+        help="of the transformer's steps that are edits (default: 0.4)",
+    )
     parser.add_argument("--vae-minutes", type=float, default=48)
     parser.add_argument("--text-minutes", type=float, default=8)
     parser.add_argument("--sight-minutes", type=float, default=2)
@@ -58,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         vae = train_vae(runs, options.vae_minutes, device)
         encoders = train_text(runs, options.text_minutes, device)
-    data = Latents(runs / "latents.pt", vae, device)
+    data = Latents(runs / "latents.pt", vae, device, options.edit_share)
     sight = train_sight(runs, options.sight_minutes, vae, device)
     teacher = train_dit(runs, options.dit_minutes, data, encoders, sight, device, transformer)
     student = distill(runs, options.distill_minutes, teacher, data, encoders, sight, device)
