@@ -71,7 +71,7 @@ bench: $(INSTALLED)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
 	$(BIN)/flux-bench run $(OUT)/flux-nano --device cpu --backend onnxruntime --backend openvino \
 	    --peer diffusers --peer compile --peer onnx-export --peer openvino --steps 12 --guidance 1 --runs 20 \
-	    --prompts benchmarks/flux-nano-prompts.txt --checker examples/flux-nano/nano/checker.py --scored 256 \
+	    --prompts benchmarks/flux-nano-prompts.txt --checker examples/flux-nano/nano/checker.py --scored 64 \
 	    --out benchmarks/results/bench
 	$(BIN)/flux-bench roofline $(OUT)/flux-nano --device cpu --steps 12 --out benchmarks/results/bench
 	$(BIN)/flux-bench scaling $(OUT)/flux-nano --device cpu --seconds 300 --out benchmarks/results/bench
