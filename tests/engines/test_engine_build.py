@@ -109,8 +109,8 @@ def test_the_command_builds_for_one_size_and_one_row(nano: Path) -> None:
     command = ["engines", nano, "--stages", "clip", "--sm", "8.9", "--no-wide", "--no-pairs"]
     done = CliRunner().invoke(main, [*map(str, command), "--backend", "tensorrt-rtx"])
     assert done.exit_code == 0, done.output
-    (mix,) = [built.recipe for _, built in engines(nano) if built.recipe.stage == "mix"]
-    assert [profile["batch"] for profile in mix.profiles] == [(1, 1, 1)]
+    mixing = [built.recipe.profiles for _, built in engines(nano) if built.recipe.stage == "mix"]
+    assert [(1, 1, 1)] in [[profile["batch"] for profile in profiles] for profiles in mixing]
 
 
 def test_an_engine_of_another_version_has_another_folder(nano: Path) -> None:

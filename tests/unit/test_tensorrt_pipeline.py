@@ -32,7 +32,7 @@ def engines(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tiny):
-    with Pipeline.load(tiny, device="cpu") as onnxruntime:
+    with Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime:
         return pixels(onnxruntime.generate(PROMPTS, count=2, batch=2, steps=5, size=(80, 48)))
 
 
@@ -71,7 +71,7 @@ def test_shapes_may_alternate_and_each_keeps_its_recording(engines, tiny, record
     ]
     with (
         simulator_bundle.pipeline(engines, cuda, record=record) as pipeline,
-        Pipeline.load(tiny, device="cpu") as onnxruntime,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
         launches = []
         for turn in range(4):
@@ -94,7 +94,7 @@ def test_a_recording_is_made_anew_when_the_arena_has_moved(engines, tiny):
     launches = []
     with (
         simulator_bundle.pipeline(engines, cuda) as pipeline,
-        Pipeline.load(tiny, device="cpu") as onnxruntime,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
         for seed, size in enumerate(sizes):
             found, exact = (
@@ -114,7 +114,7 @@ def test_a_recording_ends_with_its_context(engines, tiny):
     sizes += [each for other in others for each in (other, (96, 96))] + [(96, 96)] * 2
     with (
         simulator_bundle.pipeline(engines, cuda) as pipeline,
-        Pipeline.load(tiny, device="cpu") as onnxruntime,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
         for seed, size in enumerate(sizes):
             found, exact = (
@@ -130,7 +130,7 @@ def test_a_recording_is_of_the_buffers_it_was_made_with(engines, tiny):
     cuda = CudaSimulator()
     with (
         simulator_bundle.pipeline(engines, cuda) as pipeline,
-        Pipeline.load(tiny, device="cpu") as onnxruntime,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
         contract = pipeline.bundle.manifest
         levels = schedule.sigmas(contract.scheduler, 3, 4)
@@ -149,7 +149,7 @@ def test_other_levels_of_the_same_shape_are_uploaded(engines, tiny):
     cuda = CudaSimulator()
     with (
         simulator_bundle.pipeline(engines, cuda) as pipeline,
-        Pipeline.load(tiny, device="cpu") as onnxruntime,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
         start = noise.draw((0,), (2, 2), tiny_bundle.CHANNELS)
         for shift in (1.0, 1.0, 0.5, 1.0):
@@ -269,7 +269,7 @@ def test_flux_nano_is_painted_alike(bundle, tmp_path):
     simulator_bundle.add_engines(tmp_path / "bundle", profiles=[profile], weight_streaming=True)
     prompts = ["a red circle in the center on a white background", "a blue square at the left"]
     wanted = {"steps": 2, "guidance": 1.0, "size": (64, 64)}
-    with Pipeline.load(source, device="cpu") as onnxruntime:
+    with Pipeline.load(source, "onnxruntime", "cpu") as onnxruntime:
         exact = pixels(onnxruntime.generate(prompts, **wanted))
     for memory, record in itertools.product(MODES, (True, False)):
         cuda = CudaSimulator()
@@ -293,7 +293,7 @@ def test_steps_can_be_watched_and_stopped(engines, tiny):
     cuda = CudaSimulator()
     with (
         simulator_bundle.pipeline(engines, cuda) as pipeline,
-        Pipeline.load(tiny, device="cpu") as onnxruntime,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
         seen = []
         for each in (pipeline, onnxruntime):

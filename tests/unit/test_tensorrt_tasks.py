@@ -71,7 +71,7 @@ def agree(engines, name, asked, memory="resident"):
     root, cuda = engines(name), CudaSimulator()
     with (
         simulator_bundle.pipeline(root, cuda, memory) as pipeline,
-        Pipeline.load(root, device="cpu") as onnxruntime,
+        Pipeline.load(root, "onnxruntime", "cpu") as onnxruntime,
     ):
         for seed in (1, 2, 3):
             found, exact = (painted(each, asked, seed) for each in (pipeline, onnxruntime))
