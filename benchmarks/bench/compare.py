@@ -79,15 +79,12 @@ def _relative_case(case: Case, name: str) -> Case:
     if not others or len(others) == len(case.painters):
         raise BenchError(f"{_case(case)} was not measured with {name} and another; add it with --peer")
     (base,) = (painter.picture_ms.samples for painter in case.painters if painter.name == name)
-    shares = (
-        Series.of([own / theirs for own, theirs in zip(each.picture_ms.samples, base, strict=True)])
-        for each in others
-    )
-    made = [
-        each.model_copy(update={"picture_ms": share, "step_ms": None})
-        for each, share in zip(others, shares, strict=True)
-    ]
-    return case.model_copy(update={"painters": made})
+    return case.model_copy(update={"painters": [_share(each, base) for each in others]})
+
+
+def _share(painter: Painter, base: Sequence[float]) -> Painter:
+    shares = [own / theirs for own, theirs in zip(painter.picture_ms.samples, base, strict=True)]
+    return painter.model_copy(update={"picture_ms": Series.of(shares), "step_ms": None})
 
 
 def _verdicts(a: Run, b: Run, bound: float, unit: str) -> Iterator[Verdict]:

@@ -31,7 +31,10 @@ def denoiser(cpu, tiny, stages):
 
 def draw(batch=2, tokens=3):
     rng = np.random.default_rng(0)
-    floats = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    def floats(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
     half = tiny_bundle.HEAD // 2
     return {
         "latents": floats(batch, tokens, tiny_bundle.CHANNELS),

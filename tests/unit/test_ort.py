@@ -33,4 +33,6 @@ def test_cuda_is_refused_where_it_is_not():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(BackendError, match=r"has no CUDA.*use --device cpu"):
         connect("onnxruntime", "cuda")
+    with pytest.raises(BackendError, match=r"has no CUDA.*use --device cpu"):
+        connect("auto", "cuda")
     assert connect("onnxruntime", "auto").device == "cpu"
