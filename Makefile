@@ -80,7 +80,7 @@ bench: $(INSTALLED)
 # A bound of 2 on a share of diffusers' time: it falls when a fast path is lost, and does not when a machine is busy.
 regress: $(INSTALLED)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
-	$(BIN)/flux-bench run $(OUT)/flux-nano --device cpu --peer diffusers --steps 12 --guidance 1 --starts 0 \
+	$(BIN)/flux-bench run $(OUT)/flux-nano --device cpu --peer diffusers --steps 12 --guidance 1 --starts 0 --patience 30 \
 	    --prompts benchmarks/flux-nano-prompts.txt --checker examples/flux-nano/nano/checker.py --scored 64 \
 	    --allow-noise --out $(OUT)/regress
 	$(BIN)/flux-bench compare benchmarks/results/bench/run.json $(OUT)/regress/run.json \

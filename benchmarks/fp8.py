@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from nano.checker import Report
 
 NANO = Path(__file__).parent.parent / "examples" / "flux-nano"
+WEIGHTS = NANO / "transformer" / "diffusion_pytorch_model.safetensors"
 STEPS, GUIDANCE, SEED, BATCH = 12, 1.0, 0, 32
 SIZE, TEXT_LENGTH, CALIBRATED = (64, 64), 32, 64
 MODELOPT = Path(__file__).with_name("fp8_modelopt.py")
@@ -180,6 +182,7 @@ def main() -> None:
     goal = {"fp8_points_lost_at_most": 1.0}
     result = {
         **describe(),
+        "checkpoint": {"name": NANO.name, "transformer_sha256": _digest(WEIGHTS)},
         **asked,
         "wall_seconds": seconds,
         "targets": goal,
@@ -188,6 +191,11 @@ def main() -> None:
         "more": more,
     }
     write(args.out / "fp8.json", result)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _losses(exact: Sequence[Report], found: Sequence[Report]) -> dict[str, float]:

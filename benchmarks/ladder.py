@@ -111,7 +111,9 @@ def export(module: nn.Module, example: tuple[Any, ...], path: Path) -> Callable[
         warnings.simplefilter("ignore")
         with mock.patch("flux_trt.exporter.flux.qk_norm_rope", decomposed):
             torch.onnx.export(module, example, path, dynamo=True, opset_version=OPSET, verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()  # threads as ours have them, so that rungs differ in graphs only
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
 
     def run(*values: Any) -> Floats:

@@ -143,7 +143,7 @@ def session(bundle: Path, stage: str):  # type: ignore[no-untyped-def]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(bundle / f"{stage}.onnx", options)
 
 

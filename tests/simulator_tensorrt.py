@@ -113,7 +113,7 @@ class ICudaEngine:
         self._inputs = [each["name"] for each in plan["inputs"]]
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = ort.InferenceSession(plan["graph"], options, ["CPUExecutionProvider"])
         self._inferred: dict[Any, dict[str, tuple[int, ...]]] = {}
         self._weights: int | None = None

@@ -136,6 +136,13 @@ def main() -> None:
     default=0,
     help="Pictures to judge at least; those beyond the timed ones are not timed.",
 )
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    help="Seconds to spend at most on taking turns again that others on the machine have slowed.",
+)
 @click.option("--allow-noise", is_flag=True, help="Report times that spread widely, marked as noisy.")
 @OUT
 def run(
@@ -155,6 +162,7 @@ def run(
     starts: int,
     checker: Path | None,
     scored: int,
+    patience: float,
     allow_noise: bool,
     out: Path,
 ) -> None:
@@ -187,6 +195,7 @@ def run(
         scored=scored,
         baseline=baseline,
         allow_noise=allow_noise,
+        patience=patience,
     )
     check = load_checker(checker) if checker else None
     with bars() as progress:

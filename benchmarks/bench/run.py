@@ -6,7 +6,7 @@ come last, when all files are in the page cache.
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ from flux_trt.bench.crew import Painted, Worker
 from flux_trt.bench.energy import Meter
 from flux_trt.bench.errors import NoiseError
 from flux_trt.bench.job import OURS, Job
+from flux_trt.bench.pace import Pace
 from flux_trt.bench.quality import Check, judge
 from flux_trt.bench.schema import Series
 from flux_trt.runtime.bundle import Bundle
 from flux_trt.runtime.progress import Progress, silent
 
 SPREAD_LIMIT = 0.10
-SETTLE = 0.1  # seconds between painters: thread pools spin on for a while after their last work
 REFERENCE = "diffusers"
 
 Batch = tuple[list[str], list[int]]
@@ -49,6 +49,8 @@ class Plan:
     baseline: str | None = None
     """None: diffusers where it takes part, else the first painter."""
     allow_noise: bool = False
+    patience: float = 300.0
+    """Seconds to spend at most on moments in which the machine is slowed by others; see `Pace`."""
 
 
 @dataclass
@@ -71,9 +73,9 @@ def measure(
         NoiseError: whole pictures took times that spread too widely, and the plan does not allow that.
         BenchError: a painter that cannot run.
     """
-    header, cases, noisy = about(bundle), [], False
+    header, cases, noisy, pace = about(bundle), [], False, Pace(plan.patience)
     for job in plan.jobs:
-        case, spread = _case(job, plan, check, progress)
+        case, spread = _case(job, plan, pace, check, progress)
         noisy |= spread
         cases.append(case)
     return schema.Run(
@@ -82,6 +84,7 @@ def measure(
         runs=plan.runs,
         spread_limit=SPREAD_LIMIT,
         noisy=noisy,
+        retaken=pace.retaken,
         cases=cases,
     )
 
@@ -98,7 +101,9 @@ def turn(names: Sequence[str], index: int) -> list[str]:
     return [*names[shift:], *names[:shift]]
 
 
-def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> tuple[schema.Case, bool]:
+def _case(
+    job: Job, plan: Plan, pace: Pace, check: Check | None, progress: Progress
+) -> tuple[schema.Case, bool]:
     """One size, and whether its times spread too widely, where that is allowed."""
     records = {name: Record() for name in plan.painters}
     rounds = [batch(plan.prompts, job.batch, index) for index in range(plan.runs)]
@@ -108,8 +113,9 @@ def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> tupl
         crew = {name: stack.enter_context(Worker(name, job)) for name in plan.painters}
         for index, (name, worker) in enumerate(crew.items(), 1):
             records[name].device = worker.load()["device"]
+            pace.full()
             progress("load", index, len(crew))
-        _paint(crew, records, rounds, plan.warmup, progress)
+        _paint(crew, records, rounds, plan.warmup, pace, progress)
         took = {name: [each.ms for each in record.painted] for name, record in records.items()}
         noisy = _expect_quiet(f"{job.width}x{job.height}", took, plan.allow_noise)
         judged = {name: [each.pictures for each in record.painted] for name, record in records.items()}
@@ -150,23 +156,31 @@ def _case(job: Job, plan: Plan, check: Check | None, progress: Progress) -> tupl
 
 
 def _paint(
-    crew: dict[str, Worker], records: dict[str, Record], rounds: list[Batch], warmup: int, progress: Progress
+    crew: dict[str, Worker],
+    records: dict[str, Record],
+    rounds: list[Batch],
+    warmup: int,
+    pace: Pace,
+    progress: Progress,
 ) -> None:
     """The timed rounds, after those that are not counted."""
     meter = Meter()
+
+    def turn_of(worker: Worker, prompts: list[str], seeds: list[int]) -> tuple[Painted, float | None]:
+        worker.paint(prompts, seeds)  # wakes threads and caches after the others' turns
+        before = meter.joules()
+        painted = worker.paint(prompts, seeds)
+        after = meter.joules()
+        return painted, None if before is None or after is None else after - before
+
     for index in range(warmup + len(rounds)):
-        counted = index >= warmup
-        prompts, seeds = rounds[(index - warmup) % len(rounds)]
+        batch = rounds[(index - warmup) % len(rounds)]
         for name in turn(list(crew), index):
-            time.sleep(SETTLE)
-            crew[name].paint(prompts, seeds)  # wakes threads and caches after the others' turns
-            before = meter.joules()
-            painted = crew[name].paint(prompts, seeds)
-            after = meter.joules()
-            if counted:
+            painted, joules = pace.hold(functools.partial(turn_of, crew[name], *batch))
+            if index >= warmup:
                 records[name].painted.append(painted)
-                if before is not None and after is not None:
-                    records[name].joules.append(after - before)
+                if joules is not None:
+                    records[name].joules.append(joules)
         progress("time", index + 1, warmup + len(rounds))
 
 

@@ -153,6 +153,9 @@ class Run(Record):
     runs: int
     spread_limit: float
     noisy: bool = Field(description="a spread was wider than the limit and --allow-noise was given")
+    retaken: int | None = Field(
+        None, description="turns taken again because others slowed the machine meanwhile"
+    )
     cases: list[Case]
 
 

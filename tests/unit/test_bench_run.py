@@ -24,7 +24,16 @@ def measured(bundle, checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
     words = ["run", bundle("flux-nano"), "--checkpoint", checkpoint("flux-nano"), "--peer", "diffusers"]
     words += ["--device", "cpu", "--steps", 4, "--runs", 2, "--warmup", 1, "--starts", 1, "--allow-noise"]
-    words += ["--checker", checkpoint("flux-nano") / "nano" / "checker.py", "--scored", 3, "--out", out]
+    words += [
+        "--patience",
+        0,
+        "--checker",
+        checkpoint("flux-nano") / "nano" / "checker.py",
+        "--scored",
+        3,
+        "--out",
+        out,
+    ]
     done = called(*words)
     assert done.exit_code == 0, done.output
     return out
@@ -39,6 +48,7 @@ def test_a_run_has_every_figure(measured, bundle):
     assert (case.steps, case.batch, case.text_tokens) == (4, 1, 32)
     assert [ours.name, theirs.name] == [OURS, "diffusers"]
     assert ours.picture_ms.n == theirs.picture_ms.n == found.runs == 2
+    assert found.retaken == 0
     assert set(ours.stages_ms) == STAGES
     assert {name: series.n for name, series in ours.stages_ms.items()} == dict.fromkeys(STAGES, 2) | {
         "denoiser": 8
@@ -115,6 +125,8 @@ def quick(tiny, tmp_path):
         "--warmup",
         0,
         "--starts",
+        0,
+        "--patience",
         0,
         "--out",
         tmp_path / "out",
@@ -224,6 +236,7 @@ def test_every_peer_paints_what_diffusers_paints(bundle, checkpoint, tmp_path):
         part for peer in ("diffusers", "compile", "onnx-export", "openvino") for part in ("--peer", peer)
     ]
     words += ["--device", "cpu", "--steps", 4, "--runs", 2, "--warmup", 1, "--starts", 0, "--allow-noise"]
+    words += ["--patience", 0]
     done = called(*words)
     assert done.exit_code == 0, done.output
     (case,) = load(tmp_path / "run.json", Run).cases

@@ -1,4 +1,4 @@
-"""A plain `torch.onnx.export` of each module, run by onnxruntime: no graph of ours, no option of ours."""
+"""A plain `torch.onnx.export` of each module, run by onnxruntime: no graph of ours."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from flux_trt.bench.peers.swapped import Function
 
 
 def convert(module: nn.Module, example: Sequence[Tensor], name: str) -> Function:
-    """Export, and open a session on a CPU with onnxruntime's own defaults."""
+    """Export, and open a session on a CPU with onnxruntime's own defaults but one.
+
+    Four networks are four sessions, whose idle threads would spin for the cores that the next one needs.
+    """
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         torch.onnx.export(module, tuple(example), path, dynamo=True, verbose=False)
-        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
