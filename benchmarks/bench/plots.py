@@ -135,17 +135,9 @@ def quality(case: Case) -> str | None:
         return None
 
     def draw(axes: Any) -> None:
-        middle = sum(point[1] for point in points) / len(points)
-        for index, (name, ms, value) in enumerate(points):
-            axes.plot(ms, value, "o", markersize=8, color=colours[name])
-            right = ms > middle
-            axes.annotate(
-                name,
-                (ms, value),
-                xytext=(-8 if right else 8, 7 if index % 2 else -12),
-                textcoords="offset points",
-                ha="right" if right else "left",
-            )
+        for name, ms, value in points:
+            axes.plot(ms, value, "o", markersize=8, color=colours[name], alpha=0.8, label=name)
+        axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
         axes.set_xlim(0, max(point[1] for point in points) * 1.1)
         values = [point[2] for point in points]
         axes.set_ylim(min(values) - 9, max(values) + 9)  # points, or dB
