@@ -1,21 +1,24 @@
-"""The numbers in README.md, rendered from the results files; nothing there is typed by hand.
+"""The tables of numbers in README.md and docs/cpu.md, rendered from the results files, not typed by hand.
 
-python benchmarks/table.py            rewrite the block between the two comments
-python benchmarks/table.py --check    exit 1 when it is not what the results say
+python benchmarks/table.py            rewrite the blocks between their two comments
+python benchmarks/table.py --check    exit 1 when they are not what the results say
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rows import building, pictures, speed
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- numbers: python benchmarks/table.py -->", "<!-- end of numbers -->"
+PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "cpu.md"]
+BLOCK = re.compile(r"(<!-- (\w+): python benchmarks/table\.py -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
+NOTHING = "No results are committed yet.\n"
 
 FILES = {
     "full_size.json": building.full_size,
@@ -34,8 +37,8 @@ FILES = {
 }
 
 
-def render(results: Path) -> str:
-    """The block, its two comments included; a results file that is not there has no rows."""
+def numbers(results: Path) -> str:
+    """Every figure with its target and its file; a results file that is not there has no rows."""
     lines, made = [], []
     for name, rows in FILES.items():
         path = results / name
@@ -46,9 +49,21 @@ def render(results: Path) -> str:
             about = found.get("about", found)
             made.append(f"{path.stem}: {about['date'][:10]}, {_machine(about.get('hardware'))}.")
     if not lines:
-        return f"{BEGIN}\nNo results are committed yet.\n{END}"
-    head = ["| what | measured | target | from |", "|---|---|---|---|"]
-    return "\n".join([BEGIN, *head, *lines, "", " ".join(made), END])
+        return NOTHING
+    return "\n".join(
+        ["| what | measured | target | from |", "|---|---|---|---|", *lines, "", " ".join(made), ""]
+    )
+
+
+def steps(results: Path) -> str:
+    """Every way to run a denoiser step on a CPU, side by side."""
+    path = results / "cpu.json"
+    if not path.is_file():
+        return NOTHING
+    return "\n".join([*speed.steps(json.loads(path.read_text(encoding="utf-8"))), ""])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"numbers": numbers, "steps": steps}
 
 
 def _machine(hardware: object) -> str:
@@ -58,36 +73,39 @@ def _machine(hardware: object) -> str:
     return f"{hardware['cpu']}, {hardware['cores']} cores, {f'GPU {gpu}' if gpu else 'no GPU'}"
 
 
-def replaced(text: str, block: str) -> str:
-    """`text` with `block` between the comments.
+def rendered(page: str, results: Path) -> str:
+    """A page's text with its blocks made anew.
 
     Raises:
-        SystemExit: the comments are not there.
+        SystemExit: there is none.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"the page lacks {BEGIN} or {END}")
-    return before + block + after
+    found, count = BLOCK.subn(lambda block: block[1] + BLOCKS[block[2]](results) + block[4], page)
+    if not count:
+        raise SystemExit("the page has no block of numbers; see benchmarks/table.py")
+    return found
 
 
 def main() -> int:
-    """Rewrite the page, or check it."""
+    """Rewrite the pages, or check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 when stale")
-    parser.add_argument("--page", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--page", type=Path, nargs="+", default=PAGES)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    old = options.page.read_text(encoding="utf-8")
-    new = replaced(old, render(options.results))
-    if options.check and new != old:
-        print(f"{options.page.name} is stale; run: python benchmarks/table.py", file=sys.stderr)
-        return 1
-    if new != old:
-        options.page.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in options.page:
+        old = page.read_text(encoding="utf-8")
+        new = rendered(old, options.results)
+        if new == old:
+            continue
+        if options.check:
+            print(f"{page.name} is stale; run: python benchmarks/table.py", file=sys.stderr)
+            stale = 1
+        else:
+            page.write_text(new, encoding="utf-8")
+    return stale
 
 
 if __name__ == "__main__":

@@ -114,6 +114,29 @@ def cpu(found: Results) -> Iterator[Row]:
             )
 
 
+def steps(found: Results) -> Iterator[str]:
+    """Lines of a table: each way to run the transformer on a CPU, milliseconds a step at each size."""
+    sizes = found["sizes"]
+    heads = [
+        f"{name}: {size['parameters'] / 1e6:.0f} M, {size['tokens']} tokens" for name, size in sizes.items()
+    ]
+    yield " | ".join(["| ms a step", *heads, "PSNR of the latents |"])
+    yield "|---" * (len(heads) + 2) + "|"
+    ways = {name: {row["name"]: row for row in size["rows"]} for name, size in sizes.items()}
+    for way in next(iter(ways.values())):
+        rows = [ways[name][way] for name in sizes]
+        best = [way in sizes[name]["best_of_ours"].values() for name in sizes]
+        cells = [
+            f"**{row['ms_per_step']:.1f}**" if bold else f"{row['ms_per_step']:.1f}"
+            for row, bold in zip(rows, best, strict=True)
+        ]
+        exact = all(row["largest_difference"] == 0 for row in rows)
+        distances = sorted({f"{row['psnr_db']:.0f}" for row in rows}, key=float)
+        yield " | ".join(
+            [f"| {way}", *cells, "the reference |" if exact else f"{' to '.join(distances)} dB |"]
+        )
+
+
 def ladder(found: Results) -> Iterator[Row]:
     """What each idea of the export brought, a rung over the one before."""
     for name, size in found["sizes"].items():

@@ -182,6 +182,7 @@ def test_the_numbers_are_those_of_the_results():
     assert found.returncode == 0, found.stderr
 
 
+APART = {"largest_difference": 0.13, "psnr_db": 51.2}
 FIGURES = {"median": 2.0, "min": 1.0, "max": 3.0}
 PAIR = {"flux_run": FIGURES, "diffusers": FIGURES, "diffusers_over_flux_run": FIGURES}
 SHARES = {"colour": 0.987, "shape": 0.5, "place": 1.0, "background": 1.0, "all_right": 0.4, "pictures": 256}
@@ -248,8 +249,9 @@ RESULTS = {
                 "tokens": 1152,
                 "best_of_ours": {"fp32": "ours, onnxruntime, fp32", "bf16": "ours, openvino, bf16"},
                 "rows": [
-                    {"name": "ours, onnxruntime, fp32", "ms_per_step": 300.0},
-                    {"name": "ours, openvino, bf16", "ms_per_step": 200.0},
+                    {"name": "diffusers, fp32", "ms_per_step": 450.0, **APART, "largest_difference": 0.0},
+                    {"name": "ours, onnxruntime, fp32", "ms_per_step": 300.0, **APART},
+                    {"name": "ours, openvino, bf16", "ms_per_step": 200.0, **APART},
                 ],
                 "times_as_fast": {
                     "ours, onnxruntime, fp32 over diffusers, fp32": 1.5,
@@ -303,7 +305,11 @@ ABOUT = {"date": "2026-01-02T03:04:05+00:00", "hardware": {"cpu": "a CPU", "core
 @pytest.fixture
 def page(tmp_path):
     path = tmp_path / "page.md"
-    path.write_text("before\n<!-- numbers: python benchmarks/table.py -->\n<!-- end of numbers -->\nafter\n")
+    blocks = (
+        f"<!-- {name}: python benchmarks/table.py -->\n<!-- end of {name} -->"
+        for name in ("numbers", "steps")
+    )
+    path.write_text("\n".join(["before", *blocks, "after\n"]))
     return path
 
 
@@ -332,6 +338,9 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
     if "cpu.json" not in missing:
         assert "300.0 ms a step; 1.50 times as fast as diffusers, fp32, 0.97 times as fast as" in text
         assert "faster than each; missed against OpenVINO's |" in text
+        assert "| ms a step | mid: 54 M, 1152 tokens | PSNR of the latents |\n|---|---|---|\n" in text
+        assert "| diffusers, fp32 | 450.0 | the reference |" in text
+        assert "| ours, openvino, bf16 | **200.0** | 51 dB |" in text
     if "ladder.json" not in missing:
         assert "400.0 ms a step | hoisted x1.25; 1.25 times as fast in all |" in text
     if "flux_nano_score.json" not in missing:
