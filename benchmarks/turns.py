@@ -15,7 +15,7 @@ Seconds = dict[str, list[float]]
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1, patience: float = 300.0
+    ways: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1, patience: float = 120.0
 ) -> Seconds:
     """Seconds of every way in every round; the order turns round, the warm-up is not counted.
 

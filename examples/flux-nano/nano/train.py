@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
         default=0.4,
         help="of the transformer's steps that are edits (default: 0.4)",
     )
+    parser.add_argument(
+        "--seed", type=int, default=4, help="of the transformer's batches; another one to go on with others"
+    )
     parser.add_argument("--vae-minutes", type=float, default=48)
     parser.add_argument("--text-minutes", type=float, default=8)
     parser.add_argument("--sight-minutes", type=float, default=2)
@@ -56,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
-    runs, device = options.runs, _device(options.device)
+    runs, device, seed = options.runs, _device(options.device), options.seed
     runs.mkdir(parents=True, exist_ok=True)
     transformer = None
     if options.start:
@@ -66,8 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         encoders = train_text(runs, options.text_minutes, device)
     data = Latents(runs / "latents.pt", vae, device, options.edit_share)
     sight = train_sight(runs, options.sight_minutes, vae, device)
-    teacher = train_dit(runs, options.dit_minutes, data, encoders, sight, device, transformer)
-    student = distill(runs, options.distill_minutes, teacher, data, encoders, sight, device)
+    teacher = train_dit(runs, options.dit_minutes, data, encoders, sight, device, transformer, seed)
+    student = distill(runs, options.distill_minutes, teacher, data, encoders, sight, device, seed + 1)
     if not options.start:
         vae = train_decoder(runs, options.decoder_minutes, vae, device)
 
