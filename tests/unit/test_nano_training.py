@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from nano.edit import sample_edit  # noqa: E402
+from nano.latents import Latents  # noqa: E402
 from nano.phase import Phase  # noqa: E402
 from nano.plot import join_journals, read_losses  # noqa: E402
 from nano.vocabulary import clip_tokenizer, t5_tokenizer, words  # noqa: E402
@@ -80,3 +81,22 @@ def test_a_journal_goes_on_where_the_checkpoint_stopped(tmp_path: Path) -> None:
     }
     join_journals(tmp_path / "out", tmp_path / "new", tmp_path / "out")
     assert "dit++" in read_losses(tmp_path / "out")
+
+
+def test_batches_have_the_share_of_two_objects_that_was_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    edits = [sample_edit(rng) for _ in range(300)]
+    texts = [[e.source.caption, e.target.caption, e.instruction, e.reverse.instruction] for e in edits]
+    tokens = torch.arange(600.0).reshape(300, 2, 1, 1).expand(-1, -1, 16, 64).half()
+    stored = {"latents": tokens, "texts": texts, "vague": [row[:2] for row in texts]}
+    torch.save(stored, tmp_path / "latents.pt")
+    for share in (0.0, 0.8, 1.0):
+        data = Latents(tmp_path / "latents.pt", None, torch.device("cpu"), two_share=share)
+        captions = data.captioned(rng, 2000, dropout=0.0)
+        assert np.mean([" and " in text for text in captions.texts]) == pytest.approx(share, abs=0.05)
+        changes = data.edits(rng, 2000, dropout=0.0)
+        assert changes.reference is not None
+        ours, theirs = changes.latents[:, 0, 0].int(), changes.reference[:, 0, 0].int()
+        assert torch.equal(ours ^ 1, theirs)
+        crowded = [len(edits[int(row) // 2].source.objects) == 2 for row in ours]
+        assert np.mean(crowded) == pytest.approx(share, abs=0.05)

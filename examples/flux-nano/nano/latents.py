@@ -31,22 +31,32 @@ class Latents:
     """`PAIRS` pairs of pictures, [N, 2, 16, 64] float16, with the captions and the instructions both ways."""
 
     def __init__(
-        self, path: Path, vae: AutoencoderKL, device: torch.device, edit_share: float = 0.4, seed: int = 3
+        self,
+        path: Path,
+        vae: AutoencoderKL,
+        device: torch.device,
+        edit_share: float = 0.4,
+        two_share: float = 0.5,
+        seed: int = 3,
     ) -> None:
         if not path.exists():
             torch.save(_encode_pairs(vae, device, np.random.default_rng(seed)), path)
         self.edit_share = edit_share
         """Of training steps that are edits; the others are captions."""
+        self.two_share = two_share
+        """Of scenes with two objects: they are what the model finds hard."""
         stored = torch.load(path, map_location=device, weights_only=True)
         self.latents: torch.Tensor = stored["latents"]
         self.texts: list[list[str]] = stored[
             "texts"
         ]  # caption, other caption, instruction there, instruction back
         self.vague: list[list[str]] = stored["vague"]  # captions with something left open
+        crowded = np.array([" and " in texts[0] for texts in self.texts])
+        self._by_objects = np.flatnonzero(~crowded), np.flatnonzero(crowded)
 
     def captioned(self, rng: np.random.Generator, count: int, dropout: float = 0.1) -> Batch:
         """Pictures with captions, some of them vague, a share `dropout` of them empty."""
-        rows, sides = rng.integers(len(self.texts), size=count), rng.integers(2, size=count)
+        rows, sides = self._rows(rng, count), rng.integers(2, size=count)
         texts = []
         for row, side in zip(rows, sides, strict=True):
             stock = self.vague if rng.random() < 0.08 else self.texts
@@ -55,12 +65,16 @@ class Latents:
 
     def edits(self, rng: np.random.Generator, count: int, dropout: float = 0.1) -> Batch:
         """Pictures, the references they are made from, and instructions, a share `dropout` of them empty."""
-        rows, sides = rng.integers(len(self.texts), size=count), rng.integers(2, size=count)
+        rows, sides = self._rows(rng, count), rng.integers(2, size=count)
         texts = [
             "" if rng.random() < dropout else vary(self.texts[row][3 - side], rng)
             for row, side in zip(rows, sides, strict=True)
         ]
         return Batch(self._take(rows, sides), texts, self._take(rows, 1 - sides))
+
+    def _rows(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        one, two = (rng.choice(rows, count) for rows in self._by_objects)
+        return np.where(rng.random(count) < self.two_share, two, one)
 
     def _take(self, rows: np.ndarray, sides: np.ndarray) -> torch.Tensor:
         return self.latents[torch.from_numpy(rows), torch.from_numpy(sides)].float()

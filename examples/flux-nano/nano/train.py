@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="of the transformer's steps that are edits (default: 0.4)",
     )
     parser.add_argument(
+        "--two-share", type=float, default=0.5, help="of its pictures that show two objects (default: 0.5)"
+    )
+    parser.add_argument(
         "--seed", type=int, default=4, help="of the transformer's batches; another one to go on with others"
     )
     parser.add_argument("--vae-minutes", type=float, default=48)
@@ -67,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         vae = train_vae(runs, options.vae_minutes, device)
         encoders = train_text(runs, options.text_minutes, device)
-    data = Latents(runs / "latents.pt", vae, device, options.edit_share)
+    data = Latents(runs / "latents.pt", vae, device, options.edit_share, options.two_share)
     sight = train_sight(runs, options.sight_minutes, vae, device)
     teacher = train_dit(runs, options.dit_minutes, data, encoders, sight, device, transformer, seed)
     student = distill(runs, options.distill_minutes, teacher, data, encoders, sight, device, seed + 1)
