@@ -55,7 +55,10 @@ score: $(INSTALLED)
 
 gallery: $(INSTALLED)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
-	PYTHONPATH=examples/flux-nano $(BIN)/python benchmarks/tasks.py $(OUT)/flux-nano
+	$(BIN)/flux-export build examples/flux-nano-fill --out $(OUT)/flux-nano-fill
+	$(BIN)/flux-export build examples/flux-nano-canny --out $(OUT)/flux-nano-canny
+	PYTHONPATH=examples/flux-nano $(BIN)/python benchmarks/tasks.py $(OUT)/flux-nano \
+	    --fill $(OUT)/flux-nano-fill --canny $(OUT)/flux-nano-canny
 	$(BIN)/python benchmarks/table.py
 
 bench: $(INSTALLED)

@@ -42,10 +42,11 @@ RANDOM = {
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint folder by name: flux-nano, or one of the random ones; each is made once."""
+    """A checkpoint folder by name: a trained one of examples/, or one of the random ones, made once."""
     from checkpoints import NANO, write_random
 
-    root, made = tmp_path_factory.mktemp("checkpoints"), {"flux-nano": NANO}
+    root = tmp_path_factory.mktemp("checkpoints")
+    made = {name: NANO.parent / name for name in ("flux-nano", "flux-nano-fill", "flux-nano-canny")}
 
     def get(name: str) -> Path:
         if name not in made:

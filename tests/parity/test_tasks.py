@@ -168,12 +168,14 @@ def test_masked_painting_with_true_guidance(checkpoint: Get, bundle: Get) -> Non
     assert agreement(ours, expected) >= 0.999
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6])
-def test_fill(checkpoint: Get, bundle: Get, strength: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "strength"), [("fill-like", 1.0), ("fill-like", 0.6), ("flux-nano-fill", 1.0)]
+)
+def test_fill(checkpoint: Get, bundle: Get, name: str, strength: float) -> None:
     size = (64, 80)
     given, mask = scene(size), hole(size)
     expected = theirs(
-        checkpoint("fill-like"),
+        checkpoint(name),
         "FluxFillPipeline",
         size,
         prompt=OTHER,
@@ -183,18 +185,19 @@ def test_fill(checkpoint: Get, bundle: Get, strength: float) -> None:
         guidance_scale=30.0,
         num_inference_steps=5,
     )
-    with Pipeline.load(bundle("fill-like"), "onnxruntime") as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         (ours,) = pipeline.generate(
             OTHER, image=given, mask=mask, strength=strength, guidance=30.0, steps=5, seed=SEED
         )
     assert agreement(ours, expected) >= 0.999
 
 
-def test_control(checkpoint: Get, bundle: Get) -> None:
+@pytest.mark.parametrize("name", ["canny-like", "flux-nano-canny"])
+def test_control(checkpoint: Get, bundle: Get, name: str) -> None:
     size = (80, 48)
     given = scene(size, "white")
     expected = theirs(
-        checkpoint("canny-like"),
+        checkpoint(name),
         "FluxControlPipeline",
         size,
         prompt=OTHER,
@@ -202,7 +205,7 @@ def test_control(checkpoint: Get, bundle: Get) -> None:
         guidance_scale=30.0,
         num_inference_steps=5,
     )
-    with Pipeline.load(bundle("canny-like"), "onnxruntime") as pipeline:
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         (ours,) = pipeline.generate(OTHER, control=given, guidance=30.0, steps=5, seed=SEED)
     assert agreement(ours, expected) >= 0.999
 

@@ -221,7 +221,9 @@ RESULTS = {
         "flowedit": CHANGED,
         "reference": CHANGED,
         "inpaint": CHANGED,
+        "fill": CHANGED,
         "image": SHARES,
+        "control": SHARES,
     },
     "tiles.json": {
         "settings": {"memory_tile_px": 512},

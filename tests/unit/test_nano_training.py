@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flux_trt.runtime.tasks import fill
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from nano.beside import VARIANTS  # noqa: E402
+from nano.bundle import new_transformer, new_vae  # noqa: E402
+from nano.dit import predict  # noqa: E402
 from nano.edit import sample_edit  # noqa: E402
 from nano.latents import Latents  # noqa: E402
 from nano.phase import Phase  # noqa: E402
 from nano.plot import join_journals, read_losses  # noqa: E402
+from nano.variants import widen  # noqa: E402
 from nano.vocabulary import clip_tokenizer, t5_tokenizer, words  # noqa: E402
 
 
@@ -100,3 +106,37 @@ def test_batches_have_the_share_of_two_objects_that_was_asked_for(tmp_path: Path
         assert torch.equal(ours ^ 1, theirs)
         crowded = [len(edits[int(row) // 2].source.objects) == 2 for row in ours]
         assert np.mean(crowded) == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_wider_transformer_starts_where_the_narrow_one_stopped(name: str) -> None:
+    torch.manual_seed(0)
+    model, channels = new_transformer(), VARIANTS[name].channels
+    torch.nn.init.normal_(model.proj_out.weight, std=0.02)
+    asked = torch.full((2,), 0.5), torch.ones(2), torch.randn(2, 64), torch.randn(2, 20, 128)
+    noisy, beside = torch.randn(2, 16, 64), torch.randn(2, 16, channels - 64)
+    with torch.no_grad():
+        expected = predict(model, noisy, *asked)
+        found = predict(widen(model, channels), torch.cat([noisy, beside], 2), *asked)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_sees_what_its_channels_say(name: str) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    seen = VARIANTS[name].beside(rng, pictures, new_vae().eval(), torch.device("cpu"))
+    assert seen.shape == (6, 16, VARIANTS[name].channels - 64)
+    if name == "fill":
+        holes = [unpack_mask(tokens[:, 64:].numpy()) for tokens in seen]
+        assert all(set(np.unique(hole)) <= {0, 1} and hole.any() for hole in holes)
+        for hole, tokens in zip(holes, seen, strict=True):
+            np.testing.assert_array_equal(fill.fine(hole, 16), tokens[:, 64:].numpy())
+
+
+def unpack_mask(tokens: np.ndarray) -> np.ndarray:
+    """[16, 256] to [64, 64]: tokens are 4 x 4 patches of 2 x 2 cells of 8 x 8 pixels."""
+    y, x, row, column, cell_y, cell_x = 0, 1, 2, 3, 4, 5
+    patches = tokens.reshape(4, 4, 8, 8, 2, 2)
+    return patches.transpose(y, cell_y, row, x, cell_x, column).reshape(64, 64)

@@ -138,7 +138,7 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)
     pipe.save_pretrained(aside, safe_serialization=True)
     for config in aside.glob("*/config.json"):
-        _drop_paths(config)
+        drop_paths(config)
     for part in PARTS:
         old = folder / f".old-{part}"
         shutil.rmtree(old, ignore_errors=True)
@@ -157,7 +157,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> FluxPipeline:
     return pipe
 
 
-def _drop_paths(config: Path) -> None:
+def drop_paths(config: Path) -> None:
     """A config must not remember the machine it was written on."""
     fields = json.loads(config.read_text())
     fields.pop("_name_or_path", None)
