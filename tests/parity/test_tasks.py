@@ -168,10 +168,12 @@ def test_masked_painting_with_true_guidance(checkpoint: Get, bundle: Get) -> Non
     assert agreement(ours, expected) >= 0.999
 
 
+# The trained ones know guidance 1 alone: 30 makes nothing of them but larger rounding errors.
 @pytest.mark.parametrize(
-    ("name", "strength"), [("fill-like", 1.0), ("fill-like", 0.6), ("flux-nano-fill", 1.0)]
+    ("name", "strength", "guidance"),
+    [("fill-like", 1.0, 30.0), ("fill-like", 0.6, 30.0), ("flux-nano-fill", 1.0, 1.0)],
 )
-def test_fill(checkpoint: Get, bundle: Get, name: str, strength: float) -> None:
+def test_fill(checkpoint: Get, bundle: Get, name: str, strength: float, guidance: float) -> None:
     size = (64, 80)
     given, mask = scene(size), hole(size)
     expected = theirs(
@@ -182,18 +184,18 @@ def test_fill(checkpoint: Get, bundle: Get, name: str, strength: float) -> None:
         image=given,
         mask_image=mask,
         strength=strength,
-        guidance_scale=30.0,
+        guidance_scale=guidance,
         num_inference_steps=5,
     )
     with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
         (ours,) = pipeline.generate(
-            OTHER, image=given, mask=mask, strength=strength, guidance=30.0, steps=5, seed=SEED
+            OTHER, image=given, mask=mask, strength=strength, guidance=guidance, steps=5, seed=SEED
         )
     assert agreement(ours, expected) >= 0.999
 
 
-@pytest.mark.parametrize("name", ["canny-like", "flux-nano-canny"])
-def test_control(checkpoint: Get, bundle: Get, name: str) -> None:
+@pytest.mark.parametrize(("name", "guidance"), [("canny-like", 30.0), ("flux-nano-canny", 1.0)])
+def test_control(checkpoint: Get, bundle: Get, name: str, guidance: float) -> None:
     size = (80, 48)
     given = scene(size, "white")
     expected = theirs(
@@ -202,11 +204,11 @@ def test_control(checkpoint: Get, bundle: Get, name: str) -> None:
         size,
         prompt=OTHER,
         control_image=given,
-        guidance_scale=30.0,
+        guidance_scale=guidance,
         num_inference_steps=5,
     )
     with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
-        (ours,) = pipeline.generate(OTHER, control=given, guidance=30.0, steps=5, seed=SEED)
+        (ours,) = pipeline.generate(OTHER, control=given, guidance=guidance, steps=5, seed=SEED)
     assert agreement(ours, expected) >= 0.999
 
 

@@ -109,6 +109,8 @@ def save(folder: Path, start: Path, variant: Variant, model: FluxTransformer2DMo
         link.symlink_to(os.path.relpath(start / part, folder))
     index = json.loads((start / "model_index.json").read_text())
     index["_class_name"] = variant.pipeline
+    for unknown in ("feature_extractor", "image_encoder"):  # of Kontext, never of these
+        index.pop(unknown, None)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
