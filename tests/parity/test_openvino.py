@@ -94,7 +94,8 @@ def test_lower_precisions_stay_within_their_rounding(checkpoint: Get, bundle: Ge
         inputs = {key: value.numpy() for key, value in expected.inputs.items()}
         ours = outputs(connect("openvino", "cpu"), root, stage, inputs)
         for key, value in ours.items():
-            assert relative_error(value, expected.expected[key].detach().numpy()) <= TOLERANCE[precision]
+            exact = expected.expected[key].detach().numpy()  # by norm: one value may lose more than most
+            assert np.linalg.norm(value - exact) <= TOLERANCE[precision] * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("attention", [False, True])
