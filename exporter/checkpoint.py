@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from flux_trt.exporter.defaults import completed
 from flux_trt.exporter.names import BFL_PREFIXES
 from flux_trt.exporter.tensorfile import TensorInfo, read_header
 from flux_trt.runtime.errors import CheckpointError
@@ -27,7 +28,7 @@ HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model", *(f"{p}/*.safetensors
 
 @dataclass(frozen=True)
 class Part:
-    """One network of a checkpoint: its tensors, its config (empty for BFL files), whose names it has."""
+    """One network of a checkpoint: its tensors, its whole config (of BFL files empty), whose names."""
 
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
@@ -95,7 +96,7 @@ def _from_folder(source: str, folder: Path) -> Checkpoint:
     if not (folder / "model_index.json").is_file() and not (folder / "text_encoder").is_dir():
         raise CheckpointError(f"{folder} has no model_index.json; give the folder that holds it")
     index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    parts = {name: _part(folder / sub) for name, sub in PARTS.items() if (folder / sub).is_dir()}
+    parts = {name: _part(name, folder / sub) for name, sub in PARTS.items() if (folder / sub).is_dir()}
     tokenizers = {"clip": folder / "tokenizer", "t5": folder / "tokenizer_2"}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     return Checkpoint(
@@ -104,7 +105,7 @@ def _from_folder(source: str, folder: Path) -> Checkpoint:
         parts=parts,
         tokenizers={name: path for name, path in tokenizers.items() if path.is_dir()},
         pipeline=index.get("_class_name"),
-        scheduler=_json(scheduler) if scheduler.is_file() else None,
+        scheduler=completed("scheduler", _json(scheduler)) if scheduler.is_file() else None,
     )
 
 
@@ -122,12 +123,12 @@ def _vae(path: Path) -> Part:
         if VAE_MARK not in tensors:
             raise CheckpointError(f"{path} is not a VAE in BFL's layout (no {VAE_MARK}); check the path")
         return Part(tensors, {}, "bfl")
-    return _part(path / "vae" if (path / "vae").is_dir() else path)
+    return _part("vae", path / "vae" if (path / "vae").is_dir() else path)
 
 
-def _part(folder: Path) -> Part:
+def _part(name: str, folder: Path) -> Part:
     """A diffusers or transformers model folder: config.json and one or several safetensors files."""
-    config = _json(folder / "config.json")
+    config = completed(name, _json(folder / "config.json"))
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
         names = sorted(set(_json(indexes[0]).get("weight_map", {}).values()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_trt.exporter.checkpoint import Checkpoint
+from flux_trt.exporter.defaults import FLOW_MATCH_EULER
 from flux_trt.exporter.params import FluxParams
 from flux_trt.exporter.reuse import versions
 from flux_trt.exporter.vae import config_from_bfl
@@ -32,6 +33,7 @@ from flux_trt.runtime.manifest import (
 )
 
 LARGEST_SIDE = 4096
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 SHIFTING = {
     "use_dynamic_shifting": True,
     "shift": 3.0,
@@ -121,21 +123,17 @@ def scheduler(checkpoint: Checkpoint, variant: Variant) -> Scheduler:
         CheckpointError: a scheduler that FLUX's loop does not follow.
     """
     numbers = SHIFTING if variant.shifting else {**SHIFTING, "use_dynamic_shifting": False, "shift": 1.0}
-    config = checkpoint.scheduler or {}
-    if config and config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-        raise CheckpointError(
-            f"the scheduler is {config.get('_class_name')}; FLUX.1 needs FlowMatchEulerDiscreteScheduler"
-        )
-    foreign = (
-        "use_karras_sigmas",
-        "use_beta_sigmas",
-        "use_exponential_sigmas",
-        "invert_sigmas",
-        "shift_terminal",
-    )
-    strange = [name for name in foreign if config.get(name)]
-    if config.get("time_shift_type", "exponential") != "exponential":
-        strange.append("time_shift_type")
-    if strange:
-        raise CheckpointError(f"the scheduler sets {strange[0]}, which FLUX.1 does not use; take it out")
-    return Scheduler(**{name: config.get(name, value) for name, value in numbers.items()})
+    if checkpoint.scheduler is None:
+        return Scheduler(**numbers)
+    config = dict(checkpoint.scheduler)
+    kind = config.pop("_class_name", None)
+    if kind != SCHEDULER:
+        raise CheckpointError(f"the scheduler is {kind}; FLUX.1 needs {SCHEDULER}")
+    for name, value in config.items():
+        if name in numbers or name.startswith("_"):
+            continue
+        if name not in FLOW_MATCH_EULER or value != FLOW_MATCH_EULER[name]:
+            raise CheckpointError(
+                f"the scheduler sets {name} to {value!r}, which FLUX.1's loop does not follow; take it out"
+            )
+    return Scheduler(**{name: config[name] for name in numbers})

@@ -65,8 +65,6 @@ FLUX_DEV = FluxParams(
 def flux_params(part: Part) -> FluxParams:
     """The transformer's shape: from diffusers' config, or from the tensors of a BFL file.
 
-    BFL files do not say how the head's channels are shared among the three axes; time always has 16.
-
     Raises:
         CheckpointError: a config entry or a telling tensor is missing.
     """
@@ -76,6 +74,14 @@ def flux_params(part: Part) -> FluxParams:
         )
     except (KeyError, TypeError, ValueError, IndexError) as fault:
         raise CheckpointError(f"the transformer lacks {fault}; check that it is a whole FLUX.1") from None
+
+
+def axes_of(head_dim: int) -> tuple[int, int, int]:
+    """How a head's channels are shared among time, height and width where nothing says it: time has 16.
+
+    The official configs do not say it, and BFL's files cannot; FLUX.1 has (16, 56, 56).
+    """
+    return 16, (head_dim - 16) // 2, (head_dim - 16) // 2
 
 
 def _params_from_config(config: Mapping[str, Any]) -> FluxParams:
@@ -90,7 +96,7 @@ def _params_from_config(config: Mapping[str, Any]) -> FluxParams:
         num_heads=heads,
         depth=config["num_layers"],
         depth_single_blocks=config["num_single_layers"],
-        axes_dim=tuple(config["axes_dims_rope"]),
+        axes_dim=tuple(config["axes_dims_rope"] or axes_of(head_dim)),
         theta=10_000.0,
         guidance_embed=bool(config["guidance_embeds"]),
     )
@@ -116,7 +122,7 @@ def _params_from_bfl(tensors: Tensors) -> FluxParams:
         num_heads=hidden // head_dim,
         depth=depth("double_blocks"),
         depth_single_blocks=depth("single_blocks"),
-        axes_dim=(16, (head_dim - 16) // 2, (head_dim - 16) // 2),
+        axes_dim=axes_of(head_dim),
         theta=10_000.0,
         guidance_embed="guidance_in.in_layer.weight" in found,
     )

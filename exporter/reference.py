@@ -206,7 +206,7 @@ def _vae_encoder(checkpoint: Checkpoint) -> Case:
     model = _vae(checkpoint.parts["vae"])
     image = torch.randint(256, (BATCH, 16 * GRID[0], 16 * GRID[1], 3)).float()
     seen = model.encode(image.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
-    scaled = (seen.mode() - model.config.shift_factor) * model.config.scaling_factor
+    scaled = (seen.mode() - (model.config.shift_factor or 0)) * model.config.scaling_factor
     deviation = seen.std * model.config.scaling_factor
     return Case({"image": image}, {"latents": _pack(scaled), "deviation": _pack(deviation)})
 
@@ -214,7 +214,7 @@ def _vae_encoder(checkpoint: Checkpoint) -> Case:
 def _vae_decoder(checkpoint: Checkpoint) -> Case:
     model = _vae(checkpoint.parts["vae"])
     scaled = torch.randn(BATCH, model.config.latent_channels, 2 * GRID[0], 2 * GRID[1])
-    z = scaled / model.config.scaling_factor + model.config.shift_factor
+    z = scaled / model.config.scaling_factor + (model.config.shift_factor or 0)
     pixels = ((model.decode(z).sample / 2 + 0.5).clamp(0, 1) * 255).round()
     return Case({"latents": _pack(scaled)}, {"image": pixels.permute(0, 2, 3, 1)})
 

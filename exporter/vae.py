@@ -29,7 +29,7 @@ class VaeEncoder(AutoencoderKL):
         """
         pixels = image.permute(0, 3, 1, 2) / 127.5 - 1
         found = self.encode(pixels.to(self.dtype)).latent_dist
-        mode = (found.mean.float() - self.config.shift_factor) * self.config.scaling_factor
+        mode = (found.mean.float() - _shift(self)) * self.config.scaling_factor
         return _packed(mode), _packed(found.std.float() * self.config.scaling_factor)
 
 
@@ -41,10 +41,15 @@ class VaeDecoder(AutoencoderKL):
         B, h, w, _ = latents.shape
         C = self.config.latent_channels
         z = latents.reshape(B, h, w, C, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(B, C, 2 * h, 2 * w)
-        z = z / self.config.scaling_factor + self.config.shift_factor
+        z = z / self.config.scaling_factor + _shift(self)
         pixels = self.decode(z.to(self.dtype)).sample.float()
         pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()
         return pixels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def _shift(vae: AutoencoderKL) -> float:
+    """What is taken from the latents before they are scaled; null in a config is none."""
+    return float(vae.config.shift_factor or 0)
 
 
 def _packed(z: Tensor) -> Tensor:
