@@ -29,7 +29,7 @@ from turns import summary, take_turns, times_as_fast
 from walk import SIZES, Size, Task, Walk, checkpoint, distance, in_openvino, in_torch, ours, plain, tensors
 
 from flux_trt.exporter.build import build
-from flux_trt.runtime.backend import connect
+from flux_trt.runtime.backends.connect import connect
 
 STAGES = ("conditioner", "denoiser")
 EXACT = "diffusers, fp32"

@@ -30,13 +30,13 @@ from likeness import ms_ssim_distance, psnr, ssim
 from machine import describe, write
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoint import open_checkpoint
-from flux_trt.exporter.eager import Eager
-from flux_trt.exporter.fp8.e4m3 import Fp8
-from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
-from flux_trt.runtime.backend import connect
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.manifest import Precision, StageName
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
+from flux_trt.exporter.verify.eager import Eager
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import Precision, StageName
 from flux_trt.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:

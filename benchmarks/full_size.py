@@ -25,8 +25,8 @@ def write_sparse(path: Path) -> int:
     """A BFL-named bf16 checkpoint of FLUX.1-dev without data; returns its number of parameters."""
     import torch
 
-    from flux_trt.exporter.flux import Conditioner, Denoiser
-    from flux_trt.exporter.params import FLUX_DEV
+    from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser
+    from flux_trt.exporter.families.flux1.params import FLUX_DEV
 
     with torch.device("meta"):
         shapes = {

@@ -34,8 +34,8 @@ def write_checkpoint(folder: Path) -> int:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-    from flux_trt.exporter.flux import Conditioner, Denoiser
-    from flux_trt.exporter.params import FLUX_DEV
+    from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser
+    from flux_trt.exporter.families.flux1.params import FLUX_DEV
 
     t5 = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
     t5.feed_forward_proj, t5.is_gated_act, t5.dense_act_fn = "gated-gelu", True, "gelu_new"
@@ -106,10 +106,10 @@ def _write_random(path: Path, modules: list) -> int:  # type: ignore[type-arg]
 
 def write_calibration(checkpoint: Path, beside: Path, out: Path) -> None:
     """Ranges that a real model could have; the engines' build does not depend on them."""
-    from flux_trt.exporter.checkpoint import open_checkpoint
-    from flux_trt.exporter.fp8.calibration import Calibration, Settings, Size
-    from flux_trt.exporter.fp8.ranges import identity
-    from flux_trt.exporter.stages import large_layers, make_stages
+    from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+    from flux_trt.exporter.families.flux1.stages import large_layers, make_stages
+    from flux_trt.exporter.quantise.calibration import Calibration, Settings, Size
+    from flux_trt.exporter.quantise.ranges import identity
 
     opened = open_checkpoint(str(checkpoint), text_encoders=beside, vae=beside / "vae")
     size = Size(amax=20.0, p99_9=4.0, p99_99=8.0, p99_999=16.0, count=1)

@@ -28,15 +28,15 @@ from turns import summary, take_turns, times_as_fast
 from walk import SIZES, Floats, Size, Task, Walk, checkpoint, distance, ours, plain, tensors
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
 from flux_trt.exporter.engines.engine import Options, build_engines
 from flux_trt.exporter.engines.profile import Shapes
-from flux_trt.exporter.rope import rotate
-from flux_trt.exporter.stages import make_stages
+from flux_trt.exporter.families.flux1.stages import make_stages
+from flux_trt.exporter.families.rope import rotate
 from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime import manifest
-from flux_trt.runtime.backend import connect
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import FluxTrtError
 
 STAGES = ("conditioner", "denoiser")
@@ -109,7 +109,7 @@ def export(module: nn.Module, example: tuple[Any, ...], path: Path) -> Callable[
     """A plain export, run by onnxruntime; the last step's arguments become the last output's value."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        with mock.patch("flux_trt.exporter.flux.qk_norm_rope", decomposed):
+        with mock.patch("flux_trt.exporter.families.flux1.model.qk_norm_rope", decomposed):
             torch.onnx.export(module, example, path, dynamo=True, opset_version=OPSET, verbose=False)
     options = onnxruntime.SessionOptions()  # threads as ours have them, so that rungs differ in graphs only
     options.add_session_config_entry("session.force_spinning_stop", "1")

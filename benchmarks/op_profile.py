@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 from walk import Task
 
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.openvino import OpenVino
+from flux_trt.runtime.backends.openvino import OpenVino
+from flux_trt.runtime.bundle.bundle import Bundle
 
 RUNS, KEPT = 5, 8
 

@@ -116,7 +116,7 @@ def measured() -> dict[str, Any]:
     import torch
     import torch.nn.functional as F
 
-    from flux_trt.exporter.rope import qk_norm_rope, rotate
+    from flux_trt.exporter.families.rope import qk_norm_rope, rotate
     from flux_trt.plugins.qk_norm_rope.launch import prepare
 
     def heads_of(qkv: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from machine import describe, write
 
-from flux_trt.runtime import tiles
+from flux_trt.runtime.pictures import tiles
 
 ROOT = Path(__file__).parents[1]
 PATCH, CHANNELS, SIDE = 16, 64, 512

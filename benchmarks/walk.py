@@ -18,12 +18,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from flux_trt.exporter.checkpoint import open_checkpoint
-from flux_trt.exporter.params import flux_params
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.families.flux1.params import flux_params
 from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime import latents
-from flux_trt.runtime.backend import Backend
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.backends.protocols import Backend
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.pictures import latents
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "examples" / "flux-nano"

@@ -10,24 +10,31 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flux_trt.exporter import reuse
-from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
+from flux_trt.exporter.families.flux1.params import flux_params
+from flux_trt.exporter.families.flux1.stages import Stage, make_stages
+from flux_trt.exporter.families.flux1.variants import detect
 from flux_trt.exporter.folder import digest, digests, written_aside
-from flux_trt.exporter.fp8.e4m3 import Fp8
-from flux_trt.exporter.fp8.quantize import quantize
-from flux_trt.exporter.fp8.ranges import with_ranges
-from flux_trt.exporter.glue import write_glue
-from flux_trt.exporter.params import flux_params
-from flux_trt.exporter.stages import Stage, make_stages
-from flux_trt.exporter.tokenizer import export_tokenizer
-from flux_trt.exporter.trace import trace
-from flux_trt.exporter.variant import detect
-from flux_trt.exporter.weights import Links, attach, bytes_to_write, plan_links
-from flux_trt.runtime import manifest
-from flux_trt.runtime.engine import graph_digest
+from flux_trt.exporter.graphs.glue import write_glue
+from flux_trt.exporter.graphs.trace import trace
+from flux_trt.exporter.graphs.weights import Links, attach, bytes_to_write, plan_links
+from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.quantize import quantize
+from flux_trt.exporter.quantise.ranges import with_ranges
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.engine import graph_digest
+from flux_trt.runtime.bundle.manifest import (
+    STAGES,
+    File,
+    Manifest,
+    Precision,
+    StageName,
+    Tokenizer,
+)
 from flux_trt.runtime.errors import BuildError, CheckpointError
-from flux_trt.runtime.manifest import STAGES, File, Manifest, Precision, StageName, Tokenizer
 from flux_trt.runtime.progress import Progress, silent
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, get_args
 import click
 
 from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
-from flux_trt.exporter.fp8.options import calibration_options, fp8_options
+from flux_trt.exporter.quantise.options import calibration_options, fp8_options
+from flux_trt.runtime.bundle.manifest import STAGES, Precision
 from flux_trt.runtime.cli import Commands as RunCommands
-from flux_trt.runtime.manifest import STAGES, Precision
 
 PRECISIONS = get_args(Precision)
 VARIANTS = ("dev", "krea", "schnell", "kontext", "fill", "canny", "depth")
@@ -108,7 +108,7 @@ def build(
     complete, and stages that would not change are reused.
     """
     from flux_trt.exporter.build import build as build_bundle
-    from flux_trt.exporter.fp8.e4m3 import Fp8
+    from flux_trt.exporter.quantise.e4m3 import Fp8
     from flux_trt.runtime.progress import bars
 
     chosen = {name: options.pop(name) for name in NAMES}
@@ -142,7 +142,7 @@ def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
     `flux-export build --precision fp8 --calibration FILE` takes the result. The checkpoint is read block by
     block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
     """
-    from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
+    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
     from flux_trt.runtime.progress import bars
 
     with bars(of_bytes=True) as progress:
@@ -164,7 +164,7 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
     Needs neither the checkpoint nor PyTorch, so a bundle that was exported elsewhere gets its engines on the
     machine that will run them. Engines that are there already are kept.
     """
-    from flux_trt.runtime import manifest
+    from flux_trt.runtime.bundle import manifest
 
     build_engines(bundle, backend, stages or list(manifest.read(bundle).stages), chosen)
 
@@ -174,8 +174,8 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what is in BUNDLE: stages, dtypes, shapes, bytes, engines, provenance."""
-    from flux_trt.runtime import manifest
-    from flux_trt.runtime.engine import engines
+    from flux_trt.runtime.bundle import manifest
+    from flux_trt.runtime.bundle.engine import engines
 
     found = manifest.read(bundle)
     if as_json:
@@ -200,7 +200,7 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
     The reference is loaded part by part, in fp32: verifying the 12 B transformer takes 48 GB of memory.
     """
     from flux_trt.exporter.inspect import show_rows
-    from flux_trt.exporter.verify import verify as verify_bundle
+    from flux_trt.exporter.verify.verify import verify as verify_bundle
 
     rows = list(verify_bundle(bundle, **options))
     if as_json:

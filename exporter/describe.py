@@ -8,14 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flux_trt.exporter.checkpoint import Checkpoint
-from flux_trt.exporter.defaults import FLOW_MATCH_EULER
-from flux_trt.exporter.params import FluxParams
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoints.defaults import FLOW_MATCH_EULER
+from flux_trt.exporter.families.flux1.params import FluxParams
+from flux_trt.exporter.families.flux1.variants import Variant
+from flux_trt.exporter.families.vae import config_from_bfl
 from flux_trt.exporter.reuse import versions
-from flux_trt.exporter.vae import config_from_bfl
-from flux_trt.exporter.variant import Variant
-from flux_trt.runtime.errors import CheckpointError
-from flux_trt.runtime.manifest import (
+from flux_trt.runtime.bundle.manifest import (
     STAGES,
     Defaults,
     File,
@@ -31,10 +30,11 @@ from flux_trt.runtime.manifest import (
     Task,
     Tokenizer,
 )
+from flux_trt.runtime.errors import CheckpointError
 
 LARGEST_SIDE = 4096
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-SHIFTING = {
+SHIFTING: dict[str, Any] = {
     "use_dynamic_shifting": True,
     "shift": 3.0,
     "base_shift": 0.5,
@@ -94,7 +94,7 @@ def describe(
 
 
 def tasks(variant: Variant, condition: int, channels: int, stages: Collection[StageName]) -> list[Task]:
-    """What a bundle with these stages can do, by the names of `flux_trt.runtime.request.WAYS`."""
+    """What a bundle with these stages can do, by the names of `flux_trt.runtime.tasks.request.WAYS`."""
     if missing := set(STAGES) - set(stages):
         return ["generate"] if missing == {"vae_encoder"} and not condition else []
     if condition:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.manifest import File
 from flux_trt.runtime.progress import Progress
 
 CHUNK = 1 << 24

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flux_trt.runtime.engine import Engine, Profile, engines
-from flux_trt.runtime.manifest import STAGES, Manifest, Tensor
+from flux_trt.runtime.bundle.engine import Engine, Profile, engines
+from flux_trt.runtime.bundle.manifest import STAGES, Manifest, Tensor
 
 if TYPE_CHECKING:
-    from flux_trt.exporter.verify import Row
+    from flux_trt.exporter.verify.verify import Row
 
 
 def show(root: Path, manifest: Manifest, console: Console | None = None) -> None:

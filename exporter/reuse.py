@@ -11,11 +11,11 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from flux_trt.exporter.families.flux1.stages import Stage
 from flux_trt.exporter.folder import digest
-from flux_trt.exporter.stages import Stage
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.manifest import File, Manifest
 from flux_trt.runtime.errors import BundleError
-from flux_trt.runtime.manifest import File, Manifest
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "diffusers")
 

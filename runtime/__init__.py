@@ -1,9 +1,16 @@
 """Paint with a bundle: bundle -> backend -> pipeline -> picture. No PyTorch, no ONNX.
 
-Read in this order: `pipeline` (what is wanted), `manifest` (what a bundle must deliver), `bundle`, `request`,
-`tokenizer`, `schedule`, `noise`, `latents`, `course` and `tasks` (where latents start), `loop` and `moves`
-(how they go on), `backend` (what runs graphs), `ort` (the embedded one), `vae`, `tiles`, `memory`, `loaded`,
-`picture`, `session`, `cli`. On a GPU: `device`, `engine`, `flavour`, `tensorrt`.
+The roof is what a person calls: `pipeline` (from Python), `cli` with `options` and `session` (from a shell),
+`jobs` (a file of many), `painted` (what comes out). Under it lie the rooms, each of which imports only what
+stands below it:
+
+    tasks       what is asked for, and the trajectory of latents that it becomes
+    sampling    noise levels, noise, and the loop that walks a trajectory
+    pictures    pictures on disk, as arrays, and as latents through the VAE
+    backends    what runs graphs: onnxruntime, OpenVINO, TensorRT
+    bundle      a bundle on disk, its manifest, its engines, its tokenizers
+
+and at the ground `errors`, `progress`, `notation`. Start with `pipeline`, then `bundle/manifest`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -13,8 +13,8 @@ from flux_trt.runtime.errors import FluxTrtError, RequestError
 from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures
 
 if TYPE_CHECKING:
-    from flux_trt.runtime.manifest import Manifest
-    from flux_trt.runtime.request import Request
+    from flux_trt.runtime.bundle.manifest import Manifest
+    from flux_trt.runtime.tasks.request import Request
 
 # numpy, Pillow and onnxruntime are imported inside the commands: --help answers at once.
 
@@ -104,7 +104,7 @@ def generate(
     texts = [] if jobs else _read(prompts)
 
     from flux_trt.runtime import session
-    from flux_trt.runtime.given import given
+    from flux_trt.runtime.tasks.shortcuts import expanded
 
     machine = session.split(options)
     if jobs is not None:
@@ -112,9 +112,9 @@ def generate(
         return
 
     def ask(manifest: Manifest) -> Request:
-        from flux_trt.runtime.request import Request
+        from flux_trt.runtime.tasks.request import Request
 
-        return Request.of(manifest, texts, **given(manifest, options))
+        return Request.of(manifest, texts, **expanded(manifest, options))
 
     session.paint(bundle, output, machine, ask)
 
@@ -155,7 +155,7 @@ def edit(bundle: Path, output: Path, **options: Any) -> None:
     machine = session.split(options)
 
     def ask(manifest: Manifest) -> Request:
-        from flux_trt.runtime.request import Request
+        from flux_trt.runtime.tasks.request import Request
 
         return Request.of_edit(manifest, **options)
 

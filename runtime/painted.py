@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from flux_trt.runtime import picture
-from flux_trt.runtime.backend import Buffer
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.backends.protocols import Buffer
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.pictures import picture
+from flux_trt.runtime.tasks.request import Request
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flux_trt.runtime import latents, picture, schedule, vae
-from flux_trt.runtime.asked import Asked, AskedEdit, Given
-from flux_trt.runtime.backend import Backend, Buffer, Device, connect
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.course import Course
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.backends.loaded import Loaded, needs
+from flux_trt.runtime.backends.memory import MemoryMode, way_out
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import StageName
+from flux_trt.runtime.bundle.tokenizer import Tokenizer
 from flux_trt.runtime.errors import PaintError
-from flux_trt.runtime.loaded import Loaded, needs
-from flux_trt.runtime.loop import Loop, LoopShape
-from flux_trt.runtime.manifest import StageName
-from flux_trt.runtime.memory import MemoryMode, way_out
 from flux_trt.runtime.painted import Painted, Step
+from flux_trt.runtime.pictures import latents, picture, vae
+from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.request import Request
-from flux_trt.runtime.seen import Seen
+from flux_trt.runtime.sampling import schedule
+from flux_trt.runtime.sampling.loop import Loop, LoopShape
+from flux_trt.runtime.sampling.trajectory import Trajectory
 from flux_trt.runtime.tasks import inpaint
+from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
 from flux_trt.runtime.tasks.compose import compose
-from flux_trt.runtime.tasks.look import look
-from flux_trt.runtime.tokenizer import Tokenizer
+from flux_trt.runtime.tasks.encoded import encode_pictures
+from flux_trt.runtime.tasks.request import Request
 
 Floats = npt.NDArray[np.float32]
 STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser", "vae_decoder")
@@ -115,7 +117,7 @@ class Pipeline:
         return cls(opened, connected, memory, record, tile)
 
     def generate(
-        self, prompt: str | Sequence[str], *, progress: Progress = silent, **asked: Unpack[Asked]
+        self, prompt: str | Sequence[str], *, progress: Progress = silent, **asked: Unpack[GenerateArguments]
     ) -> list[Image.Image]:
         """Paint pictures from text, and from pictures.
 
@@ -123,7 +125,7 @@ class Pipeline:
             prompt: one or several; the empty prompt is allowed.
             progress: told (what, done, total) after each prompt batch encoded, picture encoded, step denoised
                 and batch decoded.
-            asked: see `Asked`; what is left out is the bundle's default.
+            asked: see `GenerateArguments`; what is left out is the bundle's default.
 
         Returns:
             The pictures, prompt by prompt; `image.info["parameters"]` has what was used, as JSON.
@@ -138,12 +140,12 @@ class Pipeline:
 
     def edit(
         self,
-        image: Given | Sequence[Given],
+        image: PictureLike | Sequence[PictureLike],
         *,
         source: str | Sequence[str],
         target: str | Sequence[str],
         progress: Progress = silent,
-        **asked: Unpack[AskedEdit],
+        **asked: Unpack[EditArguments],
     ) -> list[Image.Image]:
         """Edit pictures with FlowEdit (Kulikov et al. 2024): from what they show to what they should show.
 
@@ -152,7 +154,7 @@ class Pipeline:
             source: what it shows.
             target: what it should show.
             progress: as in `generate`.
-            asked: see `AskedEdit`.
+            asked: see `EditArguments`.
 
         Returns:
             The edited pictures. Errors are `generate`'s.
@@ -166,27 +168,27 @@ class Pipeline:
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             row_of, pooled, text = self._encode_once(request, progress)
-            sights = look(request, partial(self.see, progress=progress))
+            encoded = encode_pictures(request, partial(self.encode_picture, progress=progress))
         for group in self._groups(request):
             seconds = {chosen.start: dict(encoding) for chosen in group}
-            courses = {chosen.start: compose(request, sights, chosen, manifest) for chosen in group}
+            trajectories = {chosen.start: compose(request, encoded, chosen, manifest) for chosen in group}
             conditioned: dict[int, tuple[Buffer | Floats, Buffer | Floats]] = {}
             for chosen in group:
                 picked = [row_of[prompt] for prompt in request.texts(chosen)]
                 with _timed(seconds[chosen.start], "condition"):
                     conditioned[chosen.start] = self._condition(
-                        pooled[picked], text[picked], courses[chosen.start], request.guidances(chosen)
+                        pooled[picked], text[picked], trajectories[chosen.start], request.guidances(chosen)
                     )
             packed: dict[int, list[Buffer | Floats]] = {}
             for chosen in group:
-                course, done = courses[chosen.start], chosen.start * request.moves
+                trajectory, done = trajectories[chosen.start], chosen.start * request.moves
 
-                def tell(steps: int, done: int = done, batch: int = len(course.start)) -> None:
+                def tell(steps: int, done: int = done, batch: int = len(trajectory.start)) -> None:
                     progress("denoise", done + steps * batch, pictures * request.moves)
 
                 with _timed(seconds[chosen.start], "denoise"):
-                    last = self._walk(course, *conditioned.pop(chosen.start), tell)
-                    packed[chosen.start] = [self._keep(each) for each in _targets(last, course)]
+                    last = self._walk(trajectory, *conditioned.pop(chosen.start), tell)
+                    packed[chosen.start] = [self._keep(each) for each in _targets(last, trajectory)]
             for chosen in group:
                 with _timed(seconds[chosen.start], "decode"):
                     parts = packed.pop(chosen.start)
@@ -206,7 +208,7 @@ class Pipeline:
         text = self._graphs["t5"].run({"ids": self._tokenise("t5", prompts)})["text"]
         return pooled.numpy(), text.numpy()
 
-    def see(self, pixels: npt.NDArray[Any], progress: Progress = silent) -> Seen:
+    def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress = silent) -> EncodedPicture:
         """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
         graph, model = self._graphs["vae_encoder"], self.bundle.manifest.model
         return vae.encode(graph, pixels, model, self._tiling, partial(progress, "encode tiles"))
@@ -257,20 +259,22 @@ class Pipeline:
         Raises:
             PaintError: latents that are not finite. On a GPU they are looked at after the last step only.
         """
-        return self.walk(Course(levels, start, (grid,)), modulation, context)
+        return self.walk(Trajectory(levels, start, (grid,)), modulation, context)
 
-    def walk(self, course: Course, modulation: Buffer | Floats, context: Buffer | Floats) -> Iterator[Step]:
-        """`denoise` for any course, whose rows are those of modulation and context.
+    def walk(
+        self, trajectory: Trajectory, modulation: Buffer | Floats, context: Buffer | Floats
+    ) -> Iterator[Step]:
+        """`denoise` for any trajectory, whose rows are those of modulation and context.
 
         Nothing leaves the device between steps: the step's modulation is a view, and two buffers take
         turns as latents and next latents.
         """
-        loop = self._loop(LoopShape.of(course, context.shape[1]))
-        loop.begin(course, modulation, context)
+        loop = self._loop(LoopShape.of(trajectory, context.shape[1]))
+        loop.begin(trajectory, modulation, context)
         for index, now in enumerate(loop.steps(), 1):
-            if now.on_host or index == course.steps:
-                _expect_finite(now, index, course.steps)
-            yield Step(index, float(course.levels[index]), now)
+            if now.on_host or index == trajectory.steps:
+                _expect_finite(now, index, trajectory.steps)
+            yield Step(index, float(trajectory.levels[index]), now)
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress = silent
@@ -317,32 +321,32 @@ class Pipeline:
             yield batches[first : first + together]
 
     def _condition(
-        self, pooled: Floats, text: Floats, course: Course, guidance: Floats | None
+        self, pooled: Floats, text: Floats, trajectory: Trajectory, guidance: Floats | None
     ) -> tuple[Buffer | Floats, Buffer | Floats]:
         """`condition`, into the loop's own buffers if it is next, else onto the host."""
         into = None
         if self.memory != "sequential":
-            into = self._loop(LoopShape.of(course, text.shape[1])).conditioning
-        modulation, context = self.condition(pooled, text, course.levels, guidance, into)
+            into = self._loop(LoopShape.of(trajectory, text.shape[1])).conditioning
+        modulation, context = self.condition(pooled, text, trajectory.levels, guidance, into)
         return self._keep(modulation), self._keep(context)
 
     def _walk(
         self,
-        course: Course,
+        trajectory: Trajectory,
         modulation: Buffer | Floats,
         context: Buffer | Floats,
         tell: Callable[[int], None],
     ) -> Buffer:
         """The last latents of `walk`; on a GPU the loop may be a single launch."""
         if self.backend.gpu is None:
-            for step in self.walk(course, modulation, context):
+            for step in self.walk(trajectory, modulation, context):
                 tell(step.index)
             return step.latents
-        loop = self._loop(LoopShape.of(course, context.shape[1]))
-        loop.begin(course, modulation, context)
+        loop = self._loop(LoopShape.of(trajectory, context.shape[1]))
+        loop.begin(trajectory, modulation, context)
         last = loop.run()
-        _expect_finite(last, course.steps, course.steps)
-        tell(course.steps)
+        _expect_finite(last, trajectory.steps, trajectory.steps)
+        tell(trajectory.steps)
         return last
 
     def _loop(self, of: LoopShape) -> Loop:
@@ -361,14 +365,14 @@ class Pipeline:
         return buffer.numpy() if self.memory == "sequential" else buffer
 
 
-def _targets(last: Buffer, course: Course) -> list[Buffer]:
+def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:
     """The target pictures' latents, [batch, tokens, channels]: all in one, or one by one."""
-    batch, tokens, channels = len(course.start), *course.start.shape[1:]
+    batch, tokens, channels = len(trajectory.start), *trajectory.start.shape[1:]
     if last.shape[0] != batch:  # both halves of a guided run are the same
         last = last.head(batch)
-    if tokens == course.target:
+    if tokens == trajectory.target:
         return [last]
-    return [last[row].head(course.target).reshape(1, course.target, channels) for row in range(batch)]
+    return [last[row].head(trajectory.target).reshape(1, trajectory.target, channels) for row in range(batch)]
 
 
 def _pasted(image: Image.Image, request: Request, index: int) -> Image.Image:

@@ -13,19 +13,22 @@ from typing import Any
 
 import click
 
-from flux_trt.runtime import jobs, picture
-from flux_trt.runtime.asked import Asked, AskedEdit
-from flux_trt.runtime.backend import Device, connect
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime import jobs
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.backends.loaded import needs
+from flux_trt.runtime.backends.memory import MemoryMode
+from flux_trt.runtime.backends.protocols import Device
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import FluxTrtError, PaintError, RequestError
-from flux_trt.runtime.given import given
 from flux_trt.runtime.jobs import BadLine, Job
-from flux_trt.runtime.loaded import needs
-from flux_trt.runtime.manifest import Manifest
-from flux_trt.runtime.memory import MemoryMode
+from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.pipeline import STAGES, Pipeline
 from flux_trt.runtime.progress import bars
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
+from flux_trt.runtime.tasks.dims import dims_of
+from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.tasks.shortcuts import expanded
 
 OUTCOMES = ("painted", "kept", "failed")
 
@@ -133,13 +136,15 @@ def asked_by(job: Job, manifest: Manifest) -> Request:
         raise RequestError(
             f"the field {missing[0]!r} is missing; a job has a prompt, or image, source, target"
         )
-    foreign = set(asked) - set(AskedEdit.__annotations__ if kind == "source" else Asked.__annotations__)
+    foreign = set(asked) - set(
+        EditArguments.__annotations__ if kind == "source" else GenerateArguments.__annotations__
+    )
     foreign -= {*needed, *(("canny", "outpaint") if kind == "prompt" else ())}
     if foreign:
         raise RequestError(f"a job with {kind!r} has no field {min(foreign)!r}; leave it out")
     if kind == "source":
         return Request.of_edit(manifest, **asked)
-    return Request.of(manifest, asked.pop("prompt"), **given(manifest, asked))
+    return Request.of(manifest, asked.pop("prompt"), **expanded(manifest, asked))
 
 
 def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pipeline:
@@ -147,8 +152,9 @@ def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pi
     check = not machine.no_check
     backend = connect(machine.backend, machine.device, opened, machine.memory, check=check)
     if backend.gpu:
-        stages = (*STAGES, "vae_encoder") if request and request.sees else STAGES
-        needed = needs(opened, backend, machine.memory, stages, request)
+        dims = dims_of(request, opened.manifest) if request else None
+        stages = (*STAGES, "vae_encoder") if request and request.has_pictures else STAGES
+        needed = needs(opened, backend, machine.memory, stages, dims)
         click.echo(needed.line(backend.gpu), err=True)
         needed.expect_fit(backend.gpu)
     return Pipeline(opened, backend, machine.memory, tile=machine.tile)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tensorrt_rtx as trt
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 
 RANGES = {
     "batch": (1, 1, 2),

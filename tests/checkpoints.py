@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from flux_trt.exporter.checkpoint import open_checkpoint
-from flux_trt.exporter.names import transformer_from_diffusers
-from flux_trt.exporter.params import flux_params
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
+from flux_trt.exporter.families.flux1.params import flux_params
 
 NANO = Path(__file__).parent.parent / "examples" / "flux-nano"
 

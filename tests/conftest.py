@@ -77,7 +77,7 @@ def bundle(
 @pytest.fixture(scope="session")
 def calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration of dev-like."""
-    from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
+    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 
     folder = tmp_path_factory.mktemp("calibration")
     (folder / "prompts.txt").write_text("a red circle\na blue square on a white background\n")
@@ -92,7 +92,7 @@ def fp8_bundle(
 ) -> Callable[..., Path]:
     """dev-like's T5 and denoiser in fp8, built once per base, with attention or without."""
     from flux_trt.exporter.build import build
-    from flux_trt.exporter.fp8.e4m3 import Fp8
+    from flux_trt.exporter.quantise.e4m3 import Fp8
 
     root = tmp_path_factory.mktemp("fp8")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import build_engines
 import tensorrt_rtx as trt
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 
 
 class Report(trt.ILogger):

@@ -102,7 +102,7 @@ def graph(case: RopeCase) -> onnx.ModelProto:
         [value(name, kind, ["batch", case.heads, "tokens", E]) for name in ("q", "k")],
     )
     imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("flux", 1)]
-    from flux_trt.exporter.rope_function import QKNormRope
+    from flux_trt.exporter.graphs.rope_function import QKNormRope
 
     model = onnx.helper.make_model(
         found, functions=[QKNormRope.to_function_proto()], opset_imports=imports, ir_version=11

@@ -13,8 +13,8 @@ import numpy as np
 from rope_case import RopeCase, graph
 
 from flux_trt.plugins.qk_norm_rope import plugin
-from flux_trt.runtime.device import Gpu
-from flux_trt.runtime.flavour import FLAVOURS
+from flux_trt.runtime.backends.device import Gpu
+from flux_trt.runtime.bundle.flavour import FLAVOURS
 
 
 def main(flavour: str, rope: str, source: str, target: str) -> None:

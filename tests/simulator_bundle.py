@@ -10,12 +10,12 @@ from typing import Any
 import simulator_tensorrt
 from simulator_cuda import CudaSimulator
 
-from flux_trt.runtime import manifest
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.engine import PLAN, RECORD, Engine, Profile, Recipe, graph_digest
-from flux_trt.runtime.manifest import File
+from flux_trt.runtime.backends.tensorrt import TensorRT
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.engine import PLAN, RECORD, Engine, Profile, Recipe, graph_digest
+from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.pipeline import Pipeline
-from flux_trt.runtime.tensorrt import TensorRT
 
 WIDE: Profile = {
     "batch": (1, 1, 4),

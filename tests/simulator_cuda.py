@@ -1,4 +1,4 @@
-"""The CUDA runtime calls that `runtime/device.py` uses, on the host's memory.
+"""The CUDA runtime calls that `runtime/backends/device.py` uses, on the host's memory.
 
 Device memory is host memory at real addresses, poisoned when it is allocated and when it is freed. Work is
 only queued: it runs when somebody waits, so that a missing wait shows. A capture keeps work for a graph and

@@ -18,7 +18,7 @@ import tokenizers
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from tokenizers import models, pre_tokenizers, processors
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 
 CHANNELS, TEXT, PATCH, HEAD = 16, 6, 16, 8
 RATE = -0.5

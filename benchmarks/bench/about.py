@@ -6,7 +6,7 @@ import os
 
 from flux_trt.bench.machine import describe
 from flux_trt.bench.schema import About, BundleId
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.bundle.bundle import Bundle
 
 
 def about(bundle: Bundle) -> About:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from flux_trt.bench.job import Job
-from flux_trt.runtime.backend import Device
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.backends.protocols import Device
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.tasks.request import Request
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
 

@@ -11,8 +11,8 @@ from flux_trt.runtime.cli import Commands as RunCommands
 
 if TYPE_CHECKING:
     from flux_trt.bench.schema import Result
-    from flux_trt.runtime.backend import Device
-    from flux_trt.runtime.bundle import Bundle
+    from flux_trt.runtime.backends.protocols import Device
+    from flux_trt.runtime.bundle.bundle import Bundle
 
 # numpy, pydantic, torch and matplotlib are imported inside the commands: --help answers at once.
 
@@ -268,7 +268,7 @@ def roofline(
     """Count each stage's FLOPs and bytes, and compare its time with what the machine can do."""
     from flux_trt.bench import roofline as measured
     from flux_trt.bench.case import job as job_of
-    from flux_trt.runtime.backend import connect
+    from flux_trt.runtime.backends.connect import connect
 
     opened = _open(bundle)
     if size is not None and len(size) != 1:
@@ -299,7 +299,7 @@ def roofline(
 def scaling(bundle: Path, backend: str, device: Device, over: list[str], seconds: float, out: Path) -> None:
     """Run the denoiser's graph on growing shapes, and fit cost = c * x ** exponent."""
     from flux_trt.bench import scaling as measured
-    from flux_trt.runtime.backend import connect
+    from flux_trt.runtime.backends.connect import connect
     from flux_trt.runtime.progress import bars
 
     opened = _open(bundle)
@@ -320,7 +320,7 @@ def report(folder: Path) -> None:
 
 
 def _open(bundle: Path) -> Bundle:
-    from flux_trt.runtime.bundle import Bundle
+    from flux_trt.runtime.bundle.bundle import Bundle
 
     return Bundle.open(bundle)
 

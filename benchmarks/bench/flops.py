@@ -13,10 +13,11 @@ import onnx
 
 from flux_trt.bench.schema import Count
 from flux_trt.bench.shapes import Shapes
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.manifest import StageName
-from flux_trt.runtime.memory import shape, sizes
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.backends.memory import shape
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import StageName
+from flux_trt.runtime.tasks.dims import dims_of
+from flux_trt.runtime.tasks.request import Request
 
 VIEWS = {"Constant", "Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze"}
 MOVES = VIEWS | {"Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Gather", "GatherND", "Pad"}
@@ -37,7 +38,7 @@ def count(bundle: Bundle, stage: StageName, request: Request) -> Count:
     Raises:
         BenchError: a shape that cannot be told from the graph.
     """
-    entry, known = bundle.stage(stage), sizes(bundle.manifest, request)
+    entry, known = bundle.stage(stage), dims_of(request, bundle.manifest)
     inputs = {tensor.name: shape(tensor, known) for tensor in entry.inputs}
     return count_graph(bundle.root / entry.graph, inputs)
 

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.bench.errors import BenchError
-
 if TYPE_CHECKING:
-    from flux_trt.runtime.backend import Device
+    from flux_trt.runtime.backends.protocols import Device
 
 # What a peer's process needs not is not imported here: it would count in the peer's cold start.
 
@@ -74,29 +72,6 @@ class Painter(Protocol):
 
     def close(self) -> None:
         """Let the model go."""
-
-
-def make(name: str, job: Job) -> Painter:
-    """Load the painter of that name.
-
-    Raises:
-        FluxTrtError: it cannot run here.
-    """
-    if name.startswith(OURS):
-        from flux_trt.bench.ours import Ours
-
-        return Ours(name.removeprefix(OURS), job)
-    if name not in PEERS:
-        raise BenchError(f"no peer is called {name!r}; there are: {', '.join(PEERS)}")
-    try:
-        from flux_trt.bench import peers
-
-        return peers.make(cast(PeerName, name), job)
-    except ModuleNotFoundError as fault:
-        extra = "openvino" if fault.name == "openvino" else "export"
-        raise BenchError(
-            f"the peer {name} needs {fault.name}, which is not installed; install flux_trt[{extra}]"
-        ) from None
 
 
 def files_bytes(checkpoint: str) -> int:

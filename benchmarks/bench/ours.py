@@ -9,8 +9,8 @@ from typing import Any
 
 from flux_trt.bench.job import Job, Pictures, as_pictures
 from flux_trt.bench.watch import Watched, clock
-from flux_trt.runtime.backend import connect
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.pipeline import STAGES, Pipeline
 
 DENOISER = "denoiser"

@@ -14,10 +14,10 @@ from flux_trt.bench.job import Job
 from flux_trt.bench.ours import profile
 from flux_trt.bench.run import batch
 from flux_trt.bench.schema import Ceilings, Count, Series, StageRoof
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.manifest import Stage
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import Stage
 from flux_trt.runtime.pipeline import STAGES
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.tasks.request import Request
 
 PROMPT = "a picture"
 PASSABLE = 1.05  # of a ceiling; both sides are measured

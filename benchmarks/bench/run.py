@@ -23,7 +23,7 @@ from flux_trt.bench.job import OURS, Job
 from flux_trt.bench.pace import Pace
 from flux_trt.bench.quality import Check, judge
 from flux_trt.bench.schema import Series
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.progress import Progress, silent
 
 SPREAD_LIMIT = 0.10

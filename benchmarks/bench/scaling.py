@@ -15,11 +15,11 @@ from flux_trt.bench import schema
 from flux_trt.bench.about import about
 from flux_trt.bench.schema import Curve, Point, Series
 from flux_trt.bench.watch import clock
-from flux_trt.runtime.backend import Backend, Buffer, Graph
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.backends.memory import shape
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Graph
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import StageName
 from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.manifest import StageName
-from flux_trt.runtime.memory import shape
 from flux_trt.runtime.progress import Progress, silent
 
 SWEEPS: dict[str, tuple[int, ...]] = {

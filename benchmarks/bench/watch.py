@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from flux_trt.runtime.backend import Backend, Buffer, Graph
-from flux_trt.runtime.device import Gpu
-from flux_trt.runtime.manifest import Stage
+from flux_trt.runtime.backends.device import Gpu
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Graph
+from flux_trt.runtime.bundle.manifest import Stage
 
 
 class Clock(Protocol):

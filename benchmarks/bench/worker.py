@@ -50,7 +50,7 @@ class Hands:
 
     def load(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Load the painter, or load it again."""
-        from flux_trt.bench.job import make
+        from flux_trt.bench.painters import make
 
         self._close()
         start = time.perf_counter()

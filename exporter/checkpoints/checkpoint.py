@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flux_trt.exporter.defaults import completed
-from flux_trt.exporter.names import BFL_PREFIXES
-from flux_trt.exporter.tensorfile import TensorInfo, read_header
+from flux_trt.exporter.checkpoints.defaults import completed
+from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header
+from flux_trt.exporter.families.flux1.names import BFL_PREFIXES
 from flux_trt.runtime.errors import CheckpointError
 
 MARK = "double_blocks.0.img_attn.qkv.weight"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flux_trt.exporter.tensorfile import TensorInfo
+from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
 

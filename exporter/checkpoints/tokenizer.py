@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flux_trt.runtime.bundle.manifest import Tokenizer
 from flux_trt.runtime.errors import CheckpointError
-from flux_trt.runtime.manifest import Tokenizer
 
 
 def export_tokenizer(source: Path, folder: Path, name: str, limit: int) -> Tokenizer:

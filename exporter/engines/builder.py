@@ -21,9 +21,9 @@ from typing import Any, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from flux_trt.exporter.engines.profile import shapes_of
-from flux_trt.runtime.engine import Recipe
-from flux_trt.runtime.flavour import FLAVOURS
-from flux_trt.runtime.manifest import File, Tensor
+from flux_trt.runtime.bundle.engine import Recipe
+from flux_trt.runtime.bundle.flavour import FLAVOURS
+from flux_trt.runtime.bundle.manifest import File, Tensor
 
 TELL_EVERY = 0.2  # seconds between two progress lines of one phase
 

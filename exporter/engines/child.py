@@ -10,9 +10,9 @@ import tempfile
 from dataclasses import dataclass
 
 from flux_trt.exporter.engines.builder import Job
+from flux_trt.runtime.bundle.flavour import Flavour
+from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.flavour import Flavour
-from flux_trt.runtime.manifest import File
 from flux_trt.runtime.progress import Progress, silent
 
 MODULE = "flux_trt.exporter.engines.builder"

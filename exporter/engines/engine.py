@@ -21,11 +21,11 @@ from flux_trt.exporter.engines.builder import Job
 from flux_trt.exporter.engines.preflight import refuse_short, refuse_targets
 from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles
 from flux_trt.exporter.folder import digest, sync
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
+from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
+from flux_trt.runtime.bundle.manifest import STAGES, GlueName, Precision, StageName
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.manifest import STAGES, GlueName, Precision, StageName
 from flux_trt.runtime.progress import Progress, silent
 
 Tell = Callable[[str], None]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from flux_trt.runtime.flavour import FlavourName
-from flux_trt.runtime.manifest import Precision
+from flux_trt.runtime.bundle.flavour import FlavourName
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.options import Size
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _shapes(bundle: Path, chosen: dict[str, Any]) -> Shapes:
     from dataclasses import replace
 
     from flux_trt.exporter.engines.profile import default_shapes
-    from flux_trt.runtime import manifest
+    from flux_trt.runtime.bundle import manifest
 
     wide, pairs = not chosen.pop("no_wide"), not chosen.pop("no_pairs")
     shapes = replace(

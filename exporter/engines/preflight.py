@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from flux_trt.runtime.engine import Recipe
+from flux_trt.runtime.bundle.engine import Recipe
+from flux_trt.runtime.bundle.flavour import Flavour
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.flavour import Flavour
-from flux_trt.runtime.manifest import Precision
 
 LEAST: dict[Precision, tuple[float, str]] = {
     "bf16": (8.0, "--precision fp16"),

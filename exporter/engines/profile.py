@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flux_trt.runtime import latents
-from flux_trt.runtime.engine import Profile, Range
-from flux_trt.runtime.manifest import GlueName, Manifest, StageName
-from flux_trt.runtime.vae import Tiling
+from flux_trt.runtime.bundle.engine import Profile, Range
+from flux_trt.runtime.bundle.manifest import GlueName, Manifest, StageName
+from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.pictures.vae import Tiling
 
 MAX_STEPS = 100
 

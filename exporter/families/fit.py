@@ -10,7 +10,7 @@ from torch import nn
 from flux_trt.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from flux_trt.exporter.stages import Stage
+    from flux_trt.exporter.families.flux1.stages import Stage
 
 HALVES = {"vae_encoder": ("encoder.", "quant_conv."), "vae_decoder": ("decoder.", "post_quant_conv.")}
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from flux_trt.exporter.recipe import Tensors
+from flux_trt.exporter.checkpoints.recipe import Tensors
 from flux_trt.runtime.errors import CheckpointError
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flux_trt.exporter.folder import digest
-from flux_trt.exporter.trace import OPSET
-from flux_trt.runtime import manifest
-from flux_trt.runtime.manifest import File, GlueName, Tensor
+from flux_trt.exporter.graphs.trace import OPSET
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.manifest import File, GlueName, Tensor
 
 IR_VERSION = 10
 BATCH = ("batch", "tokens")

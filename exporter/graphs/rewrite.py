@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from flux_trt.exporter.rope_function import functions
+from flux_trt.exporter.graphs.rope_function import functions
 
 LARGE = 1024
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
 
-from flux_trt.exporter.rewrite import rewrite
-from flux_trt.exporter.stages import Stage, skeleton
+from flux_trt.exporter.families.flux1.stages import Stage, skeleton
+from flux_trt.exporter.graphs.rewrite import rewrite
+from flux_trt.runtime.bundle.manifest import Tensor
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.manifest import Tensor
 
 OPSET = 23
 EXAMPLE = {"batch": 2, "text": 6, "tokens": 10, "sequence": 16, "steps": 3, "h": 4, "w": 6}

@@ -18,13 +18,13 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from flux_trt.exporter.fit import parameters
-from flux_trt.exporter.fp8.e4m3 import E4M3, SCALE, quantize_weight
-from flux_trt.exporter.recipe import Key
-from flux_trt.exporter.stages import Stage, skeleton
-from flux_trt.exporter.tensorfile import TensorInfo, Writer
+from flux_trt.exporter.checkpoints.recipe import Key
+from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, Writer
+from flux_trt.exporter.families.fit import parameters
+from flux_trt.exporter.families.flux1.stages import Stage, skeleton
+from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE, quantize_weight
+from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.manifest import File
 from flux_trt.runtime.progress import Progress, silent
 
 WORTH_LINKING = 0.5

@@ -19,24 +19,25 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flux_trt.exporter.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
 from flux_trt.exporter.describe import LARGEST_SIDE, picture, scheduler
-from flux_trt.exporter.fit import parameters
+from flux_trt.exporter.families.fit import parameters
+from flux_trt.exporter.families.flux1.params import flux_params
+from flux_trt.exporter.families.flux1.stages import Stage, make_stages, skeleton
+from flux_trt.exporter.families.flux1.variants import VARIANTS, Variant
 from flux_trt.exporter.folder import write_whole
-from flux_trt.exporter.fp8.calibration import Calibration, Settings, Size
-from flux_trt.exporter.fp8.state import load_state, save_state
-from flux_trt.exporter.fp8.stream import streamed
-from flux_trt.exporter.fp8.watch import Watch
-from flux_trt.exporter.params import flux_params
-from flux_trt.exporter.stages import Stage, make_stages, skeleton
-from flux_trt.exporter.tokenizer import export_tokenizer
-from flux_trt.exporter.variant import VARIANTS, Variant
+from flux_trt.exporter.quantise.calibration import Calibration, Settings, Size
+from flux_trt.exporter.quantise.state import load_state, save_state
+from flux_trt.exporter.quantise.stream import streamed
+from flux_trt.exporter.quantise.watch import Watch
 from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime import latents, noise, schedule
+from flux_trt.runtime.bundle.manifest import Sizes, StageName
+from flux_trt.runtime.bundle.tokenizer import Tokenizer
 from flux_trt.runtime.errors import BuildError, CheckpointError
-from flux_trt.runtime.manifest import Sizes, StageName
+from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.tokenizer import Tokenizer
+from flux_trt.runtime.sampling import noise, schedule
 
 STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser")
 SEED = 0
@@ -91,7 +92,7 @@ def settings_of(
 
 def built_in_prompts() -> list[str]:
     """Prompts of many kinds: people, places, text, styles; short ones and long ones."""
-    return (files("flux_trt.exporter.fp8") / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    return (files("flux_trt.exporter.quantise") / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
 def calibrate(

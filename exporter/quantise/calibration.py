@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from flux_trt.exporter.fp8.e4m3 import Statistic
-from flux_trt.exporter.fp8.histogram import Histogram
+from flux_trt.exporter.quantise.e4m3 import Statistic
+from flux_trt.exporter.quantise.histogram import Histogram
+from flux_trt.runtime.bundle.manifest import File, Record, StageName
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.manifest import File, Record, StageName
 
 SCHEMA = 1
 ATTENTION, HEADS = "attention", ("q", "k", "v")

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flux_trt.runtime.manifest import Precision
+from flux_trt.runtime.bundle.manifest import Precision
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
-from flux_trt.exporter.checkpoint import Checkpoint, open_checkpoint
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from flux_trt.exporter.families.flux1.params import flux_params
+from flux_trt.exporter.families.flux1.stages import Stage, large_layers
+from flux_trt.exporter.families.flux1.variants import Variant, detect
 from flux_trt.exporter.folder import digests
-from flux_trt.exporter.fp8.calibrate import calibrate, settings_of
-from flux_trt.exporter.fp8.calibration import ATTENTION, HEADS, Calibration, digest_of, read
-from flux_trt.exporter.fp8.e4m3 import Fp8, Quantisation
-from flux_trt.exporter.params import flux_params
-from flux_trt.exporter.stages import Stage, large_layers
-from flux_trt.exporter.variant import Variant, detect
+from flux_trt.exporter.quantise.calibrate import calibrate, settings_of
+from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, digest_of, read
+from flux_trt.exporter.quantise.e4m3 import Fp8, Quantisation
+from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError, CheckpointError
-from flux_trt.runtime.manifest import File
 from flux_trt.runtime.progress import Progress, silent
 
 PARTS = ("transformer", "t5")

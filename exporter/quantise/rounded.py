@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flux_trt.exporter.fp8.e4m3 import rounded
-from flux_trt.exporter.fp8.quantize import input_scales
+from flux_trt.exporter.quantise.e4m3 import rounded
+from flux_trt.exporter.quantise.quantize import input_scales
 
 
 def round_inputs(module: nn.Module, model: ir.Model) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flux_trt.exporter.stages import Stage, skeleton
-from flux_trt.runtime.manifest import StageName
+from flux_trt.exporter.families.flux1.stages import Stage, skeleton
+from flux_trt.runtime.bundle.manifest import StageName
 
 BLOCKS: dict[StageName, tuple[str, ...]] = {
     "t5": ("encoder.block",),

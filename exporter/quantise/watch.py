@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flux_trt.exporter.fp8.calibration import ATTENTION, HEADS
-from flux_trt.exporter.fp8.histogram import Histogram
-from flux_trt.exporter.stages import Stage, large_layers
+from flux_trt.exporter.families.flux1.stages import Stage, large_layers
+from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS
+from flux_trt.exporter.quantise.histogram import Histogram
 
 COUNTS, AMAX = "counts/", "amax/"
 

@@ -17,15 +17,15 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from flux_trt.exporter.checkpoint import Checkpoint
-from flux_trt.exporter.fp8.e4m3 import E4M3, SCALE
-from flux_trt.exporter.fp8.quantize import attention_scales
-from flux_trt.exporter.fp8.rounded import round_inputs, rounding_attention
-from flux_trt.exporter.stages import make_stages, skeleton
-from flux_trt.exporter.tensorfile import TensorInfo
-from flux_trt.runtime import backend
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
+from flux_trt.exporter.families.flux1.stages import make_stages, skeleton
+from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE
+from flux_trt.exporter.quantise.quantize import attention_scales
+from flux_trt.exporter.quantise.rounded import round_inputs, rounding_attention
+from flux_trt.runtime.backends import protocols
+from flux_trt.runtime.bundle.manifest import Stage, StageName
 from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.manifest import Stage, StageName
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class EagerGraph:
     @torch.no_grad()
     def run(
         self,
-        inputs: Mapping[str, backend.Buffer | npt.NDArray[Any]],
-        into: Mapping[str, backend.Buffer] | None = None,
-    ) -> dict[str, backend.Buffer]:
-        """Run once; see `backend.Graph.run`."""
+        inputs: Mapping[str, protocols.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, protocols.Buffer] | None = None,
+    ) -> dict[str, protocols.Buffer]:
+        """Run once; see `protocols.Graph.run`."""
         if self._module is None:
             raise BackendError("the stage is closed; load the pipeline again")
         args = [_tensor(inputs[tensor.name]).to(self._device) for tensor in self._record.inputs]
@@ -112,7 +112,7 @@ class Eager:
 
     def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
         """Bytes of the files that hold the stage's weights."""
-        return backend.file_bytes(path, stage)
+        return protocols.file_bytes(path, stage)
 
     def load(self, path: Path, name: str, stage: Stage) -> EagerGraph:
         """The traced module of the stage, with the weights that the graph at `path` refers to."""
@@ -144,7 +144,7 @@ class Eager:
         return EagerBuffer(torch.from_numpy(np.array(array)).to(self.device))
 
 
-def _tensor(value: backend.Buffer | npt.NDArray[Any]) -> torch.Tensor:
+def _tensor(value: protocols.Buffer | npt.NDArray[Any]) -> torch.Tensor:
     return value.tensor if isinstance(value, EagerBuffer) else torch.from_numpy(np.array(value))
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from flux_trt.exporter.checkpoint import Checkpoint, open_checkpoint
-from flux_trt.exporter.eager import Eager
-from flux_trt.exporter.reference import Values, case
-from flux_trt.exporter.stages import PARTS
-from flux_trt.runtime.backend import Backend, connect
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from flux_trt.exporter.families.flux1.reference import Values, case
+from flux_trt.exporter.families.flux1.stages import PARTS
+from flux_trt.exporter.verify.eager import Eager
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.backends.protocols import Backend
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import STAGES, Precision, Stage, StageName
 from flux_trt.runtime.errors import BackendError, CheckpointError
-from flux_trt.runtime.manifest import STAGES, Precision, Stage, StageName
 
 # Rounding once costs 2^-24, 2^-11, 2^-8 and 2^-4; a network of some hundred layers loses a few bits more.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
-from flux_trt.runtime.backend import Backend, Graph
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.backends.memory import MemoryMode, Needs, picture_bytes
+from flux_trt.runtime.backends.protocols import Backend, Graph
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.manifest import GLUE, GlueName, StageName
 from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.manifest import GLUE, GlueName, StageName
-from flux_trt.runtime.memory import MemoryMode, Needs, picture_bytes
-from flux_trt.runtime.request import Request
 
 
 class Loaded:
@@ -87,9 +86,9 @@ def needs(
     backend: Backend,
     memory: MemoryMode,
     names: Sequence[StageName],
-    request: Request | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Needs:
-    """What the stages, and a batch of the request, take of a GPU's memory.
+    """What the stages take of a GPU's memory, and a batch of pictures with these dims.
 
     Raises:
         BundleError: a partial bundle.
@@ -100,4 +99,4 @@ def needs(
         str(name): backend.weight_bytes(bundle.root / stage.graph, name, stage)
         for name, stage in stages.items()
     }
-    return Needs(memory, weights, picture_bytes(bundle.manifest, request) if request else 0)
+    return Needs(memory, weights, picture_bytes(stages.values(), dims) if dims else 0)

@@ -8,16 +8,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from flux_trt.runtime.device import Gpu
+from flux_trt.runtime.backends.device import Gpu
+from flux_trt.runtime.bundle.manifest import Stage, Tensor
 from flux_trt.runtime.errors import GpuMemoryError
-from flux_trt.runtime.manifest import STAGES, Manifest, Tensor
-from flux_trt.runtime.request import Request
 
 MemoryMode = Literal["resident", "sequential", "streaming"]
 
@@ -75,35 +74,12 @@ def way_out(memory: MemoryMode) -> str:
     }[memory]
 
 
-def sizes(found: Manifest, request: Request) -> dict[str, int]:
-    """The dims that vary, by their names in the manifest, for a batch of a request."""
-    rows, columns = request.grid
-    text, tokens = found.tokenizers["t5"].length, sum(each[0] * each[1] for each in request.grids)
-    return {
-        "batch": min(request.batch, len(request)) * request.copies,
-        "steps": request.moves,
-        "text": text,
-        "tokens": tokens,
-        "sequence": text + tokens,
-        "h": rows,
-        "w": columns,
-        "height": request.height,
-        "width": request.width,
-    }
+def picture_bytes(stages: Iterable[Stage], dims: Mapping[str, int]) -> int:
+    """Bytes of all that goes into and out of some stages, with these dims."""
+    tensors = [tensor for stage in stages for tensor in (*stage.inputs, *stage.outputs)]
+    return sum(math.prod(shape(tensor, dims)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
 
 
-def picture_bytes(found: Manifest, request: Request) -> int:
-    """Bytes of all that goes into and out of the stages for a batch of a request."""
-    known = sizes(found, request)
-    tensors = [
-        tensor
-        for name in STAGES
-        if name in found.stages and (name != "vae_encoder" or request.sees)
-        for tensor in (*found.stages[name].inputs, *found.stages[name].outputs)
-    ]
-    return sum(math.prod(shape(tensor, known)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
-
-
-def shape(tensor: Tensor, known: Mapping[str, int]) -> tuple[int, ...]:
-    """A tensor's dims in numbers."""
-    return tuple(dim if isinstance(dim, int) else known[dim] for dim in tensor.dims)
+def shape(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """A tensor's dims in numbers; those that vary are taken from `dims`."""
+    return tuple(dim if isinstance(dim, int) else dims[dim] for dim in tensor.dims)

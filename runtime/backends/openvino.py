@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import backend
+from flux_trt.runtime.backends import protocols
+from flux_trt.runtime.bundle.manifest import Precision, Stage
 from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.manifest import Precision, Stage
 
 try:
     import openvino as ov
     from openvino.frontend.onnx import ConversionExtension
 
-    from flux_trt.runtime.openvino_rope import qk_norm_rope
+    from flux_trt.runtime.backends.openvino_rope import qk_norm_rope
 except ImportError:
     raise BackendError(
         "openvino is not installed; install flux_trt with its extra: flux_trt[openvino]"
@@ -87,13 +87,13 @@ class OpenVinoGraph:
 
     def run(
         self,
-        inputs: Mapping[str, backend.Buffer | npt.NDArray[Any]],
-        into: Mapping[str, backend.Buffer] | None = None,
-    ) -> dict[str, backend.Buffer]:
-        """Run once; see `backend.Graph.run`."""
+        inputs: Mapping[str, protocols.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, protocols.Buffer] | None = None,
+    ) -> dict[str, protocols.Buffer]:
+        """Run once; see `protocols.Graph.run`."""
         if self._request is None:
             raise BackendError(f"the stage {self._name} is closed; load the pipeline again")
-        backend.expect_all(self._name, self._inputs, inputs)
+        protocols.expect_all(self._name, self._inputs, inputs)
         made: dict[str, ov.Tensor] = {}
         try:
             for name, value in inputs.items():
@@ -134,7 +134,7 @@ class OpenVino:
     device = "cpu"
     gpu = None
 
-    def __init__(self, device: backend.Device = "auto", settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, device: protocols.Device = "auto", settings: Mapping[str, Any] | None = None) -> None:
         """Start OpenVINO.
 
         Args:
@@ -156,7 +156,7 @@ class OpenVino:
 
     def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
         """Bytes of the graph's file and of the files beside it that hold its weights."""
-        return backend.file_bytes(path, stage)
+        return protocols.file_bytes(path, stage)
 
     def load(self, path: Path, name: str, stage: Stage) -> OpenVinoGraph:
         """Read and compile a graph; OpenVINO maps the weights from the files beside it."""
@@ -176,8 +176,8 @@ class OpenVino:
         }
         try:
             model = self._core.read_model(path)
-            backend.agree(path, "input", stage.inputs, _found(model.inputs))
-            backend.agree(path, "output", stage.outputs, _found(model.outputs))
+            protocols.agree(path, "input", stage.inputs, _found(model.inputs))
+            protocols.agree(path, "output", stage.outputs, _found(model.outputs))
             return self._core.compile_model(model, "CPU", settings)
         except RuntimeError as fault:
             raise _fault(f"openvino cannot load {path}", fault) from fault
@@ -187,7 +187,7 @@ class OpenVino:
         return HostBuffer(np.ascontiguousarray(array))
 
 
-def _array(value: backend.Buffer | npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _array(value: protocols.Buffer | npt.NDArray[Any]) -> npt.NDArray[Any]:
     return value.array if isinstance(value, HostBuffer) else np.ascontiguousarray(value)
 
 
@@ -196,7 +196,7 @@ def _empty(dtype: str, rank: int) -> ov.Tensor:
     return ov.Tensor(ov.Type(np.dtype(dtype)), ov.Shape([0] * rank))
 
 
-def _found(ports: list[Any]) -> dict[str, backend.Port]:
+def _found(ports: list[Any]) -> dict[str, protocols.Port]:
     return {
         port.any_name: (
             _NUMPY.get(port.element_type.get_type_name()),

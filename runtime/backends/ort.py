@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import backend
-from flux_trt.runtime.device import DeviceBuffer, Gpu
+from flux_trt.runtime.backends import protocols
+from flux_trt.runtime.backends.device import DeviceBuffer, Gpu
+from flux_trt.runtime.bundle.manifest import Stage
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
-from flux_trt.runtime.manifest import Stage
 
 try:
     import onnxruntime as ort
@@ -91,13 +91,13 @@ class OrtGraph:
 
     def run(
         self,
-        inputs: Mapping[str, backend.Buffer | npt.NDArray[Any]],
-        into: Mapping[str, backend.Buffer] | None = None,
-    ) -> dict[str, backend.Buffer]:
-        """Run once; see `backend.Graph.run`."""
+        inputs: Mapping[str, protocols.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, protocols.Buffer] | None = None,
+    ) -> dict[str, protocols.Buffer]:
+        """Run once; see `protocols.Graph.run`."""
         if self._session is None:
             raise BackendError(f"the stage {self._name} is closed; load the pipeline again")
-        backend.expect_all(self._name, self._inputs, inputs)
+        protocols.expect_all(self._name, self._inputs, inputs)
         held = {name: self._hold(value) for name, value in inputs.items()}
         try:
             for name, buffer in held.items():
@@ -120,7 +120,7 @@ class OrtGraph:
         self._binding = None
         self._bound.clear()
 
-    def _hold(self, value: backend.Buffer | npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:
+    def _hold(self, value: protocols.Buffer | npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:
         if isinstance(value, (OrtBuffer, DeviceBuffer)):
             return value
         return self._backend.upload(np.asarray(value))
@@ -133,7 +133,7 @@ class OrtGraph:
             )
             self._bound[name] = key
 
-    def _bind_outputs(self, into: Mapping[str, backend.Buffer] | None) -> list[str]:
+    def _bind_outputs(self, into: Mapping[str, protocols.Buffer] | None) -> list[str]:
         self._binding.clear_binding_outputs()
         if into is None:
             for name in self._outputs:
@@ -150,7 +150,7 @@ class OrtGraph:
 class OnnxRuntime:
     """onnxruntime on one device."""
 
-    def __init__(self, device: backend.Device = "auto", library: Any = ort, driver: Any = None) -> None:
+    def __init__(self, device: protocols.Device = "auto", library: Any = ort, driver: Any = None) -> None:
         """Choose the device: "auto" is the GPU where there is one.
 
         Args:
@@ -183,7 +183,7 @@ class OnnxRuntime:
 
     def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
         """Bytes of the graph's file and of the files beside it that hold its weights."""
-        return backend.file_bytes(path, stage)
+        return protocols.file_bytes(path, stage)
 
     def load(self, path: Path, name: str, stage: Stage) -> OrtGraph:
         """Open a session; onnxruntime maps the weights from the files beside the graph."""
@@ -200,8 +200,8 @@ class OnnxRuntime:
             session = self._library.InferenceSession(path, options, providers)
         except Exception as fault:  # onnxruntime's errors share no base class
             raise _fault(f"onnxruntime cannot load {path}", fault) from fault
-        backend.agree(path, "input", stage.inputs, _found(session.get_inputs()))
-        backend.agree(path, "output", stage.outputs, _found(session.get_outputs()))
+        protocols.agree(path, "input", stage.inputs, _found(session.get_inputs()))
+        protocols.agree(path, "output", stage.outputs, _found(session.get_outputs()))
         return OrtGraph(session, name, self)
 
     def upload(self, array: npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:
@@ -243,7 +243,7 @@ def _gpu(library: Any, driver: Any) -> Gpu:
         raise BackendError(f"CUDA does not work ({fault})") from None
 
 
-def _found(ports: list[Any]) -> dict[str, backend.Port]:
+def _found(ports: list[Any]) -> dict[str, protocols.Port]:
     return {port.name: (_NUMPY.get(port.type), port.shape) for port in ports}
 
 

@@ -7,21 +7,17 @@ graph and a glue graph (true CFG's combination) are loaded and run in the same w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy.typing as npt
 
+from flux_trt.runtime.bundle.manifest import Stage, Tensor
 from flux_trt.runtime.errors import BackendError, BundleError
-from flux_trt.runtime.manifest import Stage, Tensor
 
 if TYPE_CHECKING:
-    from flux_trt.runtime.bundle import Bundle
-    from flux_trt.runtime.device import Gpu
-    from flux_trt.runtime.memory import MemoryMode
+    from flux_trt.runtime.backends.device import Gpu
 
-BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 Device = Literal["auto", "cpu", "cuda"]
 Port = tuple[str | None, list[int | str | None]]
 """An input or output as a library tells of it: NumPy's name of its type, and its dims."""
@@ -103,61 +99,6 @@ class Backend(Protocol):
 
     def upload(self, array: npt.NDArray[Any]) -> Buffer:
         """Put an array into the backend's memory; on the CPU the buffer is the array's own memory."""
-
-
-def connect(
-    name: str,
-    device: Device,
-    bundle: Bundle | None = None,
-    memory: MemoryMode = "resident",
-    check: bool = True,
-) -> Backend:
-    """The backend of that name.
-
-    Args:
-        name: one of `BACKENDS`. "auto" is onnxruntime where it has a GPU, else `best_cpu_backend`; TensorRT
-            is asked for by name.
-        device: "auto" takes the GPU where there is one that the backend can use.
-        bundle: whose engines TensorRT is to run; the others need none.
-        memory: what may be on a GPU at once.
-        check: compare the SHA-256 of engines before they are loaded.
-
-    Raises:
-        BackendError: an unknown backend, or one that is not installed, or without such a device or mode.
-    """
-    if name == "auto":
-        if device != "cpu" and (device == "cuda" or find_spec("onnxruntime")):
-            found = connect("onnxruntime", device, bundle, memory)
-            if found.gpu:
-                return found
-        name = best_cpu_backend()
-    if name == "onnxruntime":
-        from flux_trt.runtime.ort import OnnxRuntime
-
-        if memory == "streaming":
-            raise BackendError("onnxruntime cannot stream weights; use --memory sequential, or TensorRT")
-        return OnnxRuntime(device)
-    if name == "openvino":
-        from flux_trt.runtime.openvino import OpenVino
-
-        if memory == "streaming":
-            raise BackendError("openvino cannot stream weights; use --memory sequential")
-        return OpenVino(device)
-    if name in ("tensorrt", "tensorrt-rtx"):
-        from flux_trt.runtime.flavour import FlavourName
-        from flux_trt.runtime.tensorrt import TensorRT
-
-        if device == "cpu" or bundle is None:
-            raise BackendError(
-                f"{name} runs a bundle's engines on a GPU; use --backend onnxruntime for a CPU"
-            )
-        return TensorRT(bundle, cast(FlavourName, name), memory, check)
-    raise BackendError(f"no backend is called {name!r}; there are: {', '.join(BACKENDS)}")
-
-
-def best_cpu_backend() -> str:
-    """OpenVINO where it is installed: it is the faster one (benchmarks/results/cpu.json), and runs bf16."""
-    return "openvino" if find_spec("openvino") else "onnxruntime"
 
 
 def expect_all(name: str, takes: Iterable[str], given: Iterable[str]) -> None:

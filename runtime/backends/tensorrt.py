@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import backend
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.device import DeviceBuffer, Gpu, Memory
-from flux_trt.runtime.engine import Engine, choose_profile, find, nearest, read_plan
+from flux_trt.runtime.backends import protocols
+from flux_trt.runtime.backends.device import DeviceBuffer, Gpu, Memory
+from flux_trt.runtime.backends.memory import MemoryMode, way_out
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.engine import Engine, choose_profile, find, nearest, read_plan
+from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
+from flux_trt.runtime.bundle.manifest import Stage, Tensor
 from flux_trt.runtime.errors import BackendError, BundleError, GpuMemoryError
-from flux_trt.runtime.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.manifest import Stage, Tensor
-from flux_trt.runtime.memory import MemoryMode, way_out
 
 SHAPES = 8  # contexts that a stage keeps, one per shape
 HEADROOM = 1 << 28  # bytes left free when weights are streamed: CUDA's own and the pictures' buffers
@@ -83,10 +83,10 @@ class TensorRTGraph:
 
     def run(
         self,
-        inputs: Mapping[str, backend.Buffer | npt.NDArray[Any]],
-        into: Mapping[str, backend.Buffer] | None = None,
-    ) -> dict[str, backend.Buffer]:
-        """Queue one run; see `backend.Graph.run`."""
+        inputs: Mapping[str, protocols.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, protocols.Buffer] | None = None,
+    ) -> dict[str, protocols.Buffer]:
+        """Queue one run; see `protocols.Graph.run`."""
         name, gpu = self._record.recipe.stage, self._owner.gpu
         if self._engine is None:
             raise BackendError(f"the stage {name} is closed; load the pipeline again")
@@ -284,7 +284,7 @@ class TensorRT:
         """Put an array into a new buffer on the GPU."""
         return self.gpu.upload(np.ascontiguousarray(array))
 
-    def hold(self, value: backend.Buffer | npt.NDArray[Any]) -> DeviceBuffer:
+    def hold(self, value: protocols.Buffer | npt.NDArray[Any]) -> DeviceBuffer:
         """A buffer as it is; an array uploaded."""
         return value if isinstance(value, DeviceBuffer) else self.upload(np.asarray(value))
 

@@ -6,9 +6,16 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.manifest import (
+    File,
+    GlueName,
+    Manifest,
+    Stage,
+    StageName,
+    Tokenizer,
+)
 from flux_trt.runtime.errors import BundleError
-from flux_trt.runtime.manifest import File, GlueName, Manifest, Stage, StageName, Tokenizer
 
 CHUNK = 1 << 22
 

@@ -15,9 +15,16 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from flux_trt.runtime.bundle.flavour import FlavourName
+from flux_trt.runtime.bundle.manifest import (
+    File,
+    GlueName,
+    Manifest,
+    Precision,
+    Record,
+    StageName,
+)
 from flux_trt.runtime.errors import BackendError, BundleError
-from flux_trt.runtime.flavour import FlavourName
-from flux_trt.runtime.manifest import File, GlueName, Manifest, Precision, Record, StageName
 
 FOLDER, RECORD, PLAN = "engines", "engine.json", "engine.plan"
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import BundleError
 
 Ids = npt.NDArray[np.int64]

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import latents
-from flux_trt.runtime.noise import Generator
+from flux_trt.runtime.pictures import latents
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncodedPicture:
     """One encoded picture."""
 
     mode: Floats
@@ -23,6 +22,6 @@ class Seen:
     """Standard deviation, likewise."""
     grid: latents.Grid
 
-    def sample(self, generator: Generator) -> Floats:
-        """Latents drawn as diffusers' `retrieve_latents` draws them, float32 [tokens, channels]."""
-        return self.mode + self.deviation * generator.latents(self.grid, self.mode.shape[1])
+    def sample(self, noise: Floats) -> Floats:
+        """Latents as diffusers' `retrieve_latents` draws them; they and the noise [tokens, channels]."""
+        return self.mode + self.deviation * noise

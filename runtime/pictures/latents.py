@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from flux_trt.runtime.bundle.manifest import Sizes
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.manifest import Sizes
 
 Floats = npt.NDArray[np.float32]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import tiles
-from flux_trt.runtime.backend import Buffer, Graph
+from flux_trt.runtime.backends.protocols import Buffer, Graph
+from flux_trt.runtime.bundle.manifest import Model
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.latents import Grid
-from flux_trt.runtime.manifest import Model
-from flux_trt.runtime.seen import Seen
+from flux_trt.runtime.pictures import tiles
+from flux_trt.runtime.pictures.encoded import EncodedPicture
+from flux_trt.runtime.pictures.latents import Grid
 
 Floats = npt.NDArray[np.float32]
 Tell = Callable[[int, int], None]
@@ -61,7 +61,7 @@ class Tiling:
         return bool(self.side) and grid[0] * grid[1] > self.whole and max(grid) > self.side
 
 
-def encode(graph: Graph, pixels: Floats, model: Model, tiling: Tiling, tell: Tell) -> Seen:
+def encode(graph: Graph, pixels: Floats, model: Model, tiling: Tiling, tell: Tell) -> EncodedPicture:
     """One picture [H, W, 3] of 0..255, as the VAE sees it."""
     grid = pixels.shape[0] // model.patch, pixels.shape[1] // model.patch
 
@@ -75,7 +75,7 @@ def encode(graph: Graph, pixels: Floats, model: Model, tiling: Tiling, tell: Tel
     else:
         found = run(image)
     mode, deviation = (each.reshape(-1, model.channels) for each in found)
-    return Seen(mode, deviation, grid)
+    return EncodedPicture(mode, deviation, grid)
 
 
 def decode(

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime import latents
-from flux_trt.runtime.backend import Backend, Buffer
-from flux_trt.runtime.course import Course
-from flux_trt.runtime.device import DeviceBuffer, Launch
+from flux_trt.runtime.backends.device import DeviceBuffer, Launch
+from flux_trt.runtime.backends.loaded import Loaded
+from flux_trt.runtime.backends.memory import shape
+from flux_trt.runtime.backends.protocols import Backend, Buffer
+from flux_trt.runtime.bundle.manifest import GlueName, Manifest
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
-from flux_trt.runtime.loaded import Loaded
-from flux_trt.runtime.manifest import GlueName, Manifest
-from flux_trt.runtime.memory import shape
-from flux_trt.runtime.moves import move
+from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.sampling.moves import move
+from flux_trt.runtime.sampling.trajectory import Trajectory
 
 Floats = npt.NDArray[np.float32]
 
@@ -48,17 +48,17 @@ class LoopShape:
     """Plain steps at the end of an edit."""
 
     @classmethod
-    def of(cls, course: Course, text: int) -> LoopShape:
-        """The shape of a course with so many text tokens."""
+    def of(cls, trajectory: Trajectory, text: int) -> LoopShape:
+        """The shape of a trajectory with so many text tokens."""
         return cls(
-            steps=course.steps,
-            batch=len(course.start),
+            steps=trajectory.steps,
+            batch=len(trajectory.start),
             text=text,
-            grids=course.grids,
-            copies=course.copies,
-            masked=course.known is not None,
-            average=course.edit.average if course.edit else 0,
-            plain=course.edit.plain if course.edit else 0,
+            grids=trajectory.grids,
+            copies=trajectory.copies,
+            masked=trajectory.known is not None,
+            average=trajectory.edit.average if trajectory.edit else 0,
+            plain=trajectory.edit.plain if trajectory.edit else 0,
         )
 
     @property
@@ -112,25 +112,25 @@ class Loop:
                 for each in manifest.stages["conditioner"].outputs
             }
 
-    def begin(self, course: Course, modulation: Buffer | Floats, context: Buffer | Floats) -> None:
+    def begin(self, trajectory: Trajectory, modulation: Buffer | Floats, context: Buffer | Floats) -> None:
         """Set the loop to its first step.
 
         Args:
-            course: of this loop's shape; its arrays stay as they are.
+            trajectory: of this loop's shape; its arrays stay as they are.
             modulation: [steps, rows, M, D]: a buffer is used where it is, an array is uploaded.
             context: [rows, T, D], likewise.
         """
         of = self.shape
-        if self._levels is None or not np.array_equal(course.levels, self._levels):
+        if self._levels is None or not np.array_equal(trajectory.levels, self._levels):
             # Reference tokens stay as they are: their dt is 0.
-            moving = (np.arange(of.tokens) < course.target)[:, None]
-            dt = np.diff(course.levels)[:, None, None, None] * moving.astype(np.float32)
+            moving = (np.arange(of.tokens) < trajectory.target)[:, None]
+            dt = np.diff(trajectory.levels)[:, None, None, None] * moving.astype(np.float32)
             self._dt = self.spread("dt", np.broadcast_to(dt, (of.steps, of.rows, of.tokens, 1)))
             if of.plain:
                 self._dt_second = self.spread(
                     "dt_second", np.broadcast_to(dt, (of.steps, of.batch, of.tokens, 1))
                 )
-            self._levels = course.levels.copy()
+            self._levels = trajectory.levels.copy()
         placed, self._context = self._place("modulation", modulation), self._place("context", context)
         self._modulation = self._apart("modulation", placed)
         if of.plain:
@@ -139,13 +139,13 @@ class Loop:
             self._modulation_halves = self._apart("modulation_halves", halves)
             self._context_halves = self._apart("context_halves", self.pair(self._context))
         self._condition = {}
-        if course.condition is not None:
-            condition = np.concatenate([course.condition] * of.copies)
+        if trajectory.condition is not None:
+            condition = np.concatenate([trajectory.condition] * of.copies)
             self._condition = {"condition": self.put("condition", condition)}
-        copies = 1 if course.edit else of.copies
-        self._now = self.put("latents", np.concatenate([course.start] * copies))
+        copies = 1 if trajectory.edit else of.copies
+        self._now = self.put("latents", np.concatenate([trajectory.start] * copies))
         self._spare = self.room("following", of.batch * copies)
-        self._move = move(self, course)
+        self._move = move(self, trajectory)
 
     def steps(self) -> Iterator[Buffer]:
         """Queue step by step; the latents after each, overwritten by the step after the next."""
@@ -235,6 +235,16 @@ class Loop:
     def spread(self, name: str, array: Floats) -> Buffer | Sequence[Buffer]:
         """The array in the backend's memory, each row of the first dim where a graph can read it."""
         return self._apart(name, self.put(name, array.astype(np.float32)))
+
+    @property
+    def batch(self) -> int:
+        """Pictures."""
+        return self.shape.batch
+
+    @property
+    def rows(self) -> int:
+        """Rows of the denoiser."""
+        return self.shape.rows
 
     @property
     def recorded(self) -> bool:

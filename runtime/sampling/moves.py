@@ -6,36 +6,74 @@ owns its move, and hands itself over at every step: neither keeps the other aliv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from flux_trt.runtime.backend import Buffer
-from flux_trt.runtime.course import Course, Edit, Known
+from flux_trt.runtime.backends.protocols import Buffer
+from flux_trt.runtime.bundle.manifest import GlueName
+from flux_trt.runtime.sampling.trajectory import Edit, Known, Trajectory
 
-if TYPE_CHECKING:
-    from flux_trt.runtime.loop import Loop
+Floats = npt.NDArray[np.float32]
+
+
+class Queue(Protocol):
+    """What a move calls of the loop: runs are queued, buffers are the loop's."""
+
+    @property
+    def batch(self) -> int:
+        """Pictures."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the denoiser: a picture may have several."""
+
+    def put(self, name: str, array: Floats) -> Buffer:
+        """The array in the backend's memory."""
+
+    def spread(self, name: str, array: Floats) -> Buffer | Sequence[Buffer]:
+        """The array in the backend's memory, each row of the first dim where a graph can read it."""
+
+    def room(self, name: str, rows: int) -> Buffer:
+        """A buffer [rows, tokens, channels] that is written before it is read."""
+
+    def pair(self, buffer: Buffer) -> Buffer:
+        """[2 x batch, ...] as [2, batch, ...]: the same memory."""
+
+    def dt(self, index: int) -> Buffer:
+        """The strides of step `index`, [rows, tokens, 1]."""
+
+    def denoise(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
+        """Queue one run of the denoiser at step `index` for all rows."""
+
+    def denoise_second(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
+        """Queue one run of the denoiser for the second half of the text alone."""
+
+    def glue(self, name: GlueName, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
+        """Queue one run of a glue graph."""
 
 
 class Move(Protocol):
     """One way to move."""
 
-    def step(self, loop: Loop, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
+    def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         """Queue step `index`: the new latents, and a buffer that may be overwritten."""
 
 
-def move(loop: Loop, course: Course) -> Move:
-    """The move of a course, with all that it needs in the backend's memory."""
-    if course.edit:
-        return Edited(loop, course, course.edit)
-    found = Plain() if course.scale is None else Guided(loop, course.scale)
-    return Masked(loop, course, course.known, found) if course.known else found
+def move(loop: Queue, trajectory: Trajectory) -> Move:
+    """The move of a trajectory, with all that it needs in the backend's memory."""
+    if trajectory.edit:
+        return Edited(loop, trajectory, trajectory.edit)
+    found = Plain() if trajectory.scale is None else Guided(loop, trajectory.scale)
+    return Masked(loop, trajectory, trajectory.known, found) if trajectory.known else found
 
 
 class Plain:
     """The Euler step that is in the denoiser's graph."""
 
-    def step(self, loop: Loop, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
+    def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         """One run of the denoiser."""
         loop.denoise(index, now, {"next_latents": spare})
         return spare, now
@@ -44,11 +82,11 @@ class Plain:
 class Guided:
     """True classifier-free guidance: prompt and negative as one batch (diffusers' `true_cfg_scale`)."""
 
-    def __init__(self, loop: Loop, scale: float) -> None:
+    def __init__(self, loop: Queue, scale: float) -> None:
         self._scale = loop.put("scale", np.array([scale], np.float32))
-        self._velocity = loop.room("velocity", loop.shape.rows)
+        self._velocity = loop.room("velocity", loop.rows)
 
-    def step(self, loop: Loop, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
+    def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         """Both velocities, then their combination and the Euler step for both halves."""
         loop.denoise(index, now, {"velocity": self._velocity})
         pairs = {"latents": now, "dt": loop.dt(index), "velocity": self._velocity}
@@ -60,15 +98,15 @@ class Guided:
 class Masked:
     """Any move, after which what the mask leaves alone is put back at the step's noise level."""
 
-    def __init__(self, loop: Loop, course: Course, known: Known, inner: Move) -> None:
+    def __init__(self, loop: Queue, trajectory: Trajectory, known: Known, inner: Move) -> None:
         self._inner = inner
         parts = {"source": known.source, "noise": known.noise, "mask": known.mask}
         self._known = {
-            name: loop.put(name, np.concatenate([part] * course.copies)) for name, part in parts.items()
+            name: loop.put(name, np.concatenate([part] * trajectory.copies)) for name, part in parts.items()
         }
-        self._sigma = loop.spread("sigma", course.levels[1:, None])
+        self._sigma = loop.spread("sigma", trajectory.levels[1:, None])
 
-    def step(self, loop: Loop, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
+    def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         """The inner move, then the paste."""
         moved, free = self._inner.step(loop, index, now, spare)
         inputs = {**self._known, "latents": moved, "sigma": self._sigma[index]}
@@ -83,18 +121,18 @@ class Edited:
     algorithm 1, and `FlowEditFLUX` of its repository.
     """
 
-    def __init__(self, loop: Loop, course: Course, edit: Edit) -> None:
+    def __init__(self, loop: Queue, trajectory: Trajectory, edit: Edit) -> None:
         self._edit = edit
-        self._first_plain = course.steps - edit.plain
+        self._first_plain = trajectory.steps - edit.plain
         self._source = loop.put("source", edit.source)
         self._noise = loop.spread("noise", edit.noise)
-        self._sigma = loop.spread("sigma", course.levels[:-1, None])
-        self._stride = loop.spread("stride", np.diff(course.levels)[:, None] / np.float32(edit.average))
-        self._velocity = loop.room("velocity", loop.shape.rows)
-        self._both = loop.room("pair", loop.shape.rows)
-        self._third = self._room = loop.room("third", loop.shape.batch)
+        self._sigma = loop.spread("sigma", trajectory.levels[:-1, None])
+        self._stride = loop.spread("stride", np.diff(trajectory.levels)[:, None] / np.float32(edit.average))
+        self._velocity = loop.room("velocity", loop.rows)
+        self._both = loop.room("pair", loop.rows)
+        self._third = self._room = loop.room("third", loop.batch)
 
-    def step(self, loop: Loop, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
+    def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         """A step of the edit, or a plain one for the target prompt alone."""
         if index == 0:
             self._third = self._room
@@ -107,7 +145,7 @@ class Edited:
             loop.denoise_second(index, now, {"next_latents": spare})
         return spare, now
 
-    def _move(self, loop: Loop, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
+    def _move(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         moved, free = now, [spare, self._third]
         for draw in range(self._edit.average):
             self._mix(loop, index, now, index * self._edit.average + draw)
@@ -125,7 +163,7 @@ class Edited:
         self._third = free[0]
         return moved, now
 
-    def _mix(self, loop: Loop, index: int, now: Buffer, draw: int) -> None:
+    def _mix(self, loop: Queue, index: int, now: Buffer, draw: int) -> None:
         inputs = {
             "latents": now,
             "source": self._source,

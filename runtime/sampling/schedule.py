@@ -11,7 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.manifest import Scheduler
+from flux_trt.runtime.bundle.manifest import Scheduler
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""A course: where a batch of latents starts, which noise levels it passes, and what goes with it.
+"""A trajectory: where a batch of latents starts, which noise levels it passes, and what goes with it.
 
 Every task ends in one of these, and one loop walks them all.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import latents
+from flux_trt.runtime.pictures import latents
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,7 +40,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """What a batch needs beside its text."""
 
     levels: Floats

@@ -8,7 +8,7 @@ from typing import TypeAlias, TypedDict
 
 from PIL import Image
 
-Given: TypeAlias = str | Path | Image.Image
+PictureLike: TypeAlias = str | Path | Image.Image
 """A picture: a file's name, or one that is open."""
 
 
@@ -26,7 +26,7 @@ class Shared(TypedDict, total=False):
     """How many pictures are painted at once, at most. Default 1, which needs the least memory."""
 
 
-class Asked(Shared, total=False):
+class GenerateArguments(Shared, total=False):
     """What `generate` takes. Image, mask and control are one picture for all prompts, or one for each."""
 
     steps: int | None
@@ -37,23 +37,23 @@ class Asked(Shared, total=False):
     """What to keep away from; needs `true_cfg`."""
     true_cfg: float | None
     """Scale of true classifier-free guidance (diffusers' `true_cfg_scale`); a run takes twice the time."""
-    image: Given | Sequence[Given] | None
+    image: PictureLike | Sequence[PictureLike] | None
     """A picture to start from."""
     strength: float | None
     """How much of `image` to paint anew, 0 to 1. Default 0.6; 1 for Fill."""
-    mask: Given | Sequence[Given] | None
+    mask: PictureLike | Sequence[PictureLike] | None
     """White is painted, black stays."""
     paste: bool
     """Put the picture's own pixels back where the mask is black."""
-    control: Given | Sequence[Given] | None
+    control: PictureLike | Sequence[PictureLike] | None
     """The control picture of a Canny or Depth bundle."""
-    reference: Given | Sequence[Given]
+    reference: PictureLike | Sequence[PictureLike]
     """Pictures to follow, any number; for bundles that were trained for it (Kontext)."""
     auto_resize: bool
     """Bring reference pictures to the sizes that Kontext knows. Default True; else they keep their own."""
 
 
-class AskedEdit(Shared, total=False):
+class EditArguments(Shared, total=False):
     """What `edit` takes: FlowEdit's numbers, defaults of its authors for FLUX.1-dev."""
 
     steps: int

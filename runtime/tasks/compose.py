@@ -1,33 +1,37 @@
-"""From a request and its pictures to a course: what each task adds, its noise in the order of diffusers."""
+"""From a request and its pictures to a trajectory: what each task adds, its noise drawn as in diffusers."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import schedule
-from flux_trt.runtime.course import Course, Known
-from flux_trt.runtime.manifest import Manifest
-from flux_trt.runtime.noise import Generator
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.bundle.manifest import Manifest
+from flux_trt.runtime.pictures.encoded import EncodedPicture
+from flux_trt.runtime.pictures.latents import Grid
+from flux_trt.runtime.sampling import schedule
+from flux_trt.runtime.sampling.noise import Generator
+from flux_trt.runtime.sampling.trajectory import Known, Trajectory
 from flux_trt.runtime.tasks import fill, flowedit, image, inpaint
-from flux_trt.runtime.tasks.look import Sights
+from flux_trt.runtime.tasks.encoded import EncodedPictures
+from flux_trt.runtime.tasks.request import Request
 
 Floats = npt.NDArray[np.float32]
 
 
-def compose(request: Request, sights: Sights, chosen: slice, manifest: Manifest) -> Course:
-    """The course of the pictures `chosen`."""
+def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest: Manifest) -> Trajectory:
+    """The trajectory of the pictures `chosen`."""
     rows, columns = request.grid
     levels = schedule.sigmas(manifest.scheduler, request.steps, rows * columns)
     if request.edit:
-        return flowedit.course(request.edit, levels, sights.images[chosen], request.seeds[chosen])
+        return flowedit.trajectory(request.edit, levels, encoded.images[chosen], request.seeds[chosen])
     levels = levels[request.steps - request.moves :]
-    parts = [_one(request, sights, index, levels, manifest) for index in range(*chosen.indices(len(request)))]
+    parts = [
+        _one(request, encoded, index, levels, manifest) for index in range(*chosen.indices(len(request)))
+    ]
     starts, conditions, known = zip(*parts, strict=True)
     condition = [each for each in conditions if each is not None]
     masked = [each for each in known if each is not None]
-    return Course(
+    return Trajectory(
         levels=levels,
         start=np.stack(starts),
         grids=request.grids,
@@ -38,26 +42,33 @@ def compose(request: Request, sights: Sights, chosen: slice, manifest: Manifest)
 
 
 def _one(
-    request: Request, sights: Sights, index: int, levels: Floats, manifest: Manifest
+    request: Request, encoded: EncodedPictures, index: int, levels: Floats, manifest: Manifest
 ) -> tuple[Floats, Floats | None, tuple[Floats, Floats, Floats] | None]:
     """Start, condition, and what a mask leaves alone, of one picture."""
     model, generator = manifest.model, Generator(request.seeds[index])
-    condition = sights.controls[index].sample(generator) if sights.controls else None
-    clean = sights.images[index].sample(generator) if sights.images else None
-    noise = generator.latents(request.grid, model.channels)
+
+    def noise_of(grid: Grid) -> Floats:
+        return generator.latents(grid, model.channels)
+
+    def sampled(picture: EncodedPicture) -> Floats:
+        return picture.sample(noise_of(picture.grid))
+
+    condition = sampled(encoded.controls[index]) if encoded.controls else None
+    clean = sampled(encoded.images[index]) if encoded.images else None
+    noise = noise_of(request.grid)
     start = noise if clean is None else image.noised(clean, noise, levels[0])
     known = None
-    if sights.holed:
+    if encoded.holed:
         mask = fill.fine(request.mask(index), model.patch)
-        condition = np.concatenate([sights.holed[index].sample(generator), mask], axis=-1)
+        condition = np.concatenate([sampled(encoded.holed[index]), mask], axis=-1)
     elif request.masks and clean is not None:
         mask = inpaint.coarse(request.mask(index), model.patch, model.channels)
-        known = _with(clean, sights, 0), _with(noise, sights, 0), _with(mask, sights, 1)
-    references = [each.mode for each in sights.references]
+        known = _with(clean, encoded, 0), _with(noise, encoded, 0), _with(mask, encoded, 1)
+    references = [each.mode for each in encoded.references]
     return np.concatenate([start, *references]), condition, known
 
 
-def _with(values: Floats, sights: Sights, rest: float) -> Floats:
+def _with(values: Floats, encoded: EncodedPictures, rest: float) -> Floats:
     """Values of the target's tokens, and `rest` for those of the reference pictures."""
-    tokens = sum(len(each.mode) for each in sights.references)
+    tokens = sum(len(each.mode) for each in encoded.references)
     return np.pad(values, ((0, tokens), (0, 0)), constant_values=rest)

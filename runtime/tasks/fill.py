@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flux_trt.runtime import latents
+from flux_trt.runtime.pictures import latents
 
 Floats = npt.NDArray[np.float32]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.course import Course, Edit
-from flux_trt.runtime.noise import Generator
-from flux_trt.runtime.seen import Seen
+from flux_trt.runtime.pictures.encoded import EncodedPicture
+from flux_trt.runtime.sampling.noise import Generator
+from flux_trt.runtime.sampling.trajectory import Edit, Trajectory
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,22 +32,24 @@ class FlowEdit:
     """Noises whose velocities are averaged in a step."""
 
 
-def course(how: FlowEdit, levels: Floats, seen: list[Seen], seeds: tuple[int, ...]) -> Course:
-    """The course of an edit.
+def trajectory(
+    how: FlowEdit, levels: Floats, encoded: list[EncodedPicture], seeds: tuple[int, ...]
+) -> Trajectory:
+    """The trajectory of an edit.
 
     Args:
         how: its numbers.
         levels: the whole schedule, [steps + 1].
-        seen: the pictures; their modes are what is edited.
+        encoded: the pictures; their modes are what is edited.
         seeds: one per picture.
     """
     levels = levels[len(levels) - 1 - how.n_max :]
     draws = (how.n_max - how.n_min) * how.n_avg + (how.n_min > 0)
-    source = np.stack([each.mode for each in seen])
+    source = np.stack([each.mode for each in encoded])
     noise = np.empty((draws, *source.shape), np.float32)
-    for row, (seed, each) in enumerate(zip(seeds, seen, strict=True)):
+    for row, (seed, each) in enumerate(zip(seeds, encoded, strict=True)):
         generator = Generator(seed)
         for draw in range(draws):
             noise[draw, row] = generator.latents(each.grid, source.shape[-1])
     edit = Edit(source, noise, how.n_avg, how.n_min)
-    return Course(levels, source, (seen[0].grid,), edit=edit)
+    return Trajectory(levels, source, (encoded[0].grid,), edit=edit)

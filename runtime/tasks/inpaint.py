@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime import latents
+from flux_trt.runtime.pictures import latents
 
 Floats = npt.NDArray[np.float32]
 

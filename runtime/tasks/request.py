@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flux_trt.runtime import checked, latents, picture
-from flux_trt.runtime.asked import Given
+from flux_trt.runtime.bundle.manifest import Manifest, Task
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.manifest import Manifest, Task
+from flux_trt.runtime.pictures import latents, picture
 from flux_trt.runtime.tasks import image as image_to_image
-from flux_trt.runtime.tasks import kontext
+from flux_trt.runtime.tasks import kontext, validate
+from flux_trt.runtime.tasks.arguments import PictureLike
 from flux_trt.runtime.tasks.flowedit import FlowEdit
 
 STRENGTH = 0.6
@@ -73,12 +73,12 @@ class Request:
         batch: int | None = None,
         negative: str | Sequence[str] | None = None,
         true_cfg: float | None = None,
-        image: Given | Sequence[Given] | None = None,
+        image: PictureLike | Sequence[PictureLike] | None = None,
         strength: float | None = None,
-        mask: Given | Sequence[Given] | None = None,
+        mask: PictureLike | Sequence[PictureLike] | None = None,
         paste: bool = False,
-        control: Given | Sequence[Given] | None = None,
-        reference: Given | Sequence[Given] = (),
+        control: PictureLike | Sequence[PictureLike] | None = None,
+        reference: PictureLike | Sequence[PictureLike] = (),
         auto_resize: bool = True,
     ) -> Request:
         """Fill in the bundle's defaults and check everything; the arguments are `Pipeline.generate`'s.
@@ -86,7 +86,7 @@ class Request:
         Raises:
             RequestError: something that the bundle cannot do.
         """
-        texts, count = checked.texts("prompt", prompt), checked.at_least("count", count)
+        texts, count = validate.texts("prompt", prompt), validate.at_least("count", count)
         images, masks, controls = (
             _pictures(name, given, len(texts), mask_like=name == "mask")
             for name, given in (("image", image), ("mask", mask), ("control", control))
@@ -101,28 +101,28 @@ class Request:
             raise RequestError("a strength is given without a picture; give the picture with --image")
         if strength is None:
             strength = STRENGTH if images and task != "fill" else 1.0
-        steps = checked.at_least("steps", manifest.defaults.steps if steps is None else steps)
-        checked.expect_moves(steps, strength)
+        steps = validate.at_least("steps", manifest.defaults.steps if steps is None else steps)
+        validate.expect_moves(steps, strength)
         references = tuple(_as_reference(manifest, each, auto_resize) for each in references)
         width, height = size or _size(manifest, (*images, *controls), references)
-        negatives = checked.negatives(negative, true_cfg, len(texts))
+        negatives = validate.negatives(negative, true_cfg, len(texts))
         return cls(
             task=task,
-            prompts=checked.each(texts, count),
-            seeds=checked.seeds(seed, len(texts) * count),
+            prompts=validate.each(texts, count),
+            seeds=validate.seeds(seed, len(texts) * count),
             width=width,
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
             steps=steps,
-            guidance=checked.guidance(manifest, guidance),
-            batch=checked.at_least("batch", 1 if batch is None else batch),
-            negatives=checked.each(negatives, count),
+            guidance=validate.guidance(manifest, guidance),
+            batch=validate.at_least("batch", 1 if batch is None else batch),
+            negatives=validate.each(negatives, count),
             true_cfg=true_cfg if negatives else None,
-            images=checked.each(images, count),
+            images=validate.each(images, count),
             strength=strength,
-            masks=checked.each(masks, count),
+            masks=validate.each(masks, count),
             paste=paste,
-            controls=checked.each(controls, count),
+            controls=validate.each(controls, count),
             references=references,
             patch=manifest.model.patch,
         )
@@ -131,7 +131,7 @@ class Request:
     def of_edit(
         cls,
         manifest: Manifest,
-        image: Given | Sequence[Given],
+        image: PictureLike | Sequence[PictureLike],
         source: str | Sequence[str],
         target: str | Sequence[str],
         *,
@@ -151,13 +151,13 @@ class Request:
         Raises:
             RequestError: something that the bundle cannot do.
         """
-        sources, targets = checked.texts("source", source), checked.texts("target", target)
+        sources, targets = validate.texts("source", source), validate.texts("target", target)
         if len(sources) == 1:
             sources *= len(targets)
         if len(sources) != len(targets):
             raise RequestError(f"{len(sources)} sources are given for {len(targets)} targets; give as many")
         _expect(manifest, "edit")
-        steps, count = checked.at_least("steps", steps), checked.at_least("count", count)
+        steps, count = validate.at_least("steps", steps), validate.at_least("count", count)
         if not 0 <= n_min <= n_max <= steps or n_max == 0:
             raise RequestError(
                 f"n_min {n_min} and n_max {n_max} are not possible; they count the last of {steps} steps: "
@@ -168,21 +168,21 @@ class Request:
         guided = manifest.model.guidance
         return cls(
             task="edit",
-            prompts=checked.each(targets, count),
-            seeds=checked.seeds(seed, len(targets) * count),
+            prompts=validate.each(targets, count),
+            seeds=validate.seeds(seed, len(targets) * count),
             width=width,
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
             steps=steps,
-            guidance=checked.guidance(manifest, target_guidance) if guided else None,
-            batch=checked.at_least("batch", 1 if batch is None else batch),
-            images=checked.each(images, count),
+            guidance=validate.guidance(manifest, target_guidance) if guided else None,
+            batch=validate.at_least("batch", 1 if batch is None else batch),
+            images=validate.each(images, count),
             edit=FlowEdit(
-                sources=checked.each(sources, count),
-                source_guidance=checked.guidance(manifest, source_guidance) if guided else None,
+                sources=validate.each(sources, count),
+                source_guidance=validate.guidance(manifest, source_guidance) if guided else None,
                 n_min=n_min,
                 n_max=n_max,
-                n_avg=checked.at_least("n_avg", n_avg),
+                n_avg=validate.at_least("n_avg", n_avg),
             ),
             patch=manifest.model.patch,
         )
@@ -207,7 +207,7 @@ class Request:
         return (self.grid, *((each.height // patch, each.width // patch) for each in self.references))
 
     @property
-    def sees(self) -> bool:
+    def has_pictures(self) -> bool:
         """Whether there is a picture to encode."""
         return bool(self.images or self.controls or self.references)
 
@@ -276,7 +276,7 @@ def _expect(manifest: Manifest, task: Task) -> None:
 
 
 def _pictures(
-    name: str, given: Given | Sequence[Given] | None, prompts: int | None, mask_like: bool = False
+    name: str, given: PictureLike | Sequence[PictureLike] | None, prompts: int | None, mask_like: bool = False
 ) -> tuple[Image.Image, ...]:
     """The given pictures, open; one for each prompt, or any number where `prompts` is None."""
     if given is None:

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from flux_trt.runtime import picture
+from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.manifest import Manifest
+from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.tasks import edges
 from flux_trt.runtime.tasks.fill import outpaint
 
 
-def given(manifest: Manifest, options: dict[str, Any]) -> dict[str, Any]:
+def expanded(manifest: Manifest, options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `Request.of`, from the options of `flux-run generate` or the fields of a job.
 
     Raises:
         RequestError: options that say two things at once, or a picture that cannot be read.
     """
-    asked = dict(options)
-    margins, canny = asked.pop("outpaint", None), asked.pop("canny", None)
+    found = dict(options)
+    margins, canny = found.pop("outpaint", None), found.pop("canny", None)
     if margins is not None:
-        if asked.get("image") is None:
+        if found.get("image") is None:
             raise RequestError("--outpaint extends a picture; give the picture with --image")
-        if asked.get("mask") is not None:
+        if found.get("mask") is not None:
             raise RequestError("--outpaint and --mask both say what to paint; give one of them")
-        asked["image"], asked["mask"] = outpaint(picture.read(asked["image"]), margins)
+        found["image"], found["mask"] = outpaint(picture.read(found["image"]), margins)
     if canny is not None:
-        if asked.get("control") is not None:
+        if found.get("control") is not None:
             raise RequestError("--canny makes the control picture that --control gives; give one of them")
-        asked["control"] = _edges(manifest, canny, asked)
-    return asked
+        found["control"] = _edges(manifest, canny, found)
+    return found
 
 
-def _edges(manifest: Manifest, path: Any, asked: dict[str, Any]) -> Any:
+def _edges(manifest: Manifest, path: Any, found: dict[str, Any]) -> Any:
     """The edges of a picture at the size that is painted: edges do not survive a resize."""
     from PIL import Image
 
     image, patch = picture.read(path), manifest.model.patch
-    size = asked.get("size") or (image.width // patch * patch, image.height // patch * patch)
-    asked["size"] = size
+    size = found.get("size") or (image.width // patch * patch, image.height // patch * patch)
+    found["size"] = size
     return edges.canny(Image.fromarray(picture.as_pixels(image, size)))

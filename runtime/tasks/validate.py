@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Sequence
 from typing import TypeVar
 
+from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.manifest import Manifest
 from flux_trt.runtime.tasks.image import moves
 
 SEEDS = 2**64

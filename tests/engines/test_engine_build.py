@@ -22,12 +22,12 @@ from flux_trt.exporter.engines import child, engine
 from flux_trt.exporter.engines.engine import Options, build_engines, keep_engines
 from flux_trt.exporter.engines.profile import Shapes
 from flux_trt.exporter.folder import digest
-from flux_trt.exporter.fp8.e4m3 import Fp8
-from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
-from flux_trt.runtime import manifest
-from flux_trt.runtime.engine import Engine, engines, graph_digest
+from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.engine import Engine, engines, graph_digest
+from flux_trt.runtime.bundle.manifest import STAGES
 from flux_trt.runtime.errors import BackendError, BuildError, BundleError
-from flux_trt.runtime.manifest import STAGES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is only there on x86-64 Linux"
@@ -148,7 +148,7 @@ def test_a_dying_builder_leaves_its_last_words_and_no_engine(
 
 def test_a_graph_that_tensorrt_cannot_read(nano: Path, tmp_path: Path) -> None:
     from flux_trt.exporter.engines.builder import Job
-    from flux_trt.runtime.flavour import FLAVOURS
+    from flux_trt.runtime.bundle.flavour import FLAVOURS
 
     folder, *_ = build_engines(nano, ADA, stages=["clip"])
     graph = tmp_path / "clip.onnx"

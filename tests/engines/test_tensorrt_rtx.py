@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flux_trt.runtime.manifest import STAGES
+from flux_trt.runtime.bundle.manifest import STAGES
 
 SCRIPT = Path(__file__).parent.parent / "build_engines.py"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 
 DOUBLE, SINGLE = 2, 4
 
@@ -56,7 +56,7 @@ def test_parameters_keep_the_names_of_the_checkpoint(denoiser: onnx.ModelProto) 
 def test_external_data_is_the_safetensors_entry(
     bundle: Callable[..., Path], denoiser: onnx.ModelProto
 ) -> None:
-    from flux_trt.exporter.tensorfile import read_header
+    from flux_trt.exporter.checkpoints.tensorfile import read_header
 
     header = read_header(bundle("flux-nano") / "denoiser.safetensors")
     seen = set()

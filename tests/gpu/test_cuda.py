@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from flux_trt.runtime import Pipeline, noise, schedule
+from flux_trt.runtime import Pipeline
+from flux_trt.runtime.sampling import noise, schedule
 
 ort = pytest.importorskip("onnxruntime")
 pytestmark = [

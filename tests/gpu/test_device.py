@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flux_trt.runtime import Pipeline
-from flux_trt.runtime.device import Gpu
+from flux_trt.runtime.backends.device import Gpu
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
 
 

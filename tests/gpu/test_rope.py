@@ -16,7 +16,7 @@ from rope_case import RopeCase, draw
 
 from flux_trt.plugins.qk_norm_rope.contract import Attributes
 from flux_trt.plugins.qk_norm_rope.launch import prepare
-from flux_trt.runtime.device import DeviceBuffer, Gpu
+from flux_trt.runtime.backends.device import DeviceBuffer, Gpu
 from flux_trt.runtime.errors import BackendError
 
 pytestmark = pytest.mark.gpu

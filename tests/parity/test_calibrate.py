@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from diffusers import FluxPipeline
 
 from flux_trt.exporter.cli import main
-from flux_trt.exporter.fp8 import calibration
-from flux_trt.exporter.fp8.calibration import Calibration
-from flux_trt.exporter.fp8.ranges import calibrate_checkpoint
+from flux_trt.exporter.quantise import calibration
+from flux_trt.exporter.quantise.calibration import Calibration
+from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 from flux_trt.runtime.errors import BuildError, RequestError
 
 Get = Callable[..., Path]
@@ -172,9 +172,9 @@ def test_the_state_of_other_work_is_not_taken(checkpoint: Get, prompts: Path, tm
 
 
 def test_the_defaults_and_the_built_in_prompts(checkpoint: Get, tmp_path: Path) -> None:
-    from flux_trt.exporter.checkpoint import open_checkpoint
-    from flux_trt.exporter.fp8.calibrate import settings_of
-    from flux_trt.exporter.variant import VARIANTS
+    from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+    from flux_trt.exporter.families.flux1.variants import VARIANTS
+    from flux_trt.exporter.quantise.calibrate import settings_of
 
     found = settings_of(open_checkpoint(str(checkpoint("schnell-like"))), VARIANTS["schnell"])
     assert (found.width, found.height, found.steps, found.guidance) == (64, 64, 4, None)

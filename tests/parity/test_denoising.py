@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from flux_trt.runtime import Pipeline, noise, schedule
+from flux_trt.runtime import Pipeline
+from flux_trt.runtime.sampling import noise, schedule
 
 PROMPTS = ["", "Ünïcödé 🎨 <|endoftext|> </s>", "longer than both text encoders read " * 40]
 SEEDS, STEPS, GRID = (11, 12, 13), 5, (3, 4)

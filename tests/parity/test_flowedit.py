@@ -16,8 +16,9 @@ from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image, ImageDraw
 
-from flux_trt.runtime import Pipeline, noise
+from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.sampling import noise
 
 Get = Callable[..., Path]
 SOURCE = "a red circle at the top left on a white background"
@@ -144,7 +145,7 @@ def test_the_same_prompt_twice_leaves_the_picture(bundle: Get) -> None:
     with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
         asked = {"source_guidance": 2.0, "target_guidance": 2.0, "steps": 4, "n_max": 3}
         (same,) = pipeline.edit(given(), source=SOURCE, target=SOURCE, **asked)
-        whole = pipeline.decode(pipeline.see(np.asarray(given())).mode[None], (3, 4))[0]
+        whole = pipeline.decode(pipeline.encode_picture(np.asarray(given())).mode[None], (3, 4))[0]
     assert (np.abs(np.asarray(same).astype(int) - np.asarray(whole)) <= 1).all()
 
 
@@ -161,8 +162,8 @@ def test_the_same_prompt_twice_leaves_the_picture(bundle: Get) -> None:
     ],
 )
 def test_what_cannot_be_edited_is_said(bundle: Get, wrong: dict, message: str) -> None:
-    from flux_trt.runtime import manifest
-    from flux_trt.runtime.request import Request
+    from flux_trt.runtime.bundle import manifest
+    from flux_trt.runtime.tasks.request import Request
 
     asked = {"image": given(), "source": SOURCE, "target": TARGET, **wrong}
     image, source, target = (asked.pop(name) for name in ("image", "source", "target"))

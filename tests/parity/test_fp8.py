@@ -16,19 +16,19 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
 from flux_trt.exporter.cli import main
-from flux_trt.exporter.eager import Eager
-from flux_trt.exporter.fp8.e4m3 import Fp8, scale_of
-from flux_trt.exporter.fp8.quantize import attention_scales, input_scales
-from flux_trt.exporter.reference import case
-from flux_trt.exporter.stages import make_stages, precision_of
-from flux_trt.exporter.verify import relative_error, verify
-from flux_trt.exporter.weights import bytes_to_write
-from flux_trt.runtime import manifest
-from flux_trt.runtime.backend import connect
+from flux_trt.exporter.families.flux1.reference import case
+from flux_trt.exporter.families.flux1.stages import make_stages, precision_of
+from flux_trt.exporter.graphs.weights import bytes_to_write
+from flux_trt.exporter.quantise.e4m3 import Fp8, scale_of
+from flux_trt.exporter.quantise.quantize import attention_scales, input_scales
+from flux_trt.exporter.verify.eager import Eager
+from flux_trt.exporter.verify.verify import relative_error, verify
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.manifest import StageName
 from flux_trt.runtime.errors import BackendError, BuildError
-from flux_trt.runtime.manifest import StageName
 
 Get = Callable[..., Path]
 DENOISER = {
@@ -176,7 +176,8 @@ def test_a_build_calibrates_by_itself_once(
     checkpoint: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The conditioner in fp8, as by --stage-precision, is the quickest to build."""
-    monkeypatch.setattr("flux_trt.exporter.fp8.calibrate.built_in_prompts", lambda: ["a lighthouse", "a cat"])
+    prompts = "flux_trt.exporter.quantise.calibrate.built_in_prompts"
+    monkeypatch.setattr(prompts, lambda: ["a lighthouse", "a cat"])
     out, lines, source = tmp_path / "bundle", [], str(checkpoint("dev-like"))
     options = {"stages": ["conditioner"], "stage_precisions": {"conditioner": "fp8"}, "tell": lines.append}
     found = build(source, out, fp8=Fp8(base="fp32"), **options)
@@ -205,8 +206,8 @@ def test_the_bytes_to_write_are_known_before(
 ) -> None:
     from dataclasses import replace
 
-    from flux_trt.exporter.fp8.calibration import read
-    from flux_trt.exporter.fp8.ranges import quantisation
+    from flux_trt.exporter.quantise.calibration import read
+    from flux_trt.exporter.quantise.ranges import quantisation
 
     options = Fp8(base="fp32", per_channel=per_channel, calibration=calibration)
     chosen = {"conditioner": "fp8"}

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from flux_trt.runtime import picture
+from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.tasks import kontext
 
 

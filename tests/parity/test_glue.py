@@ -12,10 +12,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from simulator_cuda import CudaSimulator
 from tiny_bundle import files
 
-from flux_trt.exporter.glue import write_glue
-from flux_trt.runtime import manifest
-from flux_trt.runtime.backend import connect
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.exporter.graphs.glue import write_glue
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import BundleError
 
 CHANNELS = 16

@@ -3,7 +3,7 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline, FluxPipeline
 
-from flux_trt.runtime import latents
+from flux_trt.runtime.pictures import latents
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 4), (3, 8)])

@@ -6,7 +6,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flux_trt.runtime import noise
+from flux_trt.runtime.sampling import noise
 
 # Box-Muller amplifies one rounding of a uniform close to 1 in the tail, where |x| is above 4.
 TOLERANCE = {"rtol": 2e-6, "atol": 1e-6}

@@ -11,10 +11,10 @@ from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed
 from onnx.reference import ReferenceEvaluator
 from rope_case import draw, graph
 
-from flux_trt.exporter.rope import qk_norm_rope as in_torch
+from flux_trt.exporter.families.rope import qk_norm_rope as in_torch
 from flux_trt.plugins.qk_norm_rope.oracle import qk_norm_rope
 from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime import latents
+from flux_trt.runtime.pictures import latents
 
 
 @pytest.mark.parametrize(

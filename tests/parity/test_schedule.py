@@ -3,8 +3,8 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-from flux_trt.runtime import schedule
-from flux_trt.runtime.manifest import Scheduler
+from flux_trt.runtime.bundle.manifest import Scheduler
+from flux_trt.runtime.sampling import schedule
 
 DEV = {
     "use_dynamic_shifting": True,

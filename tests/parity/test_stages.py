@@ -15,11 +15,11 @@ from checkpoints import write_bfl, write_bfl_vae
 from transformers import T5EncoderModel
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoint import open_checkpoint
-from flux_trt.exporter.reference import case
-from flux_trt.exporter.tensorfile import read_header
-from flux_trt.exporter.verify import relative_error, verify
-from flux_trt.runtime.manifest import STAGES
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.tensorfile import read_header
+from flux_trt.exporter.families.flux1.reference import case
+from flux_trt.exporter.verify.verify import relative_error, verify
+from flux_trt.runtime.bundle.manifest import STAGES
 
 Get = Callable[..., Path]
 

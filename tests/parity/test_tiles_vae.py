@@ -14,8 +14,8 @@ from checkpoints import NANO
 from diffusers import AutoencoderKL
 from tiles import borders, pictures, seam
 
-from flux_trt.exporter.vae import VaeDecoder, VaeEncoder
-from flux_trt.runtime import tiles
+from flux_trt.exporter.families.vae import VaeDecoder, VaeEncoder
+from flux_trt.runtime.pictures import tiles
 
 PATCH, TILE, OVERLAP = 16, 16, 8
 GRID = 10, 24  # tokens; one row of two tiles

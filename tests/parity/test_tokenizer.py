@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, CLIPTokenizer, T5Tokenizer
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.tokenizer import Tokenizer
 from flux_trt.runtime.errors import BundleError
-from flux_trt.runtime.tokenizer import Tokenizer
 
 NANO = Path(__file__).parents[2] / "examples" / "flux-nano"
 TEXTS = [

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from flux_trt.bench.schema import Ratio, save
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -14,8 +14,8 @@ from flux_trt.bench.errors import BenchError
 from flux_trt.bench.flops import count, count_graph
 from flux_trt.bench.roofline import roof
 from flux_trt.bench.schema import Ceilings, Count
-from flux_trt.runtime.bundle import Bundle
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.tasks.request import Request
 
 TEXT, CLIP = 32, 77
 

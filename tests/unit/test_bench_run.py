@@ -8,7 +8,8 @@ from flux_trt.bench import roofline, run
 from flux_trt.bench.cli import main
 from flux_trt.bench.job import as_pictures
 from flux_trt.bench.schema import Roofline, Run, Scaling, Series, load, save
-from flux_trt.runtime import Pipeline, manifest
+from flux_trt.runtime import Pipeline
+from flux_trt.runtime.bundle import manifest
 
 OURS = "flux_trt/onnxruntime"
 STAGES = {"clip", "t5", "conditioner", "denoiser", "vae_decoder"}
@@ -99,7 +100,7 @@ def test_painters_get_what_users_get(tiny):
     """The pictures of the worker process are those of the pipeline."""
     from flux_trt.bench.case import job
     from flux_trt.bench.crew import Worker
-    from flux_trt.runtime.bundle import Bundle
+    from flux_trt.runtime.bundle.bundle import Bundle
 
     asked = job(Bundle.open(tiny), (64, 32), 3, 2, None, "cpu", None)
     with Worker(OURS, asked) as worker:
@@ -170,7 +171,7 @@ def test_a_worker_that_faults_or_dies_says_why(tiny):
     from flux_trt.bench.case import job
     from flux_trt.bench.crew import Worker
     from flux_trt.bench.errors import BenchError
-    from flux_trt.runtime.bundle import Bundle
+    from flux_trt.runtime.bundle.bundle import Bundle
 
     asked = job(Bundle.open(tiny), (64, 32), 1, 1, None, "cpu", None)
     with (

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from flux_trt.exporter.build import build
 from flux_trt.exporter.cli import main
 from flux_trt.exporter.describe import tasks
+from flux_trt.exporter.families.flux1.variants import VARIANTS
 from flux_trt.exporter.folder import digest, written_aside
-from flux_trt.exporter.variant import VARIANTS
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 Get = Callable[..., Path]

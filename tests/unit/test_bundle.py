@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from flux_trt.runtime import manifest
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import BundleError
 
 

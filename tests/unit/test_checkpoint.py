@@ -10,10 +10,10 @@ import torch
 from checkpoints import NANO, set_pipeline, write_bfl
 from safetensors.torch import load_file, save_file
 
-from flux_trt.exporter.checkpoint import Checkpoint, open_checkpoint
-from flux_trt.exporter.params import FluxParams, flux_params
-from flux_trt.exporter.stages import make_stages
-from flux_trt.exporter.variant import VARIANTS, detect
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
+from flux_trt.exporter.families.flux1.stages import make_stages
+from flux_trt.exporter.families.flux1.variants import VARIANTS, detect
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 Get = Callable[[str], Path]

@@ -114,7 +114,7 @@ def test_bugs_keep_their_traceback(tiny, tmp_path, monkeypatch):
     def bug(*arguments):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("flux_trt.runtime.noise.Generator.latents", bug)
+    monkeypatch.setattr("flux_trt.runtime.sampling.noise.Generator.latents", bug)
     result = run(tiny, "a", "-o", tmp_path / "a.png")
     assert isinstance(result.exception, KeyError)
 

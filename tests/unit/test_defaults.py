@@ -9,8 +9,8 @@ from conftest import RANDOM
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, T5Config
 
-from flux_trt.exporter.checkpoint import open_checkpoint
-from flux_trt.exporter.defaults import (
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.defaults import (
     AUTOENCODER_KL,
     CLIP_TEXT,
     FLOW_MATCH_EULER,
@@ -18,11 +18,11 @@ from flux_trt.exporter.defaults import (
     T5_ENCODER,
 )
 from flux_trt.exporter.describe import scheduler
-from flux_trt.exporter.params import axes_of, flux_params
-from flux_trt.exporter.stages import make_stages, skeleton
-from flux_trt.exporter.variant import VARIANTS
+from flux_trt.exporter.families.flux1.params import axes_of, flux_params
+from flux_trt.exporter.families.flux1.stages import make_stages, skeleton
+from flux_trt.exporter.families.flux1.variants import VARIANTS
+from flux_trt.runtime.bundle.manifest import Scheduler
 from flux_trt.runtime.errors import CheckpointError
-from flux_trt.runtime.manifest import Scheduler
 
 NO_PICTURE = {"sample_size", "force_upcast"}
 """Of the VAE: read by other pipelines, and by nobody in float32."""

@@ -8,7 +8,7 @@ import pytest
 from cuda.bindings import runtime as real
 from simulator_cuda import CudaSimulator
 
-from flux_trt.runtime.device import ALIGNMENT, Gpu
+from flux_trt.runtime.backends.device import ALIGNMENT, Gpu
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
 
 
@@ -41,7 +41,7 @@ def test_every_call_of_the_device_layer_exists():
     import re
     from pathlib import Path
 
-    from flux_trt.runtime import device
+    from flux_trt.runtime.backends import device
 
     used = set(re.findall(r"\bcuda[A-Z]\w+", Path(device.__file__).read_text()))
     enums = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 from checkpoints import NANO
 
-from flux_trt.exporter.checkpoint import open_checkpoint
-from flux_trt.exporter.flux import Conditioner, Denoiser, Linear
-from flux_trt.exporter.params import flux_params
+from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser, Linear
+from flux_trt.exporter.families.flux1.params import flux_params
 
 PARAMS = flux_params(open_checkpoint(str(NANO)).parts["transformer"])
 TOKENS, TEXT = 12, 5

@@ -8,8 +8,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from flux_trt.exporter.fp8.e4m3 import E4M3, LARGEST, quantize_weight, rounded, scale_of, to_e4m3
-from flux_trt.exporter.fp8.histogram import Histogram
+from flux_trt.exporter.quantise.e4m3 import (
+    E4M3,
+    LARGEST,
+    quantize_weight,
+    rounded,
+    scale_of,
+    to_e4m3,
+)
+from flux_trt.exporter.quantise.histogram import Histogram
 
 BASES = [torch.float32, torch.float16, torch.bfloat16]
 

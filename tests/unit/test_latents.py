@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_trt.runtime import latents
+from flux_trt.runtime.bundle.manifest import Sizes
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.manifest import Sizes
+from flux_trt.runtime.pictures import latents
 
 SIZES = Sizes(smallest=64, largest=256)
 

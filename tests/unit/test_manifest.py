@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import BundleError
 
 

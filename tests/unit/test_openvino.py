@@ -1,10 +1,10 @@
 import pytest
 
-from flux_trt.runtime import backend
-from flux_trt.runtime.backend import connect
+from flux_trt.runtime.backends import connect as connecting
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.backends.openvino import OpenVino
+from flux_trt.runtime.backends.ort import OnnxRuntime
 from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.openvino import OpenVino
-from flux_trt.runtime.ort import OnnxRuntime
 
 
 def test_it_is_a_cpu():
@@ -21,5 +21,5 @@ def test_it_is_a_cpu():
     ("installed", "kind"), [({"onnxruntime"}, OnnxRuntime), ({"onnxruntime", "openvino"}, OpenVino)]
 )
 def test_auto_is_openvino_where_it_is_installed(monkeypatch, device, installed, kind):
-    monkeypatch.setattr(backend, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(connecting, "find_spec", lambda name: name if name in installed else None)
     assert isinstance(connect("auto", device), kind)

@@ -1,7 +1,7 @@
 import pytest
 
-from flux_trt.runtime import manifest
-from flux_trt.runtime.backend import connect
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import BackendError
 
 

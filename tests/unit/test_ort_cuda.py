@@ -6,9 +6,9 @@ from simulator_cuda import CudaSimulator
 from simulator_ort import OrtSimulator
 
 from flux_trt.runtime import Pipeline
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.backends.ort import OnnxRuntime
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
-from flux_trt.runtime.ort import OnnxRuntime
 
 WANTED = {"count": 2, "batch": 2, "steps": 4, "size": (80, 48)}
 PROMPTS = ["a red circle", "blue", "left"]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from flux_trt.runtime import picture
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.pictures import picture
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tiny_bundle
 
-from flux_trt.runtime import Pipeline, latents, noise, schedule
-from flux_trt.runtime.course import Course
+from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import BackendError, BundleError, PaintError
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.sampling import noise, schedule
+from flux_trt.runtime.sampling.trajectory import Trajectory
+from flux_trt.runtime.tasks.request import Request
 
 RED_CIRCLE = np.mean([1, 4, 5, 7, 2, 0])  # <start> a red circle <end> <pad>
 
@@ -183,8 +185,8 @@ def test_reference_tokens_ride_along_unchanged(pipeline):
     rng = np.random.default_rng(0)
     start = rng.standard_normal((2, 4 + 3 + 6, tiny_bundle.CHANNELS)).astype(np.float32)
     grids = ((2, 2), (1, 3), (3, 2))
-    seen = [step.latents.numpy().copy() for step in pipeline.walk(Course(levels, start, grids), *parts)]
-    alone = Course(levels, start[:, :4], grids[:1])
+    seen = [step.latents.numpy().copy() for step in pipeline.walk(Trajectory(levels, start, grids), *parts)]
+    alone = Trajectory(levels, start[:, :4], grids[:1])
     plain = [step.latents.numpy().copy() for step in pipeline.walk(alone, *parts)]
     assert len(seen) == 4
     for now, alone in zip(seen, plain, strict=True):

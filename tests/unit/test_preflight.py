@@ -6,9 +6,9 @@ import pytest
 
 from flux_trt.exporter.engines import preflight
 from flux_trt.exporter.engines.preflight import available_memory, refuse_short, refuse_targets
-from flux_trt.runtime.engine import Recipe
+from flux_trt.runtime.bundle.engine import Recipe
+from flux_trt.runtime.bundle.flavour import FLAVOURS
 from flux_trt.runtime.errors import BuildError
-from flux_trt.runtime.flavour import FLAVOURS
 
 RTX = FLAVOURS["tensorrt-rtx"]
 RECIPE = Recipe(

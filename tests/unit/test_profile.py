@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles, shapes_of
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import RequestError
 
 

@@ -7,11 +7,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flux_trt.exporter.flux import Conditioner, Denoiser
-from flux_trt.exporter.names import transformer_from_diffusers
-from flux_trt.exporter.params import FLUX_DEV
-from flux_trt.exporter.recipe import Concat, Flatten, Key, Recipe, SwapHalves, Tensors
-from flux_trt.exporter.tensorfile import read_header
+from flux_trt.exporter.checkpoints.recipe import (
+    Concat,
+    Flatten,
+    Key,
+    Recipe,
+    SwapHalves,
+    Tensors,
+)
+from flux_trt.exporter.checkpoints.tensorfile import read_header
+from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser
+from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
+from flux_trt.exporter.families.flux1.params import FLUX_DEV
 
 WIDE = replace(FLUX_DEV, depth=1, depth_single_blocks=1)
 

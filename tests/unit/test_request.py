@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from flux_trt.runtime import manifest
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.request import Request
+from flux_trt.runtime.tasks.request import Request
 
 
 @pytest.fixture(scope="module")

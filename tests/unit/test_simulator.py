@@ -124,7 +124,7 @@ def test_the_simulator_refuses_what_tensorrt_refuses(tiny):
     import numpy as np
     import simulator_bundle
 
-    from flux_trt.runtime import manifest
+    from flux_trt.runtime.bundle import manifest
 
     cuda = CudaSimulator()
     trt = simulator_tensorrt.module(cuda)

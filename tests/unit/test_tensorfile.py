@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from flux_trt.exporter.tensorfile import Writer, read_header
+from flux_trt.exporter.checkpoints.tensorfile import Writer, read_header
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8]

@@ -14,9 +14,9 @@ import simulator_bundle
 import tiny_bundle
 from simulator_cuda import CudaSimulator
 
-from flux_trt.runtime import engine, manifest
-from flux_trt.runtime.backend import connect
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle import engine, manifest
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import BackendError, BundleError, GpuMemoryError
 
 NARROW = {**simulator_bundle.WIDE, "tokens": (4, 4, 8), "batch": (1, 1, 2), "sequence": (10, 10, 14)}

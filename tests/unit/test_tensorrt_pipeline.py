@@ -9,9 +9,11 @@ import simulator_bundle
 import tiny_bundle
 from simulator_cuda import CudaSimulator
 
-from flux_trt.runtime import Pipeline, latents, noise, schedule
-from flux_trt.runtime.course import Course
+from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import GpuMemoryError, PaintError
+from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.sampling import noise, schedule
+from flux_trt.runtime.sampling.trajectory import Trajectory
 
 MODES = ("resident", "sequential", "streaming")
 PROMPTS = ["a red circle", "blue square", "a red circle", "left"]
@@ -140,7 +142,7 @@ def test_a_recording_is_of_the_buffers_it_was_made_with(engines, tiny):
         others = {each: each.condition(*text[each], levels, 9.0) for each in (pipeline, onnxruntime)}
         for parts in (kept, kept, kept, others, others, kept, others, others):
             *_, exact = onnxruntime.denoise(start, levels, *parts[onnxruntime], (2, 2))
-            found = pipeline._walk(Course(levels, start, ((2, 2),)), *parts[pipeline], lambda steps: None)
+            found = pipeline._walk(Trajectory(levels, start, ((2, 2),)), *parts[pipeline], lambda steps: None)
             np.testing.assert_array_equal(found.numpy(), exact.latents.numpy())
     assert cuda.calls["cudaGraphLaunch"] == 4
 

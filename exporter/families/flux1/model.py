@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flux_trt.exporter.params import FluxParams
-from flux_trt.exporter.rope import qk_norm_rope
+from flux_trt.exporter.families.flux1.params import FluxParams
+from flux_trt.exporter.families.rope import qk_norm_rope
 
 EPS = 1e-6
 TIME_FACTOR = 1000.0

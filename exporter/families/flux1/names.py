@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from flux_trt.exporter.recipe import Concat, Flatten, Key, Recipe, SwapHalves
+from flux_trt.exporter.checkpoints.recipe import Concat, Flatten, Key, Recipe, SwapHalves
 
 BFL_PREFIXES = ("", "model.diffusion_model.")
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flux_trt.exporter import names
-from flux_trt.exporter.checkpoint import Part
-from flux_trt.exporter.recipe import Tensors
+from flux_trt.exporter.checkpoints.checkpoint import Part
+from flux_trt.exporter.checkpoints.recipe import Tensors
+from flux_trt.exporter.families.flux1 import names
 from flux_trt.runtime.errors import CheckpointError
 
 

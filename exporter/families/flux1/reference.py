@@ -19,12 +19,16 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from flux_trt.exporter.checkpoint import Checkpoint, Part
-from flux_trt.exporter.names import BFL_PREFIXES, text_encoder, transformer_from_diffusers
-from flux_trt.exporter.params import FluxParams, flux_params
-from flux_trt.exporter.recipe import SwapHalves
-from flux_trt.exporter.vae import config_from_bfl
-from flux_trt.runtime.manifest import StageName
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.recipe import SwapHalves
+from flux_trt.exporter.families.flux1.names import (
+    BFL_PREFIXES,
+    text_encoder,
+    transformer_from_diffusers,
+)
+from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
+from flux_trt.exporter.families.vae import config_from_bfl
+from flux_trt.runtime.bundle.manifest import StageName
 
 Values = dict[str, Tensor]
 SEED = 0

@@ -12,15 +12,16 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from flux_trt.exporter import names, text, vae
-from flux_trt.exporter.checkpoint import Checkpoint, Part
-from flux_trt.exporter.fit import check, check_whole
-from flux_trt.exporter.flux import Conditioner, Denoiser
-from flux_trt.exporter.fp8.e4m3 import Quantisation
-from flux_trt.exporter.params import FluxParams, flux_params
-from flux_trt.exporter.recipe import Recipe, Tensors
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
+from flux_trt.exporter.families import text, vae
+from flux_trt.exporter.families.fit import check, check_whole
+from flux_trt.exporter.families.flux1 import names
+from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser
+from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
+from flux_trt.exporter.quantise.e4m3 import Quantisation
+from flux_trt.runtime.bundle.manifest import STAGES, Precision, StageName, Tensor
 from flux_trt.runtime.errors import BuildError, CheckpointError
-from flux_trt.runtime.manifest import STAGES, Precision, StageName, Tensor
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS: dict[StageName, str] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flux_trt.exporter.params import FluxParams
+from flux_trt.exporter.families.flux1.params import FluxParams
 from flux_trt.runtime.errors import CheckpointError
 
 

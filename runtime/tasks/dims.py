@@ -1,0 +1,23 @@
+"""The dims that vary, of all that goes into and out of the stages."""
+
+from __future__ import annotations
+
+from flux_trt.runtime.bundle.manifest import Manifest
+from flux_trt.runtime.tasks.request import Request
+
+
+def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
+    """The dims of a batch of a request, by their names in the manifest."""
+    rows, columns = request.grid
+    text, tokens = manifest.tokenizers["t5"].length, sum(each[0] * each[1] for each in request.grids)
+    return {
+        "batch": min(request.batch, len(request)) * request.copies,
+        "steps": request.moves,
+        "text": text,
+        "tokens": tokens,
+        "sequence": text + tokens,
+        "h": rows,
+        "w": columns,
+        "height": request.height,
+        "width": request.width,
+    }
