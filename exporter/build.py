@@ -10,13 +10,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flux_trt.exporter import reuse
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
-from flux_trt.exporter.families.flux1.params import flux_params
-from flux_trt.exporter.families.flux1.stages import Stage, make_stages
-from flux_trt.exporter.families.flux1.variants import detect
+from flux_trt.exporter.families.plan import make_stages
+from flux_trt.exporter.families.recognise import recognise
+from flux_trt.exporter.families.stage import Stage
 from flux_trt.exporter.folder import digest, digests, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
 from flux_trt.exporter.graphs.trace import trace
@@ -27,14 +27,13 @@ from flux_trt.exporter.quantise.ranges import with_ranges
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import graph_digest
 from flux_trt.runtime.bundle.manifest import (
-    STAGES,
     File,
     Manifest,
     Precision,
     StageName,
     Tokenizer,
 )
-from flux_trt.runtime.errors import BuildError, CheckpointError
+from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
 
 
@@ -45,7 +44,7 @@ def build(
     precision: Precision = "fp32",
     stage_precisions: Mapping[StageName, Precision] | None = None,
     fp8: Fp8 | None = None,
-    stages: Sequence[StageName] = STAGES,
+    stages: Sequence[StageName] | None = None,
     variant: str | None = None,
     text_encoders: Path | None = None,
     vae: Path | None = None,
@@ -62,8 +61,8 @@ def build(
         precision: of the bundle; T5 and the VAE stay in fp32 when it is fp16.
         stage_precisions: another precision for single stages.
         fp8: how to quantise what is in fp8; None: with Fp8's defaults.
-        stages: which to build; a bundle without all of them is partial.
-        variant: chooses among FLUX.1 variants whose tensors are alike.
+        stages: which to build; a bundle without all of them is partial. None: all.
+        variant: chooses among variants of the family whose tensors are alike.
         text_encoders: a diffusers folder with the encoders and tokenizers that a BFL file lacks.
         vae: `ae.safetensors` or a diffusers VAE folder.
         revision: of a hub id.
@@ -76,18 +75,16 @@ def build(
         BuildError: a stage cannot be traced or written; `out` is as it was.
     """
     checkpoint = open_checkpoint(source, text_encoders=text_encoders, vae=vae, revision=revision)
-    if "transformer" not in checkpoint.parts:
-        raise CheckpointError(f"{source} has no transformer; give a whole FLUX.1 checkpoint")
-    params = flux_params(checkpoint.parts["transformer"])
-    kind = detect(params, checkpoint.pipeline, variant)
+    model = recognise(checkpoint, variant)
     fp8 = fp8 or Fp8()
-    plan = make_stages(checkpoint, precision, stages, stage_precisions, fp8.base)
-    tell(f"{source}: FLUX.1 {kind.name} in {checkpoint.layout} layout")
+    plan = make_stages(model, precision, stages, stage_precisions, fp8.base)
+    numbers = model.numbers()
+    tell(f"{source}: {model.title} in {checkpoint.layout} layout")
 
     with written_aside(out) as folder:
         sources = digests((file for stage in plan for file in stage.files), progress)
         beside = out.with_name(f"{out.name}.calibration.json")
-        plan = with_ranges(plan, checkpoint, kind, sources, fp8, beside, tell, progress)
+        plan = with_ranges(plan, model, sources, fp8, beside, tell, progress)
         links = plan_links(plan, folder) if link else {}
         _refuse_full_disk(plan, links, folder)
         files = {inside: sources[file] for file, inside in links.items()}
@@ -104,16 +101,15 @@ def build(
                 seconds = time.perf_counter() - started
                 tell(f"{stage.name}: {stage.precision}, {size:.1f} MB written in {seconds:.1f} s")
             files |= new
-        limits = {"clip": 77, "t5": kind.text_length}
         tokenizers: dict[str, Tokenizer] = {
-            name: export_tokenizer(path, folder, name, limits[name])
+            name: export_tokenizer(path, folder, name, numbers.windows[name])
             for name, path in checkpoint.tokenizers.items()
             if name in built
         }
         files |= {tokenizer.file: digest(folder / tokenizer.file) for tokenizer in tokenizers.values()}
-        glue, new = write_glue(folder, params.out_channels) if "denoiser" in built else ({}, {})
+        glue, new = write_glue(folder, numbers.model.channels) if "denoiser" in built else ({}, {})
         files |= new
-        found = describe(checkpoint, kind, params, sources, built, glue, tokenizers, files)
+        found = describe(model, sources, built, glue, tokenizers, files)
         (folder / manifest.NAME).write_text(found.dumps(), encoding="utf-8")
         keep_engines(out, folder, {name: graph_digest(found, name) for name in (*found.stages, *found.glue)})
     return found

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, get_args
 import click
 
 from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
+from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
-from flux_trt.runtime.bundle.manifest import STAGES, Precision
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
 
 PRECISIONS = get_args(Precision)
-VARIANTS = ("dev", "krea", "schnell", "kontext", "fill", "canny", "depth")
 
 
 class Commands(RunCommands):

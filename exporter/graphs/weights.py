@@ -20,8 +20,7 @@ import torch
 
 from flux_trt.exporter.checkpoints.recipe import Key
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, Writer
-from flux_trt.exporter.families.fit import parameters
-from flux_trt.exporter.families.flux1.stages import Stage, skeleton
+from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE, quantize_weight
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
