@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,17 +9,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flux_trt.exporter import reuse
-from flux_trt.exporter.checkpoints.open import open_checkpoint
-from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
-from flux_trt.exporter.families.plan import make_stages
-from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.families.stage import Stage
-from flux_trt.exporter.folder import digest, digests, written_aside
+from flux_trt.exporter.faults import Faults
+from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
 from flux_trt.exporter.graphs.trace import trace
 from flux_trt.exporter.graphs.weights import Links, attach, bytes_to_write, plan_links
+from flux_trt.exporter.prepare import prepare
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.quantize import quantize
 from flux_trt.exporter.quantise.ranges import with_ranges
@@ -31,9 +28,7 @@ from flux_trt.runtime.bundle.manifest import (
     Manifest,
     Precision,
     StageName,
-    Tokenizer,
 )
-from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
 
 
@@ -74,19 +69,31 @@ def build(
         CheckpointError: the checkpoint is not there or does not fit; nothing was written.
         BuildError: a stage cannot be traced or written; `out` is as it was.
     """
-    checkpoint = open_checkpoint(source, text_encoders=text_encoders, vae=vae, revision=revision)
-    model = recognise(checkpoint, variant)
     fp8 = fp8 or Fp8()
-    plan = make_stages(model, precision, stages, stage_precisions, fp8.base)
-    numbers = model.numbers()
-    tell(f"{source}: {model.title} in {checkpoint.layout} layout")
+    prepared = prepare(
+        source,
+        precision=precision,
+        stage_precisions=stage_precisions,
+        base=fp8.base,
+        stages=stages,
+        variant=variant,
+        text_encoders=text_encoders,
+        vae=vae,
+        revision=revision,
+        faults=Faults(),
+    )
+    model, plan, numbers = prepared.model, prepared.plan, prepared.numbers
+    assert numbers is not None
+    tell(f"{source}: {model.title} in {model.checkpoint.layout} layout")
+    for line in model.choices:
+        tell(line)
 
     with written_aside(out) as folder:
         sources = digests((file for stage in plan for file in stage.files), progress)
         beside = out.with_name(f"{out.name}.calibration.json")
         plan = with_ranges(plan, model, sources, fp8, beside, tell, progress)
         links = plan_links(plan, folder) if link else {}
-        _refuse_full_disk(plan, links, folder)
+        refuse_full_disk(sum(bytes_to_write(stage, links) for stage in plan), folder)
         files = {inside: sources[file] for file, inside in links.items()}
         old, built = reuse.previous(out), {}
         for stage in plan:
@@ -101,11 +108,7 @@ def build(
                 seconds = time.perf_counter() - started
                 tell(f"{stage.name}: {stage.precision}, {size:.1f} MB written in {seconds:.1f} s")
             files |= new
-        tokenizers: dict[str, Tokenizer] = {
-            name: export_tokenizer(path, folder, name, numbers.windows[name])
-            for name, path in checkpoint.tokenizers.items()
-            if name in built
-        }
+        tokenizers = {name: each.write(folder) for name, each in prepared.tokenizers.items()}
         files |= {tokenizer.file: digest(folder / tokenizer.file) for tokenizer in tokenizers.values()}
         glue, new = write_glue(folder, numbers.model.channels) if "denoiser" in built else ({}, {})
         files |= new
@@ -135,12 +138,3 @@ def _build_stage(
         key=key,
     )
     return record, {graph: digest(folder / graph), **written.made}
-
-
-def _refuse_full_disk(plan: Sequence[Stage], links: Links, folder: Path) -> None:
-    needed, free = sum(bytes_to_write(stage, links) for stage in plan), shutil.disk_usage(folder).free
-    if needed > free:
-        raise BuildError(
-            f"the bundle needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "use --precision bf16, or --out on another disk"
-        )

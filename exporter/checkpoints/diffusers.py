@@ -9,6 +9,7 @@ from typing import Any
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.defaults import completed
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header
+from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
 
 PARTS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "t5": "text_encoder_2"}
@@ -17,23 +18,34 @@ TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2"}
 STEMS = ("diffusion_pytorch_model", "model")
 
 
-def read_folder(source: str, folder: Path) -> Checkpoint:
+def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
     """All parts of a folder with `model_index.json`, or with text encoders.
+
+    A part with a fault is left out where faults are collected.
 
     Raises:
         CheckpointError: neither is there, or a part that is not whole.
     """
     if not (folder / "model_index.json").is_file() and not (folder / "text_encoder").is_dir():
         raise CheckpointError(f"{folder} has no model_index.json; give the folder that holds it")
-    index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-    scheduler = folder / "scheduler" / "scheduler_config.json"
+    index: dict[str, Any] = {}
+    parts: dict[str, Part] = {}
+    scheduler, schedule = folder / "scheduler" / "scheduler_config.json", None
+    with faults.met():
+        index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    for name, sub in PARTS.items():
+        with faults.met():
+            if (folder / sub).is_dir():
+                parts[name] = read_part(name, folder / sub)
+    with faults.met():
+        schedule = completed("scheduler", _json(scheduler)) if scheduler.is_file() else None
     return Checkpoint(
         source=source,
         layout="diffusers",
-        parts={name: read_part(name, folder / sub) for name, sub in PARTS.items() if (folder / sub).is_dir()},
+        parts=parts,
         tokenizers={name: folder / sub for name, sub in TOKENIZERS.items() if (folder / sub).is_dir()},
         pipeline=index.get("_class_name"),
-        scheduler=completed("scheduler", _json(scheduler)) if scheduler.is_file() else None,
+        scheduler=schedule,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoints.tokenizer import Window
 from flux_trt.exporter.families.oracle import Case
 from flux_trt.exporter.families.stage import Stage
 from flux_trt.runtime.bundle import manifest
@@ -21,8 +22,8 @@ class Numbers:
     scheduler: manifest.Scheduler
     sizes: manifest.Sizes
     defaults: manifest.Defaults
-    windows: Mapping[str, int]
-    """Tokenizer -> the most tokens of a prompt."""
+    windows: Mapping[str, Window]
+    """Text stage -> how its prompts are padded and cut."""
 
 
 class Model(Protocol):
@@ -46,6 +47,10 @@ class Model(Protocol):
     def parts(self) -> Mapping[StageName, str]:
         """Every stage of a whole bundle, in the order that they run -> the part that it is made from."""
 
+    @property
+    def choices(self) -> list[str]:
+        """What was chosen where the checkpoint leaves it open, and the option that chooses otherwise."""
+
     def stage(self, name: StageName) -> Stage:
         """A stage, in float32.
 
@@ -65,6 +70,9 @@ class Model(Protocol):
 
     def tasks(self, stages: Collection[StageName]) -> list[Task]:
         """What a bundle with these stages can do."""
+
+    def disagreements(self) -> list[str]:
+        """What of one part does not fit another: widths, channels, lengths; a line each."""
 
     def case(self, stage: StageName) -> Case:
         """Seeded inputs of a stage, and what the public implementation makes of them."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from flux_trt.exporter.checkpoints.checkpoint import BROUGHT_BY
 from flux_trt.exporter.families.fit import check, check_whole
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.stage import Stage, skeleton, unbuildable
+from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.bundle.manifest import Precision, StageName
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
@@ -21,6 +23,7 @@ def make_stages(
     wanted: Sequence[StageName] | None = None,
     chosen: Mapping[StageName, Precision] | None = None,
     base: Precision = "bf16",
+    faults: Faults | None = None,
 ) -> list[Stage]:
     """The wanted stages, checked: every weight has its tensors, of the right shape, and none is left over.
 
@@ -30,27 +33,42 @@ def make_stages(
         wanted: names of stages; None: all.
         chosen: another precision for single stages.
         base: with fp8, the precision of all that is not quantised.
+        faults: where they are collected, and stages with one left out; None: the first is raised.
 
     Raises:
         CheckpointError: a part is missing, or its tensors do not fit.
         BuildError: a precision that a stage cannot have.
     """
-    source = model.checkpoint
+    faults = faults or Faults()
     names = list(model.parts) if wanted is None else list(wanted)
-    for name in names:
-        if model.parts[name] not in source.parts:
-            raise CheckpointError(missing_part(model, name))
     parts = dict.fromkeys(model.parts[name] for name in names)
-    # All stages of a part are looked at, wanted or not: what none of them uses is not to be passed over.
-    all_of = {name: model.stage(name) for name, part in model.parts.items() if part in parts}
-    plan = [in_precision(all_of[name], precision, chosen or {}, base) for name in names]
-    modules = {name: _module(stage) for name, stage in all_of.items()}
-    for stage in plan:
-        check(stage, modules[stage.name], model.family)
+    plan: list[Stage] = []
     for part in parts:
-        halves = [(stage, modules[stage.name]) for stage in all_of.values() if stage.part == part]
-        check_whole(halves, model.ignored(part), model.family)
-    return plan
+        mine = [name for name in names if model.parts[name] == part]
+        with faults.met():
+            if part not in model.checkpoint.parts:
+                raise CheckpointError(missing_part(model, mine[0]))
+            plan += _of_part(model, part, mine, faults, partial(in_precision, precision, chosen or {}, base))
+    return sorted(plan, key=lambda stage: names.index(stage.name))
+
+
+def _of_part(
+    model: Model, part: str, wanted: Sequence[StageName], faults: Faults, decide: Callable[[Stage], Stage]
+) -> list[Stage]:
+    """The wanted stages that are made from a part.
+
+    All of its stages are looked at, wanted or not: a tensor that none of them uses is not to be passed over.
+    """
+    stages = {name: model.stage(name) for name, of in model.parts.items() if of == part}
+    modules = {name: _module(stage) for name, stage in stages.items()}
+    found = []
+    for name in wanted:
+        with faults.met():
+            check(stages[name], modules[name], model.family)
+            found.append(decide(stages[name]))
+    with faults.met():
+        check_whole([(stages[name], modules[name]) for name in stages], model.ignored(part), model.family)
+    return found
 
 
 def _module(stage: Stage) -> nn.Module:
@@ -68,7 +86,7 @@ def missing_part(model: Model, stage: StageName) -> str:
 
 
 def in_precision(
-    stage: Stage, precision: Precision, chosen: Mapping[StageName, Precision], base: Precision = "bf16"
+    precision: Precision, chosen: Mapping[StageName, Precision], base: Precision, stage: Stage
 ) -> Stage:
     """The stage in the precision that it has in a bundle asked for in `precision`.
 

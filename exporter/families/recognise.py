@@ -22,7 +22,8 @@ def recognise(checkpoint: Checkpoint, variant: str | None = None) -> Model:
         CheckpointError: no transformer, none of a known family, or not that variant's.
     """
     if "transformer" not in checkpoint.parts:
-        raise CheckpointError(f"{checkpoint.source} has no transformer; give a whole checkpoint")
+        what = f" (its model_index.json says {checkpoint.pipeline})" if checkpoint.pipeline else ""
+        raise CheckpointError(f"{checkpoint.source} has no transformer{what}; give a whole checkpoint")
     for family in FAMILIES:
         if family.tells(checkpoint):
             return family(checkpoint, variant)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
+from flux_trt.exporter.checkpoints.tokenizer import load_tokenizer
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.stage import Runs, Stage, parameters, skeleton
@@ -64,8 +64,8 @@ class Reference:
         if stage.name not in source.tokenizers:
             raise CheckpointError(f"{source.source} has no {stage.name} tokenizer; give --text-encoders")
         with tempfile.TemporaryDirectory() as folder:
-            limit = self._numbers.windows[stage.name]
-            spec = export_tokenizer(source.tokenizers[stage.name], Path(folder), stage.name, limit)
+            window = self._numbers.windows[stage.name]
+            spec = load_tokenizer(source.tokenizers[stage.name], stage.name, window).write(Path(folder))
             ids, _ = Tokenizer(Path(folder), spec).encode(prompts)
         module = streamed(stage, self._device)
         if stage.in_fp8:

@@ -154,8 +154,8 @@ def test_graphs_pass_the_checker(fp8_bundle: Get, base: str) -> None:
 def test_other_stages_have_the_base_precision(checkpoint: Get) -> None:
     model = recognise(open_checkpoint(str(checkpoint("dev-like"))))
 
-    def precision_of(name: str, *asked: Any) -> tuple[str, str | None]:
-        found = in_precision(model.stage(name), *asked)
+    def precision_of(name: str, precision: Any, chosen: Any, base: Any = "bf16") -> tuple[str, str | None]:
+        found = in_precision(precision, chosen, base, model.stage(name))
         return found.precision, found.base
 
     assert precision_of("denoiser", "fp8", {}) == ("fp8", "bf16")

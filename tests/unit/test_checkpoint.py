@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
-from flux_trt.exporter.families.flux1.variants import detect
+from flux_trt.exporter.families.flux1.variants import candidates
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.runtime.errors import BuildError, CheckpointError
@@ -125,14 +125,14 @@ def params(in_channels: int, guidance_embed: bool) -> FluxParams:
 def test_variants_are_told_by_what_is_inside(
     in_channels: int, guidance: bool, pipeline: str | None, asked: str | None, name: str
 ) -> None:
-    assert detect(params(in_channels, guidance), pipeline, asked).name == name
+    assert candidates(params(in_channels, guidance), pipeline, asked)[0].name == name
 
 
 def test_a_variant_that_the_tensors_cannot_be() -> None:
     with pytest.raises(CheckpointError, match="not FLUX.1 schnell; --variant can be dev, krea, kontext"):
-        detect(params(64, True), None, "schnell")
+        candidates(params(64, True), None, "schnell")
     with pytest.raises(CheckpointError, match="no FLUX.1 variant has 65 input channels"):
-        detect(params(65, True))
+        candidates(params(65, True))
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Checkpoint:
@@ -238,4 +238,4 @@ def test_a_scheduler_that_flux_does_not_use(folder: Path) -> None:
 def test_the_pipeline_class_tells_kontext(folder: Path) -> None:
     set_pipeline(folder, "FluxKontextPipeline")
     found = open_checkpoint(str(folder))
-    assert detect(flux_params(found.parts["transformer"]), found.pipeline).name == "kontext"
+    assert candidates(flux_params(found.parts["transformer"]), found.pipeline)[0].name == "kontext"

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.tokenizer import Window
 from flux_trt.exporter.families import text, vae, vae_oracle
 from flux_trt.exporter.families.flux1 import reference, stages
 from flux_trt.exporter.families.flux1.params import flux_params
-from flux_trt.exporter.families.flux1.variants import PARTS, detect, tasks_of
+from flux_trt.exporter.families.flux1.variants import PARTS, candidates, tasks_of
 from flux_trt.exporter.families.model import Numbers
 from flux_trt.exporter.families.oracle import Case
 from flux_trt.exporter.families.scheduler import PLAIN, SHIFTING, scheduler
@@ -41,7 +42,8 @@ class Flux1:
         """
         self.checkpoint = checkpoint
         self._params = flux_params(checkpoint.parts["transformer"])
-        self._kind = detect(self._params, checkpoint.pipeline, variant)
+        self._kind, *alike = candidates(self._params, checkpoint.pipeline, variant)
+        self._alike = [each.name for each in alike]
 
     @staticmethod
     def tells(checkpoint: Checkpoint) -> bool:
@@ -57,6 +59,14 @@ class Flux1:
     def title(self) -> str:
         """As in "FLUX.1 dev"."""
         return f"{self.family} {self.variant}"
+
+    @property
+    def choices(self) -> list[str]:
+        """A line where other members have the same tensors and pipeline and none was asked for."""
+        if not self._alike:
+            return []
+        others = " and ".join(self._alike)
+        return [f"{others} cannot be told from {self.variant} by their files; --variant chooses"]
 
     def stage(self, name: StageName) -> Stage:
         """A stage, in float32."""
@@ -99,12 +109,40 @@ class Flux1:
             scheduler=scheduler(self.checkpoint.scheduler, SHIFTING if kind.shifting else PLAIN, self.family),
             sizes=manifest.Sizes(smallest=patch, largest=LARGEST_SIDE),
             defaults=manifest.Defaults(width=side, height=side, steps=kind.steps, guidance=kind.guidance),
-            windows={"clip": CLIP_LENGTH, "t5": kind.text_length},
+            windows={
+                "clip": Window(CLIP_LENGTH, pad_token="<|endoftext|>"),
+                "t5": Window(kind.text_length, pad_token="<pad>"),
+            },
         )
 
     def tasks(self, stages: Collection[StageName]) -> list[Task]:
         """What a bundle with these stages can do."""
         return tasks_of(self._kind, stages)
+
+    def disagreements(self) -> list[str]:
+        """Widths that the transformer was made for and a part does not have."""
+        parts, p = self.checkpoint.parts, self._params
+        found = []
+        if "vae" in parts:
+            channels = vae.config_of(parts["vae"])["latent_channels"]
+            if 4 * channels != p.out_channels:
+                found.append(
+                    f"the VAE has {channels} latent channels and the transformer paints "
+                    f"{p.out_channels // 4}; give {self.family}'s VAE with --vae"
+                )
+        for name, entry, width in (
+            ("clip", "hidden_size", p.vec_in_dim),
+            ("t5", "d_model", p.context_in_dim),
+        ):
+            if name in parts and (has := parts[name].config[entry]) != width:
+                found.append(
+                    f"{name} has a width of {has} and the transformer takes {width}; "
+                    "give this model's own with --text-encoders"
+                )
+        positions = parts["clip"].config["max_position_embeddings"] if "clip" in parts else CLIP_LENGTH
+        if positions < CLIP_LENGTH:
+            found.append(f"clip has {positions} positions, fewer than the {CLIP_LENGTH} tokens of a prompt")
+        return found
 
     def case(self, stage: StageName) -> Case:
         """Seeded inputs of a stage and its oracle's outputs; its part is in memory in float32 meanwhile."""

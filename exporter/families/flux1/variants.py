@@ -101,11 +101,16 @@ VARIANTS = {
 }
 
 
-def detect(params: FluxParams, pipeline: str | None = None, asked: str | None = None) -> Variant:
-    """The variant with these tensors, and this pipeline class if one is named.
+def candidates(params: FluxParams, pipeline: str | None = None, asked: str | None = None) -> list[Variant]:
+    """The variants with these tensors, and this pipeline class if one is named; the first is taken.
 
-    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth): `asked` chooses among
-    them, and without it the first of the table is taken.
+    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth) and some the same pipeline.
+    Where none fits the pipeline, the tensors alone decide.
+
+    Args:
+        params: of the transformer.
+        pipeline: class that `model_index.json` names.
+        asked: chooses one of those with these tensors.
 
     Raises:
         CheckpointError: no variant has such tensors, or `asked` is none of those that have.
@@ -122,8 +127,8 @@ def detect(params: FluxParams, pipeline: str | None = None, asked: str | None = 
             raise CheckpointError(
                 f"these tensors are not FLUX.1 {asked}; --variant can be {', '.join(v.name for v in fits)}"
             )
-        return VARIANTS[asked]
-    return next((v for v in fits if v.pipeline == pipeline), fits[0])
+        return [VARIANTS[asked]]
+    return [v for v in fits if v.pipeline == pipeline] or fits
 
 
 def tasks_of(variant: Variant, stages: Collection[StageName]) -> list[Task]:
