@@ -55,7 +55,9 @@ class Concat(Recipe):
     """Tensors one after another on the first axis, as in a fused q, k, v projection."""
 
     def make(self, *parts: Tensor) -> Tensor:
-        """All parts in one."""
+        """All parts in one; parts of different types are widened, since a cast may have spared some."""
+        if len({part.dtype for part in parts}) > 1:
+            parts = tuple(part.float() for part in parts)
         return torch.cat(parts)
 
 
