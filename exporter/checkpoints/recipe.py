@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
+from flux_trt.exporter.checkpoints.tensorfile import AnyTensor
 
-Tensors = Mapping[str, TensorInfo]
+Tensors = Mapping[str, AnyTensor]
 
 
 class Recipe:
