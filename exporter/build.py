@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import onnx_ir as ir
 
 from flux_trt.exporter import reuse
+from flux_trt.exporter.checkpoints.open import Beside
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
 from flux_trt.exporter.families.stage import Stage
@@ -41,29 +43,25 @@ def build(
     fp8: Fp8 | None = None,
     stages: Sequence[StageName] | None = None,
     variant: str | None = None,
-    text_encoders: Path | None = None,
-    vae: Path | None = None,
-    revision: str | None = None,
     link: bool = True,
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
+    **beside: Unpack[Beside],
 ) -> Manifest:
     """Build the bundle `out` from the checkpoint `source`.
 
     Args:
-        source: a diffusers folder, a BFL safetensors file, or a hub id.
+        source: a diffusers folder, a safetensors file, or a hub id.
         out: directory to be; an older bundle there is replaced, and its unchanged stages are reused.
         precision: of the bundle; T5 and the VAE stay in fp32 when it is fp16.
         stage_precisions: another precision for single stages.
         fp8: how to quantise what is in fp8; None: with Fp8's defaults.
         stages: which to build; a bundle without all of them is partial. None: all.
         variant: chooses among variants of the family whose tensors are alike.
-        text_encoders: a diffusers folder with the encoders and tokenizers that a BFL file lacks.
-        vae: `ae.safetensors` or a diffusers VAE folder.
-        revision: of a hub id.
         link: use weights where they lie when they need no change; False copies every weight.
         tell: called with a line for every step done.
         progress: told (what, bytes done, bytes in all) while files are hashed and written.
+        beside: what the checkpoint lacks, see `Beside`.
 
     Raises:
         CheckpointError: the checkpoint is not there or does not fit; nothing was written.
@@ -77,21 +75,19 @@ def build(
         base=fp8.base,
         stages=stages,
         variant=variant,
-        text_encoders=text_encoders,
-        vae=vae,
-        revision=revision,
         faults=Faults(),
+        **beside,
     )
     model, plan, numbers = prepared.model, prepared.plan, prepared.numbers
     assert numbers is not None
     tell(f"{source}: {model.title} in {model.checkpoint.layout} layout")
-    for line in model.choices:
+    for line in (*model.checkpoint.notes, *model.choices):
         tell(line)
 
     with written_aside(out) as folder:
         sources = digests((file for stage in plan for file in stage.files), progress)
-        beside = out.with_name(f"{out.name}.calibration.json")
-        plan = with_ranges(plan, model, sources, fp8, beside, tell, progress)
+        calibration = out.with_name(f"{out.name}.calibration.json")
+        plan = with_ranges(plan, model, sources, fp8, calibration, tell, progress)
         links = plan_links(plan, folder) if link else {}
         refuse_full_disk(sum(bytes_to_write(stage, links) for stage in plan), folder)
         files = {inside: sources[file] for file, inside in links.items()}

@@ -11,6 +11,7 @@ import click
 
 from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
+from flux_trt.exporter.options import beside_options
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
@@ -74,8 +75,7 @@ def main() -> None:
 @click.option(
     "--variant", type=click.Choice(VARIANTS), help="Chooses among variants whose tensors are alike."
 )
-@click.option("--text-encoders", type=click.Path(path_type=Path), help="Diffusers folder with CLIP and T5.")
-@click.option("--vae", type=click.Path(path_type=Path), help="ae.safetensors, or a diffusers VAE folder.")
+@beside_options
 @click.option("--revision", help="Of a hub id.")
 @click.option(
     "--link/--no-link",
@@ -157,6 +157,7 @@ def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="The calibration to write, JSON."
 )
+@beside_options
 @calibration_options
 def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
     """Paint prompts with CHECKPOINT and record how large the inputs of its layers are.
@@ -213,8 +214,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @main.command(short_help="Compare a bundle with diffusers.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", help="Where the checkpoint is now, if not where it was at the build.")
-@click.option("--text-encoders", type=click.Path(path_type=Path), help="As for build.")
-@click.option("--vae", type=click.Path(path_type=Path), help="As for build.")
+@beside_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def verify(bundle: Path, as_json: bool, **options: Any) -> None:
     """Compare every stage of BUNDLE with diffusers and transformers in fp32; exit 1 when one is off.

@@ -46,8 +46,7 @@ def describe(
         files={path: files[path] for path in sorted(used)},
         provenance=Provenance(
             checkpoint=checkpoint.source,
-            text_encoders=checkpoint.text_encoders,
-            vae=checkpoint.vae,
+            **checkpoint.beside,
             layout=checkpoint.layout,
             sources=[
                 Source(name=f"{path.parent.name}/{path.name}", bytes=file.bytes, sha256=file.sha256)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Unpack
 
-from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.checkpoints.open import Beside, open_checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import LoadedTokenizer, load_tokenizer
 from flux_trt.exporter.families.model import Model, Numbers
 from flux_trt.exporter.families.plan import make_stages
@@ -36,10 +36,8 @@ def prepare(
     base: Precision,
     stages: Sequence[StageName] | None,
     variant: str | None,
-    text_encoders: Path | None,
-    vae: Path | None,
-    revision: str | None,
     faults: Faults,
+    **beside: Unpack[Beside],
 ) -> Prepared:
     """Open a checkpoint and check all that `build` relies on; the arguments are `build`'s.
 
@@ -48,9 +46,7 @@ def prepare(
             not collected.
         BuildError: a precision that a stage cannot have, likewise.
     """
-    checkpoint = open_checkpoint(
-        source, text_encoders=text_encoders, vae=vae, revision=revision, faults=faults
-    )
+    checkpoint = open_checkpoint(source, faults=faults, **beside)
     model = recognise(checkpoint, variant)
     plan = make_stages(model, precision, stages, stage_precisions, base, faults)
     for line in model.disagreements():
@@ -75,11 +71,11 @@ def _tokenizer(model: Model, numbers: Numbers, name: StageName, whole: bool) -> 
         if not whole:
             return None
         raise CheckpointError(
-            f"{source.source} has no tokenizer for {name}; give a diffusers folder that has it with "
-            "--text-encoders"
+            f"{source.source} has no tokenizer for {name}; give a diffusers folder or a bundle that has it "
+            "with --tokenizers"
         )
     found = load_tokenizer(source.tokenizers[name], name, numbers.windows[name])
-    size = source.parts[name].config.get("vocab_size") if name in source.parts else None
+    size = model.stage(name).config.get("vocab_size") if model.parts[name] in source.parts else None
     if size is not None and found.vocabulary > size:
         raise CheckpointError(
             f"the tokenizer {source.tokenizers[name]} has {found.vocabulary} tokens and {name} knows {size}; "

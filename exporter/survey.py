@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
+from flux_trt.exporter.checkpoints.open import Beside
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, Decoded
 from flux_trt.exporter.families.stage import Quantisation, Stage, large_layers
 from flux_trt.exporter.faults import Faults
@@ -90,7 +91,8 @@ def survey(
     fp8: Fp8 | None = None,
     stages: Sequence[StageName] | None = None,
     link: bool = True,
-    **where: Any,
+    variant: str | None = None,
+    **beside: Unpack[Beside],
 ) -> Survey:
     """Look at a checkpoint as `build` would, with the same arguments, and collect what is wrong."""
     faults, fp8, found = Faults(collect=True), fp8 or Fp8(), Survey(source)
@@ -103,8 +105,9 @@ def survey(
             stage_precisions=stage_precisions,
             base=fp8.base,
             stages=stages,
+            variant=variant,
             faults=faults,
-            **{name: where.get(name) for name in ("variant", "text_encoders", "vae", "revision")},
+            **beside,
         )
         model, plan = prepared.model, [_quantised(stage) for stage in prepared.plan]
         found.title, found.layout = model.title, model.checkpoint.layout
@@ -112,7 +115,7 @@ def survey(
         found.parts = [_part(name, model.checkpoint.parts[name]) for name in used]
         found.tokenizers = {name: each.length for name, each in prepared.tokenizers.items()}
         found.tasks = model.tasks([stage.name for stage in plan])
-        found.notes += model.choices
+        found.notes += [*model.checkpoint.notes, *model.choices]
         _weights(found, plan, out, link)
     if any(stage.precision == "fp8" for stage in found.stages):
         with faults.met():

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor
 
-BROUGHT_BY = {"clip": "--text-encoders", "t5": "--text-encoders", "vae": "--vae"}
+BROUGHT_BY = {"clip": "--text-encoders or --clip", "t5": "--text-encoders or --t5", "vae": "--vae"}
 """Part -> the option that brings it where a checkpoint lacks it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network of a checkpoint: its tensors, its whole config (of BFL files empty), whose names."""
+    """One network of a checkpoint: its tensors, its whole config (of single files empty), whose names."""
 
     tensors: Mapping[str, AnyTensor]
     config: Mapping[str, Any]
@@ -27,10 +27,14 @@ class Checkpoint:
     """All that was found, by part name: transformer, vae, clip, t5; a part that is not there is left out."""
 
     source: str
-    layout: Literal["diffusers", "bfl"]
+    layout: str
+    """For people: diffusers, bfl or all-in-one."""
     parts: Mapping[str, Part]
     tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    """Text stage -> a transformers tokenizer's folder, or a bundle's tokenizer file."""
     pipeline: str | None = None
     scheduler: Mapping[str, Any] | None = None
-    text_encoders: str | None = None
-    vae: str | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Option -> the path or hub id that was given with it."""
+    notes: tuple[str, ...] = ()
+    """What was found and is not used, and why; a line each."""

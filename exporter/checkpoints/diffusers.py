@@ -1,4 +1,4 @@
-"""A diffusers folder, as `save_pretrained` writes it and the hub serves it."""
+"""A diffusers folder, as `save_pretrained` writes it and the hub serves it, or of the transformer alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.defaults import completed
+from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_names
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
@@ -16,36 +17,42 @@ PARTS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "t5
 """Part -> its folder."""
 TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2"}
 STEMS = ("diffusion_pytorch_model", "model")
+TRANSFORMER = "FluxTransformer2DModel"
 
 
 def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
-    """All parts of a folder with `model_index.json`, or with text encoders.
+    """All parts that a folder has; what they lack is brought by options.
 
     A part with a fault is left out where faults are collected.
 
     Raises:
-        CheckpointError: neither is there, or a part that is not whole.
+        CheckpointError: nothing of a diffusers folder is there, or a part that is not whole.
     """
-    if not (folder / "model_index.json").is_file() and not (folder / "text_encoder").is_dir():
-        raise CheckpointError(f"{folder} has no model_index.json; give the folder that holds it")
+    if _is_transformer(folder):
+        return Checkpoint(source, "diffusers", {"transformer": read_part("transformer", folder)})
+    if not any((folder / name).exists() for name in ("model_index.json", *PARTS.values())):
+        loose = sorted(path.name for path in folder.glob("*.safetensors"))
+        hint = f" (of its files {loose[0]}, for example, can be given by itself)" if loose else ""
+        raise CheckpointError(f"{folder} has no model_index.json{hint}; give the folder that holds it")
     index: dict[str, Any] = {}
     parts: dict[str, Part] = {}
-    scheduler, schedule = folder / "scheduler" / "scheduler_config.json", None
+    path, scheduler = folder / "scheduler" / "scheduler_config.json", None
     with faults.met():
-        index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     for name, sub in PARTS.items():
         with faults.met():
             if (folder / sub).is_dir():
                 parts[name] = read_part(name, folder / sub)
     with faults.met():
-        schedule = completed("scheduler", _json(scheduler)) if scheduler.is_file() else None
+        scheduler = read_scheduler(path) if path.is_file() else None
     return Checkpoint(
         source=source,
         layout="diffusers",
         parts=parts,
-        tokenizers={name: folder / sub for name, sub in TOKENIZERS.items() if (folder / sub).is_dir()},
+        tokenizers=read_tokenizers(folder),
         pipeline=index.get("_class_name"),
-        scheduler=schedule,
+        scheduler=scheduler,
+        notes=_notes(folder),
     )
 
 
@@ -53,36 +60,85 @@ def read_part(name: str, folder: Path) -> Part:
     """A diffusers or transformers model folder: config.json and one or several safetensors files.
 
     Raises:
-        CheckpointError: it is not whole, or its weights are pickled.
+        CheckpointError: it is not whole, it is another model, or its weights are pickled.
     """
-    config = completed(name, _json(folder / "config.json"))
+    config = completed(name, read_json(folder / "config.json"))
     tensors: dict[str, TensorInfo] = {}
     for file in _files(folder):
         tensors |= read_header(file)
+    if name == "transformer" and (what := foreign_names(tensors)) is not None:
+        raise CheckpointError(f"{folder} is {what}")
     return Part(tensors, config, "diffusers")
 
 
-def _files(folder: Path) -> list[Path]:
-    """The weights' files: the shards that an index names, or the one file."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        names = sorted(set(_json(indexes[0]).get("weight_map", {}).values()))
-        return [folder / Path(name).name for name in names]
-    found = [path for stem in STEMS if (path := folder / f"{stem}.safetensors").is_file()]
-    if not found:
-        pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]), None)
-        said = f"{pickled.name} is a pickle and is not loaded" if pickled else "there is no .safetensors file"
-        raise CheckpointError(f"{folder}: {said}; save the model with safe_serialization=True")
-    return found
+def read_tokenizers(folder: Path) -> dict[str, Path]:
+    """The tokenizers' folders that are there."""
+    return {name: folder / sub for name, sub in TOKENIZERS.items() if (folder / sub).is_dir()}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_scheduler(path: Path) -> dict[str, Any]:
+    """A `scheduler_config.json`, whole.
+
+    Raises:
+        CheckpointError: not there, or no JSON object.
+    """
+    return completed("scheduler", read_json(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: not there, or something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; copy or download the checkpoint again") from None
-    except (OSError, ValueError) as fault:
-        raise CheckpointError(f"cannot read {path} ({fault}); copy or download it again") from None
+    except (OSError, ValueError, RecursionError) as fault:
+        raise CheckpointError(f"cannot read {path} ({fault}); {AGAIN}") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object; copy or download it again")
+        raise CheckpointError(f"{path} does not hold a JSON object; {AGAIN}")
     return found
+
+
+def _is_transformer(folder: Path) -> bool:
+    """Whether the folder is a transformer's own, as some repositories have it at their root."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("_class_name") == TRANSFORMER
+
+
+def _files(folder: Path) -> list[Path]:
+    """The weights' files: the shards that an index names, or the one file, also under a variant's name."""
+    plain = [folder / f"{stem}.safetensors" for stem in STEMS]
+    indexes = [folder / f"{stem}.safetensors.index.json" for stem in STEMS]
+    named = sorted({*folder.glob("*.safetensors.index.*.json"), *folder.glob("*.*.safetensors.index.json")})
+    for found in (indexes, plain, named):
+        there = [path for path in found if path.is_file()]
+        if there:
+            return _shards(there[0]) if ".index." in there[0].name else there[:1]
+    variants = sorted({path for stem in STEMS for path in folder.glob(f"{stem}.*.safetensors")})
+    if len(variants) == 1:
+        return variants
+    if variants:
+        names = ", ".join(path.name for path in variants)
+        raise CheckpointError(f"{folder} has several weights ({names}); leave the ones that you mean")
+    pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]), None)
+    said = f"{pickled.name} is a pickle and is not loaded" if pickled else "there is no .safetensors file"
+    raise CheckpointError(f"{folder}: {said}; save the model with safe_serialization=True")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    return [index.parent / Path(name).name for name in names]
+
+
+def _notes(folder: Path) -> tuple[str, ...]:
+    """Files with weights beside the parts, which are not read."""
+    beside = sorted(path.name for path in folder.glob("*.safetensors"))
+    loras = [name for name in beside if "lora" in name.lower()]
+    others = [name for name in beside if name not in loras]
+    notes = [f"{', '.join(loras)}: a LoRA beside the weights is not used"] if loras else []
+    if others:
+        notes.append(f"{', '.join(others)}: not read; the parts' own folders are")
+    return tuple(notes)

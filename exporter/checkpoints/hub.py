@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flux_trt.exporter.checkpoints.diffusers import PARTS
+from flux_trt.exporter.checkpoints.diffusers import TOKENIZERS as TOKENIZER_FOLDERS
 from flux_trt.runtime.errors import CheckpointError
 
 FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model", *(f"{part}/*.safetensors" for part in PARTS.values())]
-"""Not the root's single files, which hold the same weights once more."""
+"""Of a whole repository: not the root's single files, which hold the same weights once more."""
+TOKENIZERS = ["*.json", *(f"{folder}/*" for folder in TOKENIZER_FOLDERS.values())]
+"""Of a repository whose tokenizers alone are wanted."""
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -17,8 +21,10 @@ def looks_like_hub_id(source: str) -> bool:
     return bool(slash and owner and name) and "/" not in name and not source.startswith((".", "~"))
 
 
-def snapshot(repository: str, revision: str | None) -> Path:
+def snapshot(repository: str, revision: str | None, files: Sequence[str] = FILES) -> Path:
     """The folder of a repository: from the local cache, or downloaded without what no part needs.
+
+    Of a repository that is a transformer alone, with its config and weights at the root, those are brought.
 
     Raises:
         CheckpointError: no such repository, or no way to it.
@@ -27,7 +33,15 @@ def snapshot(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+        if (
+            files is FILES
+            and (folder / "config.json").is_file()
+            and not (folder / "model_index.json").is_file()
+        ):
+            root = [*FILES, "*.safetensors"]
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=root))
+        return folder
     except HFValidationError:
         raise CheckpointError(
             f"no checkpoint at {repository}, and it is not a hub id; check the path"

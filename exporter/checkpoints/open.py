@@ -1,59 +1,78 @@
 """Open a checkpoint, whatever its layout: told by what is inside, never by a file's name.
 
-* a folder: `diffusers`;
-* a file: `bfl`, with the encoders and the VAE that it lacks brought beside it;
-* anything else of the form owner/name: a `hub` id.
+* a folder: `diffusers`, whole or the transformer alone;
+* a file: `single`, one network or all of them;
+* anything else of the form owner/name: a `hub` id, which is a folder.
+
+What a checkpoint lacks is brought beside it.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
-from flux_trt.exporter.checkpoints import bfl, diffusers, hub
+from flux_trt.exporter.checkpoints import diffusers, hub, single
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.tokenizer import bundle_tokenizers
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
 
 
-def open_checkpoint(
-    source: str,
-    *,
-    text_encoders: Path | None = None,
-    vae: Path | None = None,
-    revision: str | None = None,
-    faults: Faults | None = None,
-) -> Checkpoint:
+class Beside(TypedDict, total=False):
+    """What is given beside a checkpoint; each replaces what the checkpoint itself has."""
+
+    text_encoders: Path | None
+    """A diffusers folder whose CLIP, T5 and tokenizers are used."""
+    clip: Path | None
+    """A single file with CLIP."""
+    t5: Path | None
+    """A single file with T5."""
+    vae: Path | None
+    """A single file with the VAE, or a diffusers folder that is one or has one."""
+    tokenizers: str | None
+    """A diffusers folder, a bundle, or a hub id of which only the tokenizers are fetched."""
+    scheduler: Path | None
+    """A `scheduler_config.json`."""
+    revision: str | None
+    """Of a hub id."""
+
+
+def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpack[Beside]) -> Checkpoint:
     """Look at a checkpoint without reading its tensors.
 
     Args:
-        source: a diffusers folder, a BFL safetensors file, or a hub id such as `owner/name`.
-        text_encoders: a diffusers folder whose encoders and tokenizers a BFL file is to use.
-        vae: BFL's `ae.safetensors`, or a folder with a diffusers VAE.
-        revision: of the hub id.
+        source: a diffusers folder, a safetensors file, or a hub id such as `owner/name`.
         faults: where those of single parts are collected; None: the first one is raised.
+        beside: see `Beside`.
 
     Raises:
         CheckpointError: nothing there, or not a checkpoint of a known layout.
     """
     faults = faults or Faults()
-    found = _read(source, revision, faults)
-    parts, tokenizers = dict(found.parts), dict(found.tokenizers)
-    if text_encoders is not None:
+    given = {name: str(value) for name, value in beside.items() if value is not None and name != "revision"}
+    found = _read(source, beside.get("revision"), faults)
+    parts, tokenizers, scheduler = dict(found.parts), dict(found.tokenizers), found.scheduler
+    if (path := beside.get("text_encoders")) is not None:
         with faults.met():
-            other = diffusers.read_folder(str(text_encoders), text_encoders, faults)
+            other = diffusers.read_folder(str(path), Path(path), faults)
             parts |= {name: other.parts[name] for name in ("clip", "t5") if name in other.parts}
             tokenizers |= other.tokenizers
-    if vae is not None:
+    for name, path in (("clip", beside.get("clip")), ("t5", beside.get("t5"))):
         with faults.met():
-            parts["vae"] = _vae(vae)
-    return replace(
-        found,
-        parts=parts,
-        tokenizers=tokenizers,
-        text_encoders=str(text_encoders) if text_encoders else None,
-        vae=str(vae) if vae else None,
-    )
+            if path is not None:
+                parts[name] = single.read_one(Path(path), name)
+    if (path := beside.get("vae")) is not None:
+        with faults.met():
+            parts["vae"] = _vae(Path(path))
+    if (where := beside.get("tokenizers")) is not None:
+        with faults.met():
+            tokenizers |= _tokenizers(where)
+    if (path := beside.get("scheduler")) is not None:
+        with faults.met():
+            scheduler = diffusers.read_scheduler(Path(path))
+    return replace(found, parts=parts, tokenizers=tokenizers, scheduler=scheduler, beside=given)
 
 
 def _read(source: str, revision: str | None, faults: Faults) -> Checkpoint:
@@ -63,7 +82,7 @@ def _read(source: str, revision: str | None, faults: Faults) -> Checkpoint:
     if path.is_dir():
         return diffusers.read_folder(source, path, faults)
     if path.is_file():
-        return bfl.read_file(source, path)
+        return single.read_file(source, path)
     if hub.looks_like_hub_id(source):
         return diffusers.read_folder(source, hub.snapshot(source, revision), faults)
     raise CheckpointError(
@@ -73,5 +92,18 @@ def _read(source: str, revision: str | None, faults: Faults) -> Checkpoint:
 
 def _vae(path: Path) -> Part:
     if path.is_file():
-        return bfl.read_vae(path)
+        return single.read_one(path, "vae")
     return diffusers.read_part("vae", path / "vae" if (path / "vae").is_dir() else path)
+
+
+def _tokenizers(where: str) -> dict[str, Path]:
+    """Text stage -> tokenizer, of a diffusers folder, a bundle or a hub id."""
+    path = Path(where).expanduser()
+    if not path.is_dir():
+        if not hub.looks_like_hub_id(where):
+            raise CheckpointError(f"no tokenizers at {where}; give a diffusers folder, a bundle or a hub id")
+        path = hub.snapshot(where, None, hub.TOKENIZERS)
+    found = bundle_tokenizers(path) or diffusers.read_tokenizers(path)
+    if not found:
+        raise CheckpointError(f"{where} has neither tokenizer/ nor tokenizer_2/, and is no bundle")
+    return found

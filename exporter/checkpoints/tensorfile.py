@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import torch
 
+from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_file
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 HEADER_LIMIT = 100_000_000
@@ -113,10 +114,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         return {name: _entry(path, entry, 8 + length, size) for name, entry in header.items()}
     except OSError as fault:
         raise CheckpointError(f"cannot read {path}: {fault.strerror}; check the path") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as fault:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file ({fault}); copy or download it again"
-        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+        if (what := foreign_file(path)) is not None:
+            raise CheckpointError(f"{path} is {what}") from None
+        raise CheckpointError(f"{path} is not a whole safetensors file ({fault}); {AGAIN}") from None
 
 
 def _entry(path: Path, entry: Mapping[str, object], base: int, size: int) -> TensorInfo:
@@ -127,7 +128,7 @@ def _entry(path: Path, entry: Mapping[str, object], base: int, size: int) -> Ten
     if min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError("a tensor's bytes do not fit its shape")
     if not 0 <= start <= end <= size - base:
-        raise ValueError("a tensor lies outside the file")
+        raise ValueError(f"a tensor ends at byte {base + end} and the file at {size}")
     return TensorInfo(path, dtype, shape, base + start, end - start)
 
 

@@ -52,7 +52,7 @@ def load_tokenizer(source: Path, name: str, window: Window) -> LoadedTokenizer:
     """Read a transformers tokenizer folder and try it.
 
     Args:
-        source: the folder.
+        source: the folder, or a bundle's tokenizer file.
         name: of the text stage.
         window: the family's padding and longest prompt.
 
@@ -61,6 +61,8 @@ def load_tokenizer(source: Path, name: str, window: Window) -> LoadedTokenizer:
     """
     from transformers import AutoTokenizer
 
+    if source.is_file():
+        return _of_bundle(source, name, window)
     if not any((source / file).is_file() for file in FILES):
         raise CheckpointError(f"the tokenizer {source} has none of {', '.join(FILES)}; copy it again")
     try:
@@ -77,3 +79,26 @@ def load_tokenizer(source: Path, name: str, window: Window) -> LoadedTokenizer:
         raise CheckpointError(f"the tokenizer {source} does not know {pad_token}; it is not the {name}'s")
     length = min(tokenizer.model_max_length, window.limit)
     return LoadedTokenizer(name, backend, length, pad_id, pad_token)
+
+
+def bundle_tokenizers(root: Path) -> dict[str, Path]:
+    """Text stage -> tokenizer file, of a bundle; none where `root` is no bundle.
+
+    Raises:
+        BundleError: a bundle that cannot be read.
+    """
+    if not (root / manifest.NAME).is_file():
+        return {}
+    return {name: root / spec.file for name, spec in manifest.read(root).tokenizers.items()}
+
+
+def _of_bundle(file: Path, name: str, window: Window) -> LoadedTokenizer:
+    """A tokenizer that another bundle has already; its padding stands in that bundle's manifest."""
+    from tokenizers import Tokenizer
+
+    spec = manifest.read(file.parents[1]).tokenizers[name]
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception as fault:  # the library raises bare Exception
+        raise CheckpointError(f"{file} is not a tokenizer ({fault}); give another bundle") from None
+    return LoadedTokenizer(name, backend, min(spec.length, window.limit), spec.pad_id, spec.pad_token)

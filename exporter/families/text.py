@@ -23,8 +23,11 @@ CLIP_IGNORED = {
     r"(text_model\.)?embeddings\.position_ids": "it counts from 0",
     r"text_projection\.weight|logit_scale": "the pooled text is used as it is",
 }
+HEAD = 64
+"""Channels of one of CLIP's attention heads, which no shape tells."""
 T5_IGNORED = {
     r"decoder\..*|lm_head\.weight": "only the encoder is used",
+    r"logit_scale": "a leftover of ComfyUI's files",
     r"encoder\.embed_tokens\.weight|shared\.weight": "the embedding stands there twice",
 }
 
@@ -55,9 +58,58 @@ def t5(config: Mapping[str, Any]) -> T5:
     return T5(T5Config(**config, attn_implementation="eager"))
 
 
+def clip_config(part: Part) -> Mapping[str, Any]:
+    """CLIP's config: its own, or of a single file what the shapes tell; heads have 64 channels.
+
+    The end token is then the one with the highest id, as in the published config.
+    """
+    if part.config:
+        return part.config
+    found = {name.removeprefix("text_model."): info.shape for name, info in part.tensors.items()}
+    vocabulary, hidden = found["embeddings.token_embedding.weight"]
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": found["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _count(found, "encoder.layers."),
+        "num_attention_heads": hidden // HEAD,
+        "max_position_embeddings": found["embeddings.position_embedding.weight"][0],
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "eos_token_id": 2,
+    }
+
+
+def t5_config(part: Part) -> Mapping[str, Any]:
+    """T5's config: its own, or of a single file what the shapes tell; all else is that of T5 v1.1."""
+    if part.config:
+        return part.config
+    found = {name: info.shape for name, info in part.tensors.items()}
+    first = "encoder.block.0.layer."
+    buckets, heads = found[f"{first}0.SelfAttention.relative_attention_bias.weight"]
+    embedding = found.get("shared.weight") or found["encoder.embed_tokens.weight"]
+    return {
+        "vocab_size": embedding[0],
+        "d_model": embedding[1],
+        "d_kv": found[f"{first}0.SelfAttention.q.weight"][0] // heads,
+        "d_ff": found[f"{first}1.DenseReluDense.wi_0.weight"][0],
+        "num_layers": _count(found, "encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
+def _count(names: Iterable[str], blocks: str) -> int:
+    """How many blocks there are, by the highest number: a gap is found as missing tensors."""
+    return 1 + max(int(name.removeprefix(blocks).split(".")[0]) for name in names if name.startswith(blocks))
+
+
 def clip_stage(part: Part) -> Stage:
     """CLIP's pooled text, of 77 ids."""
-    config = part.config
+    config = clip_config(part)
     return Stage(
         name="clip",
         part="clip",
@@ -74,16 +126,17 @@ def clip_stage(part: Part) -> Stage:
 
 def t5_stage(part: Part) -> Stage:
     """T5's text, of any number of ids."""
+    config = t5_config(part)
     return Stage(
         name="t5",
         part="t5",
-        build=partial(t5, part.config),
+        build=partial(t5, config),
         tensors=part.tensors,
         recipes=text_encoder(part.tensors),
         inputs=[_ids("batch", "text")],
-        outputs=[f32("text", "batch", "text", part.config["d_model"])],
+        outputs=[f32("text", "batch", "text", config["d_model"])],
         dims={"batch": Varying(example=2), "text": Varying(example=6)},
-        config=part.config,
+        config=config,
         runs="prompt",
         blocks=("encoder.block",),
         fp8_layers=("encoder.block.",),
@@ -115,19 +168,19 @@ def text_encoder(names: Iterable[str]) -> dict[str, Recipe]:
 
 def clip_case(part: Part) -> Case:
     """transformers' CLIPTextModel, on ids with an end token in the middle."""
-    model = loaded(CLIPTextModel(CLIPTextConfig(**part.config)), _state(part))
-    length, vocabulary = part.config["max_position_embeddings"], part.config["vocab_size"]
+    config = clip_config(part)
+    model = loaded(CLIPTextModel(CLIPTextConfig(**config)), _state(part))
+    length, vocabulary = config["max_position_embeddings"], config["vocab_size"]
     ids = torch.randint(vocabulary // 2, (BATCH, length))
-    ids[:, length // 3] = (
-        part.config.get("eos_token_id", 2) if part.config.get("eos_token_id") != 2 else vocabulary - 1
-    )
+    ids[:, length // 3] = config.get("eos_token_id", 2) if config.get("eos_token_id") != 2 else vocabulary - 1
     return Case({"ids": ids}, {"pooled": model(ids).pooler_output})
 
 
 def t5_case(part: Part) -> Case:
     """transformers' T5EncoderModel."""
-    model = loaded(T5EncoderModel(T5Config(**part.config)), _state(part))
-    ids = torch.randint(part.config["vocab_size"], (BATCH, TEXT))
+    config = t5_config(part)
+    model = loaded(T5EncoderModel(T5Config(**config)), _state(part))
+    ids = torch.randint(config["vocab_size"], (BATCH, TEXT))
     return Case({"ids": ids}, {"text": model(ids).last_hidden_state})
 
 

@@ -8,7 +8,7 @@ the grey 127.5, which uint8 has not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
-from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
+from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families import vae_names
 from flux_trt.exporter.families.stage import Stage, Varying, f32
 from flux_trt.runtime.bundle import manifest
@@ -64,19 +64,22 @@ def _packed(z: Tensor) -> Tensor:
     return z.reshape(B, H // 2, W // 2, 4 * C)
 
 
-def config_from_bfl(tensors: Tensors) -> dict[str, Any]:
-    """diffusers' config of BFL's `ae.safetensors` (BFL src/flux/util.py, AutoEncoderParams).
+def config_from_tensors(part: Part) -> dict[str, Any]:
+    """diffusers' config of a single file: what the shapes tell, else FLUX.1's (BFL src/flux/util.py).
+
+    Scale and shift cannot be told: Stable Diffusion 3's VAE has the same tensors.
 
     Raises:
         CheckpointError: a tensor that tells the shape is missing.
     """
+    bfl = part.naming == "bfl"
+    level, block = ("encoder.down.{}.", "block.{}.") if bfl else ("encoder.down_blocks.{}.", "resnets.{}.")
     try:
-        levels = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("decoder.up."))
-        blocks = 1 + max(
-            int(name.split(".")[4]) for name in tensors if name.startswith("encoder.down.0.block.")
-        )
-        channels = [tensors[f"decoder.up.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-        latent_channels = tensors["decoder.conv_in.weight"].shape[1]
+        levels = _count(part.tensors, level.split("{")[0])
+        blocks = _count(part.tensors, level.format(0) + block.split("{")[0])
+        first = level + block.format(0) + "conv1.weight"
+        channels = [part.tensors[first.format(i)].shape[0] for i in range(levels)]
+        latent_channels = part.tensors["decoder.conv_in.weight"].shape[1]
     except (KeyError, ValueError, IndexError) as fault:
         raise CheckpointError(f"the VAE file lacks {fault}; copy or download it again") from None
     return {
@@ -96,6 +99,11 @@ def config_from_bfl(tensors: Tensors) -> dict[str, Any]:
     }
 
 
+def _count(names: Iterable[str], before: str) -> int:
+    """One more than the highest number that follows `before` in a name."""
+    return 1 + max(int(name.removeprefix(before).split(".")[0]) for name in names if name.startswith(before))
+
+
 def encoder(config: Mapping[str, Any]) -> VaeEncoder:
     """The encoder from a diffusers config."""
     return VaeEncoder.from_config(dict(config))
@@ -108,7 +116,7 @@ def decoder(config: Mapping[str, Any]) -> VaeDecoder:
 
 def config_of(part: Part) -> Mapping[str, Any]:
     """diffusers' config of the part, whoever's names it has."""
-    return config_from_bfl(part.tensors) if part.naming == "bfl" else part.config
+    return part.config or config_from_tensors(part)
 
 
 def patch_of(config: Mapping[str, Any]) -> int:

@@ -37,8 +37,6 @@ _CALIBRATION = (
     click.option("--steps", type=click.IntRange(1), help="[default: the variant's, at most 12]"),
     click.option("--guidance", type=float, help="[default: the variant's]"),
     click.option("--variant", help="As for build."),
-    click.option("--text-encoders", type=click.Path(path_type=Path), help="As for build."),
-    click.option("--vae", type=click.Path(path_type=Path), help="As for build; tells the picture's scale."),
     click.option("--revision", help="As for build."),
     click.option(
         "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="To run on."

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
-from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.checkpoints.open import Beside, open_checkpoint
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.families.stage import Quantisation, Stage, large_layers
@@ -78,12 +79,10 @@ def calibrate_checkpoint(
     steps: int | None = None,
     guidance: float | None = None,
     variant: str | None = None,
-    text_encoders: Path | None = None,
-    vae: Path | None = None,
-    revision: str | None = None,
     device: str = "cpu",
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
+    **beside: Unpack[Beside],
 ) -> Calibration:
     """Calibrate the checkpoint `source` and write `out`.
 
@@ -92,7 +91,7 @@ def calibrate_checkpoint(
         out: the JSON file.
         prompts: a text file with a prompt on each line; None: a built-in list.
         size, steps, guidance: of the pictures.
-        variant, text_encoders, vae, revision: as for `build`.
+        variant, beside: as for `build`.
         device: a torch device.
         tell: called with a line for what a user should know.
         progress: told (what, bytes done, bytes in all).
@@ -102,7 +101,7 @@ def calibrate_checkpoint(
         BuildError: prompts, a variant or a device that cannot be used, or `out` cannot be written.
         RequestError: a size that is not possible.
     """
-    checkpoint = open_checkpoint(source, text_encoders=text_encoders, vae=vae, revision=revision)
+    checkpoint = open_checkpoint(source, **beside)
     model = recognise(checkpoint, variant)
     if device == "cuda" and not torch.cuda.is_available():
         raise BuildError("PyTorch finds no GPU; use --device cpu")

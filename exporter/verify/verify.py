@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
-from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.checkpoints.open import Beside, open_checkpoint
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.oracle import Values
 from flux_trt.exporter.families.recognise import recognise
@@ -47,14 +48,13 @@ def verify(
     root: Path,
     *,
     checkpoint: str | None = None,
-    text_encoders: Path | None = None,
-    vae: Path | None = None,
+    **beside: Unpack[Beside],
 ) -> Iterator[Row]:
     """Run every stage of the bundle and its oracle on the same seeded inputs.
 
     Args:
         root: the bundle.
-        checkpoint, text_encoders, vae: where they are now, when that is not what the manifest says.
+        checkpoint, beside: where they are now, when that is not what the manifest says.
 
     Yields:
         a row per output: the largest error over the largest expected value, in levels of 255 for pictures.
@@ -65,10 +65,10 @@ def verify(
     """
     bundle = Bundle.open(root)
     known = bundle.manifest.provenance
-    text_encoders = text_encoders or (Path(known.text_encoders) if known.text_encoders else None)
-    vae = vae or (Path(known.vae) if known.vae else None)
+    for name in set(Beside.__annotations__) - {"revision"}:
+        beside.setdefault(name, getattr(known, name))  # type: ignore[misc]
     try:
-        found = open_checkpoint(checkpoint or known.checkpoint, text_encoders=text_encoders, vae=vae)
+        found = open_checkpoint(checkpoint or known.checkpoint, **beside)
     except CheckpointError as fault:
         raise CheckpointError(
             f"{fault} (the bundle was built from {known.checkpoint}; --checkpoint says where that is now)"

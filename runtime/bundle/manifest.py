@@ -129,6 +129,10 @@ class Provenance(Record):
     checkpoint: str
     text_encoders: str | None = Field(None, description="given beside a checkpoint that lacks them")
     vae: str | None = Field(None, description="given beside a checkpoint that lacks it")
+    clip: str | None = Field(None, description="likewise, as are those below")
+    t5: str | None = None
+    tokenizers: str | None = None
+    scheduler: str | None = None
     layout: str
     sources: list[Source]
     tool: str

@@ -122,25 +122,25 @@ class Flux1:
     def disagreements(self) -> list[str]:
         """Widths that the transformer was made for and a part does not have."""
         parts, p = self.checkpoint.parts, self._params
+        clip = text.clip_config(parts["clip"]) if "clip" in parts else {}
+        t5 = text.t5_config(parts["t5"]) if "t5" in parts else {}
+        latent = vae.config_of(parts["vae"])["latent_channels"] if "vae" in parts else None
         found = []
-        if "vae" in parts:
-            channels = vae.config_of(parts["vae"])["latent_channels"]
-            if 4 * channels != p.out_channels:
-                found.append(
-                    f"the VAE has {channels} latent channels and the transformer paints "
-                    f"{p.out_channels // 4}; give {self.family}'s VAE with --vae"
-                )
-        for name, entry, width in (
-            ("clip", "hidden_size", p.vec_in_dim),
-            ("t5", "d_model", p.context_in_dim),
+        if latent is not None and 4 * latent != p.out_channels:
+            found.append(
+                f"the VAE has {latent} latent channels and the transformer paints {p.out_channels // 4}; "
+                f"give {self.family}'s VAE with --vae"
+            )
+        for name, has, takes in (
+            ("clip", clip.get("hidden_size"), p.vec_in_dim),
+            ("t5", t5.get("d_model"), p.context_in_dim),
         ):
-            if name in parts and (has := parts[name].config[entry]) != width:
+            if has not in (None, takes):
                 found.append(
-                    f"{name} has a width of {has} and the transformer takes {width}; "
+                    f"{name} has a width of {has} and the transformer takes {takes}; "
                     "give this model's own with --text-encoders"
                 )
-        positions = parts["clip"].config["max_position_embeddings"] if "clip" in parts else CLIP_LENGTH
-        if positions < CLIP_LENGTH:
+        if (positions := clip.get("max_position_embeddings", CLIP_LENGTH)) < CLIP_LENGTH:
             found.append(f"clip has {positions} positions, fewer than the {CLIP_LENGTH} tokens of a prompt")
         return found
 

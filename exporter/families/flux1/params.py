@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
-from flux_trt.exporter.checkpoints.recipe import Tensors
+from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families.flux1 import names
 from flux_trt.runtime.errors import CheckpointError
 
@@ -63,15 +63,13 @@ FLUX_DEV = FluxParams(
 
 
 def flux_params(part: Part) -> FluxParams:
-    """The transformer's shape: from diffusers' config, or from the tensors of a BFL file.
+    """The transformer's shape: from diffusers' config, or of a single file from the tensors.
 
     Raises:
         CheckpointError: a config entry or a telling tensor is missing.
     """
     try:
-        return (
-            _params_from_config(part.config) if part.naming == "diffusers" else _params_from_bfl(part.tensors)
-        )
+        return _params_from_config(part.config) if part.config else _params_from_tensors(part)
     except (KeyError, TypeError, ValueError, IndexError) as fault:
         raise CheckpointError(f"the transformer lacks {fault}; check that it is a whole FLUX.1") from None
 
@@ -102,16 +100,10 @@ def _params_from_config(config: Mapping[str, Any]) -> FluxParams:
     )
 
 
-def _params_from_bfl(tensors: Tensors) -> FluxParams:
-    found = {
-        ours: tensors[recipe.names[0]].shape for ours, recipe in names.transformer_from_bfl(tensors).items()
-    }
+def _params_from_tensors(part: Part) -> FluxParams:
+    found = {name: _shape(part, recipe) for name, recipe in recipes_of(part).items()}
     hidden, in_channels = found["img_in.weight"]
     (head_dim,) = found["double_blocks.0.img_attn.norm.query_norm.scale"]
-
-    def depth(blocks: str) -> int:
-        return len({name.split(".")[1] for name in found if name.startswith(blocks + ".")})
-
     return FluxParams(
         in_channels=in_channels,
         out_channels=found["final_layer.linear.weight"][0],
@@ -120,9 +112,27 @@ def _params_from_bfl(tensors: Tensors) -> FluxParams:
         hidden_size=hidden,
         mlp_ratio=found["double_blocks.0.img_mlp.0.weight"][0] / hidden,
         num_heads=hidden // head_dim,
-        depth=depth("double_blocks"),
-        depth_single_blocks=depth("single_blocks"),
+        depth=_count(found, "double_blocks"),
+        depth_single_blocks=_count(found, "single_blocks"),
         axes_dim=axes_of(head_dim),
         theta=10_000.0,
         guidance_embed="guidance_in.in_layer.weight" in found,
     )
+
+
+def recipes_of(part: Part) -> dict[str, Recipe]:
+    """Where the transformer's parameters come from, whoever's names the part has."""
+    if part.naming == "bfl":
+        return names.transformer_from_bfl(part.tensors)
+    depth, single = (_count(part.tensors, f"{kind}transformer_blocks") for kind in ("", "single_"))
+    guidance = any(name.startswith("time_text_embed.guidance_embedder.") for name in part.tensors)
+    return names.transformer_from_diffusers(depth, single, guidance)
+
+
+def _count(found: Iterable[str], blocks: str) -> int:
+    return len({name.split(".")[1] for name in found if name.startswith(blocks + ".")})
+
+
+def _shape(part: Part, recipe: Recipe) -> tuple[int, ...]:
+    """Of a parameter; () where a tensor of it is missing, which is found and named later."""
+    return recipe.shape(part.tensors) if set(recipe.names) <= set(part.tensors) else ()

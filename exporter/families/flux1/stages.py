@@ -5,19 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
-from flux_trt.exporter.checkpoints.recipe import Recipe
-from flux_trt.exporter.families.flux1 import names
 from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser
-from flux_trt.exporter.families.flux1.params import FluxParams
+from flux_trt.exporter.families.flux1.params import FluxParams, recipes_of
 from flux_trt.exporter.families.stage import Stage, Varying, f32
 
 BLOCKS = ("double_blocks", "single_blocks")
-
-
-def _transformer_recipes(part: Part, params: FluxParams) -> dict[str, Recipe]:
-    if part.naming == "bfl":
-        return names.transformer_from_bfl(part.tensors)
-    return names.transformer_from_diffusers(params.depth, params.depth_single_blocks, params.guidance_embed)
 
 
 def conditioner_stage(part: Part, p: FluxParams) -> Stage:
@@ -27,7 +19,7 @@ def conditioner_stage(part: Part, p: FluxParams) -> Stage:
         part="transformer",
         build=partial(Conditioner, p),
         tensors=part.tensors,
-        recipes=_transformer_recipes(part, p),
+        recipes=recipes_of(part),
         inputs=[
             f32("timesteps", "steps"),
             f32("pooled", "batch", p.vec_in_dim),
@@ -54,7 +46,7 @@ def denoiser_stage(part: Part, p: FluxParams) -> Stage:
         part="transformer",
         build=partial(Denoiser, p),
         tensors=part.tensors,
-        recipes=_transformer_recipes(part, p),
+        recipes=recipes_of(part),
         inputs=[
             f32("latents", "batch", "tokens", p.out_channels),
             f32("dt", "batch", "tokens", 1),
