@@ -30,7 +30,8 @@ from likeness import ms_ssim_distance, psnr, ssim
 from machine import describe, write
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 from flux_trt.exporter.verify.eager import Eager
@@ -77,7 +78,9 @@ VENDOR = "nvidia-modelopt, FP8 default recipe"
 
 def paint(row: Row, bundle: Path, prompts: list[str]) -> np.ndarray:
     """uint8 [N, H, W, 3]: prompt k from seed k."""
-    backend = Eager(open_checkpoint(str(NANO))) if row.runner == "torch" else connect(row.runner, "cpu")
+    backend = (
+        Eager(recognise(open_checkpoint(str(NANO)))) if row.runner == "torch" else connect(row.runner, "cpu")
+    )
     with Pipeline(Bundle.open(bundle), backend) as pipeline:
         images = pipeline.generate(prompts, size=SIZE, steps=STEPS, guidance=GUIDANCE, seed=SEED, batch=BATCH)
     return np.stack([np.asarray(image) for image in images])

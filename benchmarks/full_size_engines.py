@@ -96,17 +96,20 @@ def _write_random(path: Path, modules: list) -> int:  # type: ignore[type-arg]
 
 def write_calibration(checkpoint: Path, beside: Path, out: Path) -> None:
     """Ranges that a real model could have; the engines' build does not depend on them."""
-    from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
-    from flux_trt.exporter.families.flux1.stages import large_layers, make_stages
+    from flux_trt.exporter.checkpoints.open import open_checkpoint
+    from flux_trt.exporter.families.plan import make_stages
+    from flux_trt.exporter.families.recognise import recognise
+    from flux_trt.exporter.families.stage import large_layers
     from flux_trt.exporter.quantise.calibration import Calibration, Settings, Size
     from flux_trt.exporter.quantise.ranges import identity
 
     opened = open_checkpoint(str(checkpoint), text_encoders=beside, vae=beside / "vae")
     size = Size(amax=20.0, p99_9=4.0, p99_99=8.0, p99_999=16.0, count=1)
-    stages = make_stages(opened, "fp8", ["t5", "denoiser"])
+    model = recognise(opened)
+    stages = make_stages(model, "fp8", ["t5", "denoiser"])
     made = Calibration(
         variant="dev",
-        weights=identity(opened, {}),
+        weights=identity(model, {}),
         settings=Settings(prompts=["made up"], width=512, height=512, steps=1, guidance=3.5, seed=0),
         layers={stage.name: dict.fromkeys(large_layers(stage), size) for stage in stages},
         tool="benchmarks/full_size_engines.py: made up, never run",

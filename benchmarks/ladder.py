@@ -28,10 +28,11 @@ from turns import summary, take_turns, times_as_fast
 from walk import SIZES, Floats, Size, Task, Walk, checkpoint, distance, ours, plain, tensors
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.engines.engine import Options, build_engines
 from flux_trt.exporter.engines.profile import Shapes
-from flux_trt.exporter.families.flux1.stages import make_stages
+from flux_trt.exporter.families.plan import make_stages
+from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.families.rope import rotate
 from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime.backends.connect import connect
@@ -124,7 +125,7 @@ def export(module: nn.Module, example: tuple[Any, ...], path: Path) -> Callable[
 
 def denoiser(source: Path) -> nn.Module:
     """The export's denoiser with the checkpoint's weights."""
-    (stage,) = make_stages(open_checkpoint(str(source)), "fp32", ["denoiser"])
+    (stage,) = make_stages(recognise(open_checkpoint(str(source))), "fp32", ["denoiser"])
     module = stage.build()
     module.load_state_dict({name: stage.recipes[name].load(stage.tensors) for name in module.state_dict()})
     return module.eval()

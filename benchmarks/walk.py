@@ -18,7 +18,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.params import flux_params
 from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime.backends.protocols import Backend

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,31 +9,26 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flux_trt.exporter import reuse
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
-from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
-from flux_trt.exporter.families.flux1.params import flux_params
-from flux_trt.exporter.families.flux1.stages import Stage, make_stages
-from flux_trt.exporter.families.flux1.variants import detect
-from flux_trt.exporter.folder import digest, digests, written_aside
+from flux_trt.exporter.families.stage import Stage
+from flux_trt.exporter.faults import Faults
+from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
 from flux_trt.exporter.graphs.trace import trace
 from flux_trt.exporter.graphs.weights import Links, attach, bytes_to_write, plan_links
+from flux_trt.exporter.prepare import prepare
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.quantize import quantize
 from flux_trt.exporter.quantise.ranges import with_ranges
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import graph_digest
 from flux_trt.runtime.bundle.manifest import (
-    STAGES,
     File,
     Manifest,
     Precision,
     StageName,
-    Tokenizer,
 )
-from flux_trt.runtime.errors import BuildError, CheckpointError
 from flux_trt.runtime.progress import Progress, silent
 
 
@@ -45,7 +39,7 @@ def build(
     precision: Precision = "fp32",
     stage_precisions: Mapping[StageName, Precision] | None = None,
     fp8: Fp8 | None = None,
-    stages: Sequence[StageName] = STAGES,
+    stages: Sequence[StageName] | None = None,
     variant: str | None = None,
     text_encoders: Path | None = None,
     vae: Path | None = None,
@@ -62,8 +56,8 @@ def build(
         precision: of the bundle; T5 and the VAE stay in fp32 when it is fp16.
         stage_precisions: another precision for single stages.
         fp8: how to quantise what is in fp8; None: with Fp8's defaults.
-        stages: which to build; a bundle without all of them is partial.
-        variant: chooses among FLUX.1 variants whose tensors are alike.
+        stages: which to build; a bundle without all of them is partial. None: all.
+        variant: chooses among variants of the family whose tensors are alike.
         text_encoders: a diffusers folder with the encoders and tokenizers that a BFL file lacks.
         vae: `ae.safetensors` or a diffusers VAE folder.
         revision: of a hub id.
@@ -75,21 +69,31 @@ def build(
         CheckpointError: the checkpoint is not there or does not fit; nothing was written.
         BuildError: a stage cannot be traced or written; `out` is as it was.
     """
-    checkpoint = open_checkpoint(source, text_encoders=text_encoders, vae=vae, revision=revision)
-    if "transformer" not in checkpoint.parts:
-        raise CheckpointError(f"{source} has no transformer; give a whole FLUX.1 checkpoint")
-    params = flux_params(checkpoint.parts["transformer"])
-    kind = detect(params, checkpoint.pipeline, variant)
     fp8 = fp8 or Fp8()
-    plan = make_stages(checkpoint, precision, stages, stage_precisions, fp8.base)
-    tell(f"{source}: FLUX.1 {kind.name} in {checkpoint.layout} layout")
+    prepared = prepare(
+        source,
+        precision=precision,
+        stage_precisions=stage_precisions,
+        base=fp8.base,
+        stages=stages,
+        variant=variant,
+        text_encoders=text_encoders,
+        vae=vae,
+        revision=revision,
+        faults=Faults(),
+    )
+    model, plan, numbers = prepared.model, prepared.plan, prepared.numbers
+    assert numbers is not None
+    tell(f"{source}: {model.title} in {model.checkpoint.layout} layout")
+    for line in model.choices:
+        tell(line)
 
     with written_aside(out) as folder:
         sources = digests((file for stage in plan for file in stage.files), progress)
         beside = out.with_name(f"{out.name}.calibration.json")
-        plan = with_ranges(plan, checkpoint, kind, sources, fp8, beside, tell, progress)
+        plan = with_ranges(plan, model, sources, fp8, beside, tell, progress)
         links = plan_links(plan, folder) if link else {}
-        _refuse_full_disk(plan, links, folder)
+        refuse_full_disk(sum(bytes_to_write(stage, links) for stage in plan), folder)
         files = {inside: sources[file] for file, inside in links.items()}
         old, built = reuse.previous(out), {}
         for stage in plan:
@@ -104,16 +108,11 @@ def build(
                 seconds = time.perf_counter() - started
                 tell(f"{stage.name}: {stage.precision}, {size:.1f} MB written in {seconds:.1f} s")
             files |= new
-        limits = {"clip": 77, "t5": kind.text_length}
-        tokenizers: dict[str, Tokenizer] = {
-            name: export_tokenizer(path, folder, name, limits[name])
-            for name, path in checkpoint.tokenizers.items()
-            if name in built
-        }
+        tokenizers = {name: each.write(folder) for name, each in prepared.tokenizers.items()}
         files |= {tokenizer.file: digest(folder / tokenizer.file) for tokenizer in tokenizers.values()}
-        glue, new = write_glue(folder, params.out_channels) if "denoiser" in built else ({}, {})
+        glue, new = write_glue(folder, numbers.model.channels) if "denoiser" in built else ({}, {})
         files |= new
-        found = describe(checkpoint, kind, params, sources, built, glue, tokenizers, files)
+        found = describe(model, sources, built, glue, tokenizers, files)
         (folder / manifest.NAME).write_text(found.dumps(), encoding="utf-8")
         keep_engines(out, folder, {name: graph_digest(found, name) for name in (*found.stages, *found.glue)})
     return found
@@ -139,12 +138,3 @@ def _build_stage(
         key=key,
     )
     return record, {graph: digest(folder / graph), **written.made}
-
-
-def _refuse_full_disk(plan: Sequence[Stage], links: Links, folder: Path) -> None:
-    needed, free = sum(bytes_to_write(stage, links) for stage in plan), shutil.disk_usage(folder).free
-    if needed > free:
-        raise BuildError(
-            f"the bundle needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "use --precision bf16, or --out on another disk"
-        )

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, get_args
 import click
 
 from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
+from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
-from flux_trt.runtime.bundle.manifest import STAGES, Precision
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
 
 PRECISIONS = get_args(Precision)
-VARIANTS = ("dev", "krea", "schnell", "kontext", "fill", "canny", "depth")
 
 
 class Commands(RunCommands):
@@ -90,6 +90,9 @@ def main() -> None:
     show_default=True,
     help="Also build engines for one of the TensorRTs; onnxruntime needs none.",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what would be built, from what, how large, and what is wrong."
+)
 @engine_options
 def build(
     checkpoint: str,
@@ -99,6 +102,7 @@ def build(
     fp8_attention: bool,
     calibration: Path | None,
     backend: Any,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Build a bundle from CHECKPOINT.
@@ -114,12 +118,16 @@ def build(
     chosen = {name: options.pop(name) for name in NAMES}
     if backend != "onnxruntime":
         check_targets(backend, chosen, [options["precision"], *dict(stage_precisions).values()])
+    fp8 = Fp8(base=base, attention=fp8_attention, calibration=calibration)
+    options["stage_precisions"] = dict(stage_precisions)
+    if dry_run:
+        _look(checkpoint, out, backend != "onnxruntime", fp8=fp8, **options)
+        return
     with bars(of_bytes=True) as progress:
         found = build_bundle(
             checkpoint,
             out,
-            stage_precisions=dict(stage_precisions),
-            fp8=Fp8(base=base, attention=fp8_attention, calibration=calibration),
+            fp8=fp8,
             tell=lambda line: print(line, file=sys.stderr),  # click.echo would write over the bars
             progress=progress,
             **options,
@@ -128,6 +136,20 @@ def build(
     click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
     if backend != "onnxruntime":
         build_engines(out, backend, options["stages"], chosen)
+
+
+def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
+    """Say what a build would do, and exit 1 if it could not be done."""
+    from flux_trt.exporter.survey import survey
+    from flux_trt.exporter.survey_view import show_survey
+
+    found = survey(checkpoint, out, **options)
+    show_survey(found, engines)
+    for fault in found.faults:
+        click.echo(f"Error: {fault}", err=True)
+    if found.faults:
+        raise click.exceptions.Exit(1)
+    click.echo("nothing is wrong; nothing was written")
 
 
 @main.command(short_help="Find the ranges that fp8 needs.")

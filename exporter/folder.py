@@ -26,8 +26,7 @@ def written_aside(out: Path) -> Iterator[Path]:
         BuildError: `out` is something other than a bundle or an empty directory, or cannot be written.
     """
     out = out.resolve()
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / manifest.NAME).is_file()):
-        raise BuildError(f"{out} exists and is not a bundle; give --out another name")
+    refuse_out(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -46,6 +45,35 @@ def written_aside(out: Path) -> Iterator[Path]:
         raise BuildError(f"cannot write {out} ({fault.strerror}); check the disk") from fault
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_out(out: Path) -> None:
+    """Refuse a place that holds something other than a bundle.
+
+    Raises:
+        BuildError: naming it.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / manifest.NAME).is_file()):
+        raise BuildError(f"{out.resolve()} exists and is not a bundle; give --out another name")
+
+
+def existing(out: Path) -> Path:
+    """The nearest folder above `out` that is there."""
+    return next(folder for folder in out.resolve().parents if folder.is_dir())
+
+
+def refuse_full_disk(needed: int, place: Path) -> None:
+    """Refuse to begin what would not fit on the disk of `place`, in bytes.
+
+    Raises:
+        BuildError: with both sizes.
+    """
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise BuildError(
+            f"the bundle needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "use --precision bf16, or --out on another disk"
+        )
 
 
 def _replace(aside: Path, out: Path) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flux_trt.runtime.bundle.engine import Engine, Profile, engines
-from flux_trt.runtime.bundle.manifest import STAGES, Manifest, Tensor
+from flux_trt.runtime.bundle.manifest import Manifest, Tensor
 
 if TYPE_CHECKING:
     from flux_trt.exporter.verify.verify import Row
@@ -26,8 +26,7 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
         f"[bold]{root}[/]  FLUX.1 {manifest.variant}, {size / 1e6:.1f} MB, schema {manifest.schema_version}"
     )
     table = Table("stage", "precision", "inputs", "outputs", "weights", box=None, pad_edge=False)
-    for name in (name for name in STAGES if name in manifest.stages):
-        stage = manifest.stages[name]
+    for name, stage in manifest.stages.items():
         weights = sum(manifest.files[path].bytes for path in stage.weights) / 1e6
         others = [other for other in manifest.stages.values() if other is not stage]
         shared = any(path in other.weights for other in others for path in stage.weights)

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from flux_trt.exporter.families.flux1.stages import Stage
+from flux_trt.exporter.families.stage import Stage
 from flux_trt.exporter.folder import digest
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.manifest import File, Manifest
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def _exporter_digest() -> str:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
 
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import flux_params
 from nano import forms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flux_trt.runtime.bundle.engine import Recipe
@@ -21,6 +22,24 @@ MEMORY = 2.0
 """Bytes of RAM, beside the mapped weights, for each byte of weights. At full size: 1.2 (fp8 denoiser),
 1.7 (fp8 T5), 2.0 (bf16 conditioner); benchmarks/results/full_size_engines.json."""
 MEMORY_BASE = 1.5e9
+SECONDS, SECONDS_BASE = 11e-9, 25.0
+"""For each byte of weights, and for any engine, on two cores: the same measurement."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What building an engine takes, about."""
+
+    plan: float
+    """Bytes on the disk."""
+    memory: float
+    """Bytes of RAM."""
+    seconds: float
+
+    @classmethod
+    def of(cls, weights: int) -> Estimate:
+        """From the bytes of a stage's weights."""
+        return cls(PLAN * weights, MEMORY_BASE + MEMORY * weights, SECONDS_BASE + SECONDS * weights)
 
 
 def refuse_targets(flavour: Flavour, capabilities: Sequence[str], precisions: Sequence[Precision]) -> None:
@@ -59,7 +78,7 @@ def refuse_short(recipes: Sequence[tuple[Recipe, int]], folder: Path) -> None:
     Raises:
         BuildError: too little of either.
     """
-    disk, free = sum(PLAN * size for _, size in recipes), shutil.disk_usage(folder).free
+    disk, free = sum(Estimate.of(size).plan for _, size in recipes), shutil.disk_usage(folder).free
     if disk > free:
         raise BuildError(
             f"the engines need about {disk / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free; "
@@ -67,7 +86,7 @@ def refuse_short(recipes: Sequence[tuple[Recipe, int]], folder: Path) -> None:
         )
     available = available_memory()
     for recipe, size in recipes:
-        needed = MEMORY_BASE + MEMORY * size
+        needed = Estimate.of(size).memory
         if available is not None and needed > available:
             raise BuildError(
                 f"building {recipe.stage} in {recipe.precision} needs about {needed / 1e9:.1f} GB of memory "

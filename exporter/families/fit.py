@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from flux_trt.exporter.families.stage import Stage, parameters
 from flux_trt.runtime.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from flux_trt.exporter.families.flux1.stages import Stage
 
-HALVES = {"vae_encoder": ("encoder.", "quant_conv."), "vae_decoder": ("decoder.", "post_quant_conv.")}
-
-
-def parameters(stage: Stage, module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters a stage uses: the VAE's module holds both halves, its stages one each."""
-    prefixes = HALVES.get(stage.name, ("",))
-    return {name: value for name, value in module.named_parameters() if name.startswith(prefixes)}
-
-
-def check(stage: Stage, module: nn.Module) -> None:
+def check(stage: Stage, module: nn.Module, family: str) -> None:
     """Every parameter has its tensors, and they have its shape.
 
     Raises:
@@ -35,27 +25,41 @@ def check(stage: Stage, module: nn.Module) -> None:
             missing += absent
         elif (shape := recipe.shape(stage.tensors)) != tuple(parameter.shape):
             misshapen.append(f"{recipe.names[0]} is {list(shape)}, not {list(parameter.shape)}")
-    _refuse(stage, "missing", missing)
-    _refuse(stage, "of the wrong shape", misshapen)
+    _refuse(stage.part, "missing", missing, family)
+    _refuse(stage.part, "of the wrong shape", misshapen, family)
 
 
-def check_whole(transformer: Sequence[tuple[Stage, nn.Module]]) -> None:
-    """The conditioner and the denoiser together use every tensor of the transformer.
+def check_whole(halves: Sequence[tuple[Stage, nn.Module]], ignored: Mapping[str, str], family: str) -> None:
+    """All stages of one part together use every tensor that it has, but for those that may be ignored.
+
+    Args:
+        halves: all stages that are made from the part, wanted or not, with their modules.
+        ignored: patterns of whole names -> why they are not used.
+        family: for people.
 
     Raises:
         CheckpointError: tensors left over: how many, and the first of them.
     """
-    if len(transformer) < 2:
-        return
-    stage = transformer[0][0]
-    known = {name for half, module in transformer for name in parameters(half, module)}
-    used = {key for name in known for key in stage.recipes[name].names}
-    _refuse(stage, "not FLUX.1's", sorted(set(stage.tensors) - used))
+    stage = halves[0][0]
+    used = {
+        key
+        for half, module in halves
+        for name in parameters(half, module)
+        if name in half.recipes
+        for key in half.recipes[name].names
+    }
+    left = sorted(set(stage.tensors) - used - set(matching(stage.tensors, ignored)))
+    _refuse(stage.part, f"not {family}'s", left, family)
 
 
-def _refuse(stage: Stage, what: str, which: Sequence[str]) -> None:
+def matching(names: Iterable[str], patterns: Mapping[str, str]) -> dict[str, str]:
+    """The names that one of the patterns describes as a whole -> what the pattern stands for."""
+    return {name: why for name in names for pattern, why in patterns.items() if re.fullmatch(pattern, name)}
+
+
+def _refuse(part: str, what: str, which: Sequence[str], family: str) -> None:
     if which:
         few = ", ".join(which[:3]) + (", ..." if len(which) > 3 else "")
         raise CheckpointError(
-            f"{stage.part}: {len(which)} tensors are {what}: {few}; check that this is a whole FLUX.1"
+            f"{part}: {len(which)} tensors are {what}: {few}; check that this is a whole {family}"
         )

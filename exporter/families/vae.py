@@ -9,13 +9,18 @@ the grey 127.5, which uint8 has not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from flux_trt.exporter.checkpoints.recipe import Tensors
+from flux_trt.exporter.checkpoints.checkpoint import Part
+from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
+from flux_trt.exporter.families import vae_names
+from flux_trt.exporter.families.stage import Stage, Varying, f32
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import CheckpointError
 
 
@@ -99,3 +104,72 @@ def encoder(config: Mapping[str, Any]) -> VaeEncoder:
 def decoder(config: Mapping[str, Any]) -> VaeDecoder:
     """The decoder from a diffusers config."""
     return VaeDecoder.from_config(dict(config))
+
+
+def config_of(part: Part) -> Mapping[str, Any]:
+    """diffusers' config of the part, whoever's names it has."""
+    return config_from_bfl(part.tensors) if part.naming == "bfl" else part.config
+
+
+def patch_of(config: Mapping[str, Any]) -> int:
+    """Pixels of a latent token's side: 2x2 latent pixels, each level but one halves the picture."""
+    return 2 ** len(config["block_out_channels"])
+
+
+def _recipes(part: Part, config: Mapping[str, Any]) -> dict[str, Recipe]:
+    if part.naming == "bfl":
+        return vae_names.vae_from_bfl(part.tensors, len(config["block_out_channels"]))
+    return vae_names.vae_from_diffusers(part.tensors)
+
+
+def _latents(name: str, config: Mapping[str, Any]) -> manifest.Tensor:
+    return f32(name, "batch", "h", "w", 4 * config["latent_channels"])
+
+
+def encoder_stage(part: Part) -> Stage:
+    """Pictures to latents, from AutoencoderKL."""
+    config = config_of(part)
+    h, w, patch = Varying(example=4), Varying(example=6), patch_of(config)
+    return Stage(
+        name="vae_encoder",
+        part="vae",
+        build=partial(encoder, config),
+        tensors=part.tensors,
+        recipes=_recipes(part, config),
+        inputs=[f32("image", "batch", "height", "width", 3)],
+        outputs=[_latents("latents", config), _latents("deviation", config)],
+        dims={
+            "batch": Varying(example=2),
+            "h": h,
+            "w": w,
+            "height": Varying(example=patch * h.example, of="h", times=patch),
+            "width": Varying(example=patch * w.example, of="w", times=patch),
+        },
+        config=config,
+        runs="picture",
+        uses=("encoder.", "quant_conv."),
+        safer={"fp16": "fp32"},
+    )
+
+
+def decoder_stage(part: Part) -> Stage:
+    """Latents to pictures, from AutoencoderKL.
+
+    diffusers' upsampler branches on a batch of 64, to call `.contiguous()`: both branches are one graph, and
+    the tracer sees the one below.
+    """
+    config = config_of(part)
+    return Stage(
+        name="vae_decoder",
+        part="vae",
+        build=partial(decoder, config),
+        tensors=part.tensors,
+        recipes=_recipes(part, config),
+        inputs=[_latents("latents", config)],
+        outputs=[manifest.Tensor(name="image", dtype="uint8", dims=["batch", "height", "width", 3])],
+        dims={"batch": Varying(example=2, most=63), "h": Varying(example=4), "w": Varying(example=6)},
+        config=config,
+        runs="picture",
+        uses=("decoder.", "post_quant_conv."),
+        safer={"fp16": "fp32"},
+    )

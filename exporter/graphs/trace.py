@@ -17,14 +17,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
 
-from flux_trt.exporter.families.flux1.stages import Stage, skeleton
+from flux_trt.exporter.families.stage import Stage, skeleton
 from flux_trt.exporter.graphs.rewrite import rewrite
 from flux_trt.runtime.bundle.manifest import Tensor
 from flux_trt.runtime.errors import BuildError
 
 OPSET = 23
-EXAMPLE = {"batch": 2, "text": 6, "tokens": 10, "sequence": 16, "steps": 3, "h": 4, "w": 6}
-EXAMPLE |= {"height": 16 * EXAMPLE["h"], "width": 16 * EXAMPLE["w"]}
 TORCH = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
 
 
@@ -37,7 +35,9 @@ def trace(stage: Stage) -> ir.Model:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     module = _faked(skeleton(stage), mode)
     with mode:
-        example = tuple(torch.zeros(_sizes(tensor), dtype=TORCH[tensor.dtype]) for tensor in stage.inputs)
+        example = tuple(
+            torch.zeros(_sizes(stage, tensor), dtype=TORCH[tensor.dtype]) for tensor in stage.inputs
+        )
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
@@ -73,15 +73,17 @@ def _faked(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return module
 
 
-def _sizes(tensor: Tensor) -> list[int]:
-    return [dim if isinstance(dim, int) else EXAMPLE[dim] for dim in tensor.dims]
+def _sizes(stage: Stage, tensor: Tensor) -> list[int]:
+    return [dim if isinstance(dim, int) else stage.dims[dim].example for dim in tensor.dims]
 
 
 def _dynamic(stage: Stage) -> list[dict[int, Any]]:
-    # diffusers' upsampler branches on a batch of 64 (to call .contiguous()); both branches are one graph.
-    batch = Dim("batch", max=63) if stage.name == "vae_decoder" else Dim("batch")
-    dims: dict[str, Any] = {name: Dim(name) for name in ("text", "tokens", "steps", "h", "w")}
-    dims |= {"batch": batch, "height": 16 * dims["h"], "width": 16 * dims["w"], "sequence": Dim.AUTO}
+    """For every input, its dims that vary, as torch.export wants to know them."""
+    plain = {name: Dim(name, max=dim.most) for name, dim in stage.dims.items() if not (dim.of or dim.free)}
+    dims: dict[str, Any] = {
+        name: Dim.AUTO if dim.free else dim.times * plain[dim.of] if dim.of else plain[name]
+        for name, dim in stage.dims.items()
+    }
     return [{i: dims[d] for i, d in enumerate(t.dims) if isinstance(d, str)} for t in stage.inputs]
 
 

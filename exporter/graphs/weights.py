@@ -20,8 +20,7 @@ import torch
 
 from flux_trt.exporter.checkpoints.recipe import Key
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, Writer
-from flux_trt.exporter.families.fit import parameters
-from flux_trt.exporter.families.flux1.stages import Stage, skeleton
+from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE, quantize_weight
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
@@ -50,21 +49,29 @@ def plan_links(stages: Iterable[Stage], folder: Path) -> dict[Path, str]:
     Returns:
         checkpoint file -> path inside the bundle.
     """
+    links: dict[Path, str] = {}
+    for file, inside in linkable(stages).items():
+        place = folder / inside
+        place.parent.mkdir(exist_ok=True)
+        if _clone(file.resolve(), place) or _hard_link(file.resolve(), place):
+            links[file] = inside
+        elif not any(place.parent.iterdir()):
+            place.parent.rmdir()
+    return links
+
+
+def linkable(stages: Iterable[Stage]) -> dict[Path, str]:
+    """The checkpoint files that are worth a place in a bundle as they are -> their path in it."""
     used: Counter[tuple[str, Path]] = Counter()
     for stage in stages:
         for name in parameters(stage, skeleton(stage)):
             if (info := _identity(stage, name)) is not None:
                 used[stage.part, info.file] += info.nbytes
-    links: dict[Path, str] = {}
-    for (part, file), nbytes in used.items():
-        if nbytes >= WORTH_LINKING * file.stat().st_size:
-            inside = f"{part}/{file.name}"
-            (folder / part).mkdir(exist_ok=True)
-            if _clone(file.resolve(), folder / inside) or _hard_link(file.resolve(), folder / inside):
-                links[file] = inside
-            elif not any((folder / part).iterdir()):
-                (folder / part).rmdir()
-    return links
+    return {
+        file: f"{part}/{file.name}"
+        for (part, file), nbytes in used.items()
+        if nbytes >= WORTH_LINKING * file.stat().st_size
+    }
 
 
 def _clone(source: Path, target: Path) -> bool:
@@ -123,6 +130,12 @@ def bytes_to_write(stage: Stage, links: Links) -> int:
     infos = {name: _identity(stage, name) for name in names}
     own = [name for name, info in infos.items() if info is None or info.file not in links]
     return sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in _entries(stage, own))
+
+
+def linked_bytes(stage: Stage, links: Links) -> int:
+    """Bytes of the checkpoint's tensors that the stage uses where they lie."""
+    infos = {_identity(stage, name) for name in parameters(stage, skeleton(stage))}
+    return sum(info.nbytes for info in infos if info is not None and info.file in links)
 
 
 def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: Progress = silent) -> Written:

@@ -9,47 +9,31 @@ that was stopped goes on from there.
 from __future__ import annotations
 
 import datetime
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
 
-from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
-from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
-from flux_trt.exporter.describe import LARGEST_SIDE, picture, scheduler
-from flux_trt.exporter.families.fit import parameters
-from flux_trt.exporter.families.flux1.params import flux_params
-from flux_trt.exporter.families.flux1.stages import Stage, make_stages, skeleton
-from flux_trt.exporter.families.flux1.variants import VARIANTS, Variant
+from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.folder import write_whole
 from flux_trt.exporter.quantise.calibration import Calibration, Settings, Size
+from flux_trt.exporter.quantise.reference import LATENTS, STEP, Reference
 from flux_trt.exporter.quantise.state import load_state, save_state
-from flux_trt.exporter.quantise.stream import streamed
 from flux_trt.exporter.quantise.watch import Watch
-from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime.bundle.manifest import Sizes, StageName
-from flux_trt.runtime.bundle.tokenizer import Tokenizer
-from flux_trt.runtime.errors import BuildError, CheckpointError
+from flux_trt.runtime.bundle.manifest import StageName
+from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.sampling import noise, schedule
 
-STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser")
 SEED = 0
 MOST_STEPS, LONGEST_SIDE = 12, 512
-AT_ONCE = 8192
-"""Tokens that a block works on at once, about."""
-RUN = ("pooled", "text", "latents", "step")
 
 
 def settings_of(
-    checkpoint: Checkpoint,
-    kind: Variant,
+    model: Model,
     *,
     prompts: Sequence[str] = (),
     size: tuple[int, int] | None = None,
@@ -59,8 +43,7 @@ def settings_of(
     """What is to be painted, with defaults that a CPU can bear: at most 12 steps and 512 pixels.
 
     Args:
-        checkpoint: to calibrate.
-        kind: its variant.
+        model: the checkpoint to calibrate, as its family reads it.
         prompts: none: a built-in list.
         size: (width, height) in pixels.
         steps: of each picture.
@@ -70,22 +53,23 @@ def settings_of(
         BuildError: a variant that does not paint from text alone, or guidance that the model does not have.
         RequestError: a size that is not possible.
     """
-    if kind.in_channels != VARIANTS["dev"].in_channels:
+    numbers = model.numbers()
+    if numbers.model.condition_channels:
         raise BuildError(
-            f"FLUX.1 {kind.name} paints from a control picture, which calibration cannot take yet; "
+            f"{model.title} paints from a control picture, which calibration cannot take yet; "
             "build it with --precision bf16, fp16 or fp32"
         )
-    if guidance is not None and not kind.guidance_embed:
-        raise BuildError(f"FLUX.1 {kind.name} has no guidance; leave --guidance out")
-    patch, side = picture(checkpoint)
-    width, height = size or (min(side, LONGEST_SIDE),) * 2
-    latents.grid(width, height, patch, Sizes(smallest=patch, largest=LARGEST_SIDE))
+    if guidance is not None and not numbers.model.guidance:
+        raise BuildError(f"{model.title} has no guidance; leave --guidance out")
+    own = numbers.defaults
+    width, height = size or (min(own.width, LONGEST_SIDE), min(own.height, LONGEST_SIDE))
+    latents.grid(width, height, numbers.model.patch, numbers.sizes)
     return Settings(
         prompts=list(prompts) or built_in_prompts(),
         width=width,
         height=height,
-        steps=steps or min(kind.steps, MOST_STEPS),
-        guidance=(kind.guidance if guidance is None else guidance) if kind.guidance_embed else None,
+        steps=steps or min(own.steps, MOST_STEPS),
+        guidance=(own.guidance if guidance is None else guidance) if numbers.model.guidance else None,
         seed=SEED,
     )
 
@@ -96,8 +80,7 @@ def built_in_prompts() -> list[str]:
 
 
 def calibrate(
-    checkpoint: Checkpoint,
-    kind: Variant,
+    model: Model,
     settings: Settings,
     weights: Mapping[str, str],
     out: Path,
@@ -109,8 +92,7 @@ def calibrate(
     """Calibrate a checkpoint and write `out`.
 
     Args:
-        checkpoint: with its text encoders and tokenizers.
-        kind: its variant.
+        model: the checkpoint, with its text encoders and tokenizers.
         settings: from `settings_of`.
         weights: what identifies its parts: `digest_of` for transformer and t5.
         out: the JSON file to write; the state of an unfinished run is kept beside it.
@@ -125,20 +107,22 @@ def calibrate(
     kept = out.with_name(f"{out.name}.state")
     facts = f"{sorted(weights.items())} {settings.model_dump_json()}"
     state = load_state(kept, facts)
-    watch, seen = Watch(state), {name: state[name] for name in RUN if name in state}
-    model = _Reference(checkpoint, kind, watch, device, progress)
+    watch = Watch(state)
+    reference = Reference(model, watch, device, progress)
+    run = {*reference.texts, LATENTS, STEP}
+    seen = {name: tensor for name, tensor in state.items() if name in run}
 
     def keep() -> None:
         save_state(kept, facts, {**seen, **watch.tensors()})
 
     with torch.no_grad(), torch.device(device):
-        if "text" not in seen:
-            seen |= model.encode(settings.prompts)
+        if not seen:
+            seen |= reference.encode(settings.prompts)
             keep()
-        if "latents" in seen:
-            tell(f"calibration goes on after step {int(seen['step'])} of {settings.steps}")
-        for latents_now, done in model.denoise(settings, dict(seen)):
-            seen |= {"latents": latents_now, "step": torch.tensor(done, device="cpu")}
+        if LATENTS in seen:
+            tell(f"calibration goes on after step {int(seen[STEP])} of {settings.steps}")
+        for latents_now, done in reference.denoise(settings, dict(seen)):
+            seen |= {LATENTS: latents_now, STEP: torch.tensor(done, device="cpu")}
             keep()
     if strange := [name for name, histogram in watch.seen.items() if not histogram.finite]:
         raise BuildError(f"the input of {strange[0]} is not finite in fp32; check the checkpoint")
@@ -147,7 +131,7 @@ def calibrate(
         stage, _, layer = name.partition("/")
         layers.setdefault(cast(StageName, stage), {})[layer] = Size.of(histogram)
     found = Calibration(
-        variant=kind.name,
+        variant=model.variant,
         weights=dict(weights),
         settings=settings,
         layers=layers,
@@ -157,81 +141,3 @@ def calibrate(
     write_whole(out, found.dumps().encode())
     kept.unlink(missing_ok=True)
     return found
-
-
-class _Reference:
-    """The model being calibrated, in float32, block by block."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, kind: Variant, watch: Watch, device: str, progress: Progress
-    ) -> None:
-        self.checkpoint, self.kind = checkpoint, kind
-        self.watch, self.device, self.progress = watch, device, progress
-        self.plan = {stage.name: stage for stage in make_stages(checkpoint, "fp32", STAGES)}
-
-    def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The prompts' pooled [P, V] from CLIP and text [P, T, C] from T5, whose layers are watched."""
-        return {
-            "pooled": self._encode("clip", 77, prompts),
-            "text": self._encode("t5", self.kind.text_length, prompts),
-        }
-
-    def _encode(self, name: StageName, limit: int, prompts: Sequence[str]) -> Tensor:
-        if name not in self.checkpoint.tokenizers:
-            raise CheckpointError(f"{self.checkpoint.source} has no {name} tokenizer; give --text-encoders")
-        with tempfile.TemporaryDirectory() as folder:
-            spec = export_tokenizer(self.checkpoint.tokenizers[name], Path(folder), name, limit)
-            ids, _ = Tokenizer(Path(folder), spec).encode(prompts)
-        module = streamed(self.plan[name], self.device)
-        if name == "t5":
-            self.watch.layers(self.plan[name], module)
-        size, parts = _bytes(self.plan[name]), []
-        batches = torch.from_numpy(ids).split(max(1, AT_ONCE // ids.shape[1]))
-        for batch in batches:
-            parts.append(module(batch.to(self.device)).cpu())
-            self.progress(f"calibrate {name}", len(parts) * size, len(batches) * size)
-        return torch.cat(parts)
-
-    def denoise(self, settings: Settings, state: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, int]]:
-        """Paint all prompts together from where `state` is: the latents, and the number of steps done."""
-        params, prompts = flux_params(self.checkpoint.parts["transformer"]), len(settings.prompts)
-        patch, _ = picture(self.checkpoint)
-        grid = settings.height // patch, settings.width // patch
-        levels = schedule.sigmas(scheduler(self.checkpoint, self.kind), settings.steps, grid[0] * grid[1])
-        times = torch.from_numpy(schedule.timesteps(levels)).to(self.device)
-        pooled, text = state["pooled"].to(self.device), state["text"].to(self.device)
-        positions = latents.positions(text.shape[1], [grid])
-        tables = rope_tables(positions, params.axes_dim, params.theta)
-        cos, sin = (torch.from_numpy(table).to(self.device) for table in tables)
-        now, first = state.get("latents"), int(state.get("step", 0))
-        if now is None:
-            seeds = tuple(range(settings.seed, settings.seed + prompts))
-            now = torch.from_numpy(noise.draw(seeds, grid, params.out_channels))
-        guidance = None if settings.guidance is None else torch.full((prompts,), settings.guidance)
-        blocks = params.depth + params.depth_single_blocks
-        block_size, begun = _bytes(self.plan["denoiser"]) // blocks, first * blocks
-
-        def before(block: str) -> None:
-            nonlocal begun
-            self.watch.block = block
-            self.progress("calibrate denoiser", begun * block_size, settings.steps * blocks * block_size)
-            begun += 1
-
-        conditioner = streamed(self.plan["conditioner"], self.device)
-        denoiser = streamed(self.plan["denoiser"], self.device, max(1, AT_ONCE // len(positions)), before)
-        self.watch.layers(self.plan["conditioner"], conditioner)
-        self.watch.layers(self.plan["denoiser"], denoiser)
-        for step in range(first, settings.steps):
-            modulation, context = conditioner(times[step : step + 1], pooled, text, guidance)
-            dt = torch.full((prompts, now.shape[1], 1), float(levels[step + 1] - levels[step]))
-            with self.watch:
-                now, _ = denoiser(now.to(self.device), dt, context, modulation[0], cos, sin)
-            now = now.cpu()
-            yield now, step + 1
-        self.progress("calibrate denoiser", *(settings.steps * blocks * block_size,) * 2)
-
-
-def _bytes(stage: Stage) -> int:
-    """Of the weights that a stage reads when it runs once."""
-    names = {name for ours in parameters(stage, skeleton(stage)) for name in stage.recipes[ours].names}
-    return sum(stage.tensors[name].nbytes for name in names)

@@ -8,8 +8,7 @@ precise at all sizes, so a scale may well be rounded up to what the base type ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -41,22 +40,6 @@ class Fp8:
     """A weight has a scale for each output channel; False: one."""
     statistic: Statistic = "amax"
     """What of an activation fits into E4M3; what is larger saturates."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantisation:
-    """What of a stage is quantised, and the largest value that each tensor is expected to have."""
-
-    inputs: Mapping[str, float]
-    """Linear layer -> of its input. Its weight, `<layer>.weight`, is quantised too."""
-    attention: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
-    """Block -> of q, k and v, in the order of the graph's Attention nodes; empty: not quantised."""
-    per_channel: bool = True
-
-    @property
-    def weights(self) -> frozenset[str]:
-        """The quantised parameters."""
-        return frozenset(f"{layer}.weight" for layer in self.inputs)
 
 
 def scale_of(amax: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,8 +17,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
-from flux_trt.exporter.families.flux1.stages import Stage
-from flux_trt.exporter.quantise.e4m3 import SCALE, Quantisation, scale_of
+from flux_trt.exporter.families.stage import Quantisation, Stage
+from flux_trt.exporter.quantise.e4m3 import SCALE, scale_of
 from flux_trt.runtime.errors import BuildError
 
 LINEAR = ("MatMul", "Gemm")

@@ -8,26 +8,22 @@ from pathlib import Path
 
 import torch
 
-from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from flux_trt.exporter.families.flux1.params import flux_params
-from flux_trt.exporter.families.flux1.stages import Stage, large_layers
-from flux_trt.exporter.families.flux1.variants import Variant, detect
+from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.families.model import Model
+from flux_trt.exporter.families.recognise import recognise
+from flux_trt.exporter.families.stage import Quantisation, Stage, large_layers
 from flux_trt.exporter.folder import digests
 from flux_trt.exporter.quantise.calibrate import calibrate, settings_of
 from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, digest_of, read
-from flux_trt.exporter.quantise.e4m3 import Fp8, Quantisation
+from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.runtime.bundle.manifest import File
-from flux_trt.runtime.errors import BuildError, CheckpointError
+from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
-
-PARTS = ("transformer", "t5")
-"""The parts of a checkpoint whose layers are calibrated."""
 
 
 def with_ranges(
     plan: Sequence[Stage],
-    checkpoint: Checkpoint,
-    kind: Variant,
+    model: Model,
     sources: Mapping[Path, File],
     fp8: Fp8,
     beside: Path,
@@ -38,8 +34,7 @@ def with_ranges(
 
     Args:
         plan: all stages.
-        checkpoint: they are made from.
-        kind: its variant.
+        model: the checkpoint they are made from, as its family reads it.
         sources: hashes of the checkpoint's files that are known already.
         fp8: how to quantise.
         beside: where a calibration is kept that is not given: a later build takes it from there.
@@ -53,19 +48,19 @@ def with_ranges(
     quantised = [stage for stage in plan if stage.precision == "fp8"]
     if not quantised:
         return list(plan)
-    weights = identity(checkpoint, sources, progress)
+    weights = identity(model, sources, progress)
     if fp8.calibration is not None:
         found = read(fp8.calibration)
         refuse_foreign(found, weights, {stage.part for stage in quantised}, fp8.calibration)
     else:
-        settings = settings_of(checkpoint, kind)
+        settings = settings_of(model)
         kept = _kept(beside, weights)
         if kept is None:
             tell(
                 f"calibrating with {len(settings.prompts)} built-in prompts at {settings.width}x"
                 f"{settings.height}, {settings.steps} steps; --calibration takes a file instead"
             )
-            kept = calibrate(checkpoint, kind, settings, weights, beside, tell=tell, progress=progress)
+            kept = calibrate(model, settings, weights, beside, tell=tell, progress=progress)
         tell(f"calibration: {beside}")
         found = kept
     return [
@@ -108,15 +103,13 @@ def calibrate_checkpoint(
         RequestError: a size that is not possible.
     """
     checkpoint = open_checkpoint(source, text_encoders=text_encoders, vae=vae, revision=revision)
-    if "transformer" not in checkpoint.parts:
-        raise CheckpointError(f"{source} has no transformer; give a whole FLUX.1 checkpoint")
+    model = recognise(checkpoint, variant)
     if device == "cuda" and not torch.cuda.is_available():
         raise BuildError("PyTorch finds no GPU; use --device cpu")
-    kind = detect(flux_params(checkpoint.parts["transformer"]), checkpoint.pipeline, variant)
     texts = _lines(prompts) if prompts is not None else ()
-    settings = settings_of(checkpoint, kind, prompts=texts, size=size, steps=steps, guidance=guidance)
-    weights = identity(checkpoint, {}, progress)
-    return calibrate(checkpoint, kind, settings, weights, out, device=device, tell=tell, progress=progress)
+    settings = settings_of(model, prompts=texts, size=size, steps=steps, guidance=guidance)
+    weights = identity(model, {}, progress)
+    return calibrate(model, settings, weights, out, device=device, tell=tell, progress=progress)
 
 
 def _lines(path: Path) -> list[str]:
@@ -143,7 +136,7 @@ def quantisation(stage: Stage, found: Calibration, fp8: Fp8) -> Quantisation:
     """
     inputs = found.sizes(stage.name, large_layers(stage), fp8.statistic)
     attention: dict[str, tuple[float, float, float]] = {}
-    if fp8.attention and stage.name == "denoiser":
+    if fp8.attention and stage.fp8_attention:
         for block in dict.fromkeys(".".join(layer.split(".")[:2]) for layer in inputs):
             names = [f"{block}.{ATTENTION}.{head}" for head in HEADS]
             q, k, v = found.sizes(stage.name, names, fp8.statistic).values()
@@ -151,11 +144,11 @@ def quantisation(stage: Stage, found: Calibration, fp8: Fp8) -> Quantisation:
     return Quantisation(inputs=inputs, attention=attention, per_channel=fp8.per_channel)
 
 
-def identity(
-    checkpoint: Checkpoint, sources: Mapping[Path, File], progress: Progress = silent
-) -> dict[str, str]:
+def identity(model: Model, sources: Mapping[Path, File], progress: Progress = silent) -> dict[str, str]:
     """What identifies the weights of each part that is calibrated; files not in `sources` are hashed."""
-    parts = {name: checkpoint.parts[name] for name in PARTS if name in checkpoint.parts}
+    there = model.checkpoint.parts
+    plan = [model.stage(name) for name, part in model.parts.items() if part in there]
+    parts = {stage.part: there[stage.part] for stage in plan if stage.fp8_layers}
     of = {name: {info.file for info in part.tensors.values()} for name, part in parts.items()}
     missing = set().union(*of.values()) - set(sources)
     known = {**sources, **(digests(missing, progress) if missing else {})}

@@ -14,15 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flux_trt.exporter.families.flux1.stages import Stage, skeleton
-from flux_trt.runtime.bundle.manifest import StageName
-
-BLOCKS: dict[StageName, tuple[str, ...]] = {
-    "t5": ("encoder.block",),
-    "conditioner": ("double_blocks", "single_blocks"),
-    "denoiser": ("double_blocks", "single_blocks"),
-}
-"""Lists of blocks; the other stages are small enough to be loaded whole."""
+from flux_trt.exporter.families.stage import Stage, skeleton
 
 
 def streamed(
@@ -37,11 +29,7 @@ def streamed(
         before: told the name of a block before it runs.
     """
     module = skeleton(stage)
-    blocks = {
-        f"{path}.{index}": block
-        for path in BLOCKS.get(stage.name, ())
-        for index, block in module.get_submodule(path).named_children()
-    }
+    blocks = blocks_of(stage, module)
     inside = tuple(f"{name}." for name in blocks)
     for name, _ in list(module.named_parameters()):
         if not name.startswith(inside):
@@ -52,6 +40,15 @@ def streamed(
     for name, block in blocks.items():
         block.forward = partial(_run, stage, name, block, block.forward, device, rows, before)
     return module
+
+
+def blocks_of(stage: Stage, module: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a stage's module that are loaded one at a time, by name."""
+    return {
+        f"{path}.{index}": block
+        for path in stage.blocks
+        for index, block in module.get_submodule(path).named_children()
+    }
 
 
 def _run(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flux_trt.exporter.families.flux1.stages import Stage, large_layers
+from flux_trt.exporter.families.stage import Stage, large_layers
 from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS
 from flux_trt.exporter.quantise.histogram import Histogram
 

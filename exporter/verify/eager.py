@@ -17,9 +17,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
-from flux_trt.exporter.families.flux1.stages import make_stages, skeleton
+from flux_trt.exporter.families.model import Model
+from flux_trt.exporter.families.plan import make_stages
+from flux_trt.exporter.families.stage import skeleton
 from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE
 from flux_trt.exporter.quantise.quantize import attention_scales
 from flux_trt.exporter.quantise.rounded import round_inputs, rounding_attention
@@ -101,9 +102,9 @@ class EagerGraph:
 class Eager:
     """torch eager on one device."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    def __init__(self, model: Model, device: str = "cpu") -> None:
         """The checkpoint tells the modules' shapes; the weights are the bundle's."""
-        self.checkpoint, self.device = checkpoint, device
+        self.model, self.device = model, device
 
     gpu = None
 
@@ -117,11 +118,11 @@ class Eager:
     def load(self, path: Path, name: str, stage: Stage) -> EagerGraph:
         """The traced module of the stage, with the weights that the graph at `path` refers to."""
         wanted, base = cast(StageName, name), stage.base or "bf16"
-        (traced,) = make_stages(self.checkpoint, stage.precision, [wanted], {wanted: stage.precision}, base)
-        module, model = skeleton(traced), ir.load(path)
+        (traced,) = make_stages(self.model, stage.precision, [wanted], {wanted: stage.precision}, base)
+        module, graph = skeleton(traced), ir.load(path)
         weights = {
             parameter: _read(value.const_value, traced.dtype)
-            for parameter, value in model.graph.initializers.items()
+            for parameter, value in graph.graph.initializers.items()
             if isinstance(value.const_value, ir.ExternalTensor)
         }
         for parameter, tensor in weights.items():
@@ -131,13 +132,13 @@ class Eager:
             if parameter.removesuffix(SCALE) == parameter or parameter.removesuffix(SCALE) not in weights:
                 holder, _, attribute = parameter.rpartition(".")
                 setattr(module.get_submodule(holder), attribute, nn.Parameter(tensor, requires_grad=False))
-        round_inputs(module, model)
+        round_inputs(module, graph)
         for owner in module.modules():
             for unused in [
                 name for name, value in owner._parameters.items() if value is not None and value.is_meta
             ]:
                 owner._parameters[unused] = None  # of the VAE's other half
-        return EagerGraph(module, stage, self.device, attention_scales(model))
+        return EagerGraph(module, stage, self.device, attention_scales(graph))
 
     def upload(self, array: npt.NDArray[Any]) -> EagerBuffer:
         """Put a copy of an array on the device."""

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from flux_trt.exporter.families.flux1.reference import Values, case
-from flux_trt.exporter.families.flux1.stages import PARTS
+from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.families.model import Model
+from flux_trt.exporter.families.oracle import Values
+from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.verify.eager import Eager
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.manifest import STAGES, Precision, Stage, StageName
+from flux_trt.runtime.bundle.manifest import Precision, Stage, StageName
 from flux_trt.runtime.errors import BackendError, CheckpointError
 
 # Rounding once costs 2^-24, 2^-11, 2^-8 and 2^-4; a network of some hundred layers loses a few bits more.
@@ -72,12 +73,13 @@ def verify(
         raise CheckpointError(
             f"{fault} (the bundle was built from {known.checkpoint}; --checkpoint says where that is now)"
         ) from None
-    for name in (name for name in STAGES if name in bundle.manifest.stages):
-        stage = bundle.manifest.stages[name]
-        if PARTS[name] not in found.parts:
-            raise CheckpointError(f"{found.source} has no {PARTS[name]}; give what the bundle was built from")
-        expected = case(name, found)
-        backend, where = _choose(found, name, stage)
+    model = recognise(found)
+    for name in (name for name in model.parts if name in bundle.manifest.stages):
+        stage, part = bundle.manifest.stages[name], model.parts[name]
+        if part not in found.parts:
+            raise CheckpointError(f"{found.source} has no {part}; give what the bundle was built from")
+        expected = model.case(name)
+        backend, where = _choose(model, name, stage)
         outputs = _run(backend, bundle, name, stage, expected.inputs)
         tolerance = TOLERANCE[stage.precision]
         for output in stage.outputs:
@@ -101,11 +103,11 @@ def _run(backend: Backend, bundle: Bundle, name: StageName, stage: Stage, inputs
         graph.close()
 
 
-def _choose(checkpoint: Checkpoint, name: StageName, stage: Stage) -> tuple[Backend, str]:
+def _choose(model: Model, name: StageName, stage: Stage) -> tuple[Backend, str]:
     """onnxruntime, or the traced torch module where onnxruntime has no kernels."""
     onnxruntime = connect("onnxruntime", "auto")
     try:
         onnxruntime.refuse(name, stage)
     except BackendError:
-        return Eager(checkpoint), "torch cpu"
+        return Eager(model), "torch cpu"
     return onnxruntime, f"onnxruntime {onnxruntime.device}"

@@ -172,11 +172,11 @@ def test_the_state_of_other_work_is_not_taken(checkpoint: Get, prompts: Path, tm
 
 
 def test_the_defaults_and_the_built_in_prompts(checkpoint: Get, tmp_path: Path) -> None:
-    from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
-    from flux_trt.exporter.families.flux1.variants import VARIANTS
+    from flux_trt.exporter.checkpoints.open import open_checkpoint
+    from flux_trt.exporter.families.recognise import recognise
     from flux_trt.exporter.quantise.calibrate import settings_of
 
-    found = settings_of(open_checkpoint(str(checkpoint("schnell-like"))), VARIANTS["schnell"])
+    found = settings_of(recognise(open_checkpoint(str(checkpoint("schnell-like")))))
     assert (found.width, found.height, found.steps, found.guidance) == (64, 64, 4, None)
     assert len(found.prompts) >= 24
     assert all(text.strip() == text and text for text in found.prompts)

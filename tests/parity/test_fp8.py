@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +17,10 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.cli import main
-from flux_trt.exporter.families.flux1.reference import case
-from flux_trt.exporter.families.flux1.stages import make_stages, precision_of
+from flux_trt.exporter.families.plan import in_precision, make_stages
+from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.graphs.weights import bytes_to_write
 from flux_trt.exporter.quantise.e4m3 import Fp8, scale_of
 from flux_trt.exporter.quantise.quantize import attention_scales, input_scales
@@ -103,10 +104,10 @@ def test_onnxruntime_and_torch_round_alike(
 ) -> None:
     """The graph in onnxruntime, and the module in torch with its inputs rounded by a cast: the same."""
     found = open_checkpoint(str(checkpoint("dev-like")))
-    expected, root = case(stage, found), fp8_bundle("fp32", attention)
+    expected, root = recognise(found).case(stage), fp8_bundle("fp32", attention)
     record = manifest.read(root).stages[stage]
     outputs = {}
-    for name, backend in (("onnxruntime", connect("onnxruntime", "cpu")), ("torch", Eager(found))):
+    for name, backend in (("onnxruntime", connect("onnxruntime", "cpu")), ("torch", Eager(recognise(found)))):
         graph = backend.load(root / record.graph, stage, record)
         run = graph.run({key: value.contiguous().numpy() for key, value in expected.inputs.items()})
         outputs[name] = run[record.outputs[-1].name].numpy()
@@ -150,7 +151,13 @@ def test_graphs_pass_the_checker(fp8_bundle: Get, base: str) -> None:
         assert path.stat().st_size < 1_000_000
 
 
-def test_other_stages_have_the_base_precision() -> None:
+def test_other_stages_have_the_base_precision(checkpoint: Get) -> None:
+    model = recognise(open_checkpoint(str(checkpoint("dev-like"))))
+
+    def precision_of(name: str, precision: Any, chosen: Any, base: Any = "bf16") -> tuple[str, str | None]:
+        found = in_precision(precision, chosen, base, model.stage(name))
+        return found.precision, found.base
+
     assert precision_of("denoiser", "fp8", {}) == ("fp8", "bf16")
     assert precision_of("t5", "fp8", {}, "fp16") == ("fp8", "fp32")
     assert precision_of("conditioner", "fp8", {}, "fp16") == ("fp16", None)
@@ -212,7 +219,7 @@ def test_the_bytes_to_write_are_known_before(
     options = Fp8(base="fp32", per_channel=per_channel, calibration=calibration)
     chosen = {"conditioner": "fp8"}
     found = open_checkpoint(str(checkpoint("dev-like")))
-    (stage,) = make_stages(found, "fp32", ["conditioner"], chosen, "fp32")
+    (stage,) = make_stages(recognise(found), "fp32", ["conditioner"], chosen, "fp32")
     stage = replace(stage, quantisation=quantisation(stage, read(calibration), options))
     source, out = str(checkpoint("dev-like")), tmp_path / "bundle"
     build(source, out, fp8=options, stages=["conditioner"], stage_precisions=chosen)

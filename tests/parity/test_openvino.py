@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from likeness import psnr
 
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
-from flux_trt.exporter.families.flux1.reference import case
+from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.verify.eager import Eager
 from flux_trt.exporter.verify.verify import TOLERANCE, relative_error
 from flux_trt.runtime.backends.connect import connect
@@ -48,7 +48,7 @@ def exact(bundle: Get) -> np.ndarray:
 @pytest.mark.parametrize("name", ["flux-nano", "dev-like"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_fp32_stages_are_onnxruntimes(checkpoint: Get, bundle: Get, name: str, stage: str) -> None:
-    given = case(stage, open_checkpoint(str(checkpoint(name)))).inputs
+    given = recognise(open_checkpoint(str(checkpoint(name)))).case(stage).inputs
     inputs = {key: value.numpy() for key, value in given.items()}
     theirs, ours = (
         outputs(connect(b, "cpu"), bundle(name), stage, inputs) for b in ("onnxruntime", "openvino")
@@ -82,7 +82,7 @@ def test_bf16_is_as_close_as_torch_in_bf16(checkpoint: Get, bundle: Get, exact: 
     """Pictures of the same bundle: what OpenVINO rounds more than torch may cost a decibel or two."""
     root = bundle("flux-nano", "bf16")
     ours = paint(root, connect("openvino", "cpu"))
-    torchs = paint(root, Eager(open_checkpoint(str(checkpoint("flux-nano")))))
+    torchs = paint(root, Eager(recognise(open_checkpoint(str(checkpoint("flux-nano"))))))
     assert np.median(psnr(ours, exact)) >= np.median(psnr(torchs, exact)) - 2
     assert np.median(psnr(ours, exact)) < 70, "nothing was rounded: was this fp32?"
 
@@ -91,7 +91,7 @@ def test_bf16_is_as_close_as_torch_in_bf16(checkpoint: Get, bundle: Get, exact: 
 def test_lower_precisions_stay_within_their_rounding(checkpoint: Get, bundle: Get, precision: str) -> None:
     found, root = open_checkpoint(str(checkpoint("flux-nano"))), bundle("flux-nano", precision)
     for stage in ("t5", "conditioner", "denoiser"):
-        expected = case(stage, found)
+        expected = recognise(found).case(stage)
         inputs = {key: value.numpy() for key, value in expected.inputs.items()}
         ours = outputs(connect("openvino", "cpu"), root, stage, inputs)
         for key, value in ours.items():
@@ -104,7 +104,7 @@ def test_fp8_loses_what_onnxruntime_loses(checkpoint: Get, fp8_bundle: Get, atte
     """Both compute the graph's own rounding to E4M3; where a value falls between two, sums in another order
     tip it over, so that they agree in how much is lost, not in every value."""
     root = fp8_bundle("fp32", attention)
-    expected = case("denoiser", open_checkpoint(str(checkpoint("dev-like"))))
+    expected = recognise(open_checkpoint(str(checkpoint("dev-like")))).case("denoiser")
     inputs = {key: value.numpy() for key, value in expected.inputs.items()}
     exact = expected.expected["velocity"].detach().numpy()
     theirs, ours = (
@@ -115,7 +115,7 @@ def test_fp8_loses_what_onnxruntime_loses(checkpoint: Get, fp8_bundle: Get, atte
 
 
 def test_fp8_with_bf16_around_it_runs(checkpoint: Get, fp8_bundle: Get) -> None:
-    expected = case("t5", open_checkpoint(str(checkpoint("dev-like"))))
+    expected = recognise(open_checkpoint(str(checkpoint("dev-like")))).case("t5")
     inputs = {key: value.numpy() for key, value in expected.inputs.items()}
     found = outputs(connect("openvino", "cpu"), fp8_bundle("bf16"), "t5", inputs)["text"]
     assert relative_error(found, expected.expected["text"].detach().numpy()) <= TOLERANCE["fp8"]

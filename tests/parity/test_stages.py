@@ -15,9 +15,9 @@ from checkpoints import write_bfl, write_bfl_vae
 from transformers import T5EncoderModel
 
 from flux_trt.exporter.build import build
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.tensorfile import read_header
-from flux_trt.exporter.families.flux1.reference import case
+from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.verify.verify import relative_error, verify
 from flux_trt.runtime.bundle.manifest import STAGES
 
@@ -57,7 +57,7 @@ def test_lower_precisions_stay_within_their_rounding(checkpoint: Get, bundle: Ge
 def test_verify_sees_a_changed_weight(checkpoint: Get, bundle: Get, tmp_path: Path) -> None:
     """The comparison has teeth: one weight matrix scaled by 1.01 is out of tolerance."""
     found = open_checkpoint(str(checkpoint("flux-nano")))
-    expected = case("denoiser", found)
+    expected = recognise(found).case("denoiser")
     for file in bundle("flux-nano").glob("denoiser.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     where = read_header(tmp_path / "denoiser.safetensors")["single_blocks.0.linear2.weight"]
@@ -102,7 +102,7 @@ def test_bfl_and_diffusers_names_give_the_same_outputs(
     build(str(file), out, stages=["conditioner", "denoiser"])
     found = open_checkpoint(str(source))
     for stage in ("conditioner", "denoiser"):
-        inputs = {name: value.numpy() for name, value in case(stage, found).inputs.items()}
+        inputs = {name: value.numpy() for name, value in recognise(found).case(stage).inputs.items()}
         ours, theirs = (
             onnxruntime.InferenceSession(root / f"{stage}.onnx").run(None, inputs)
             for root in (out, bundle("dev-like"))

@@ -13,8 +13,7 @@ from click.testing import CliRunner
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.cli import main
-from flux_trt.exporter.describe import tasks
-from flux_trt.exporter.families.flux1.variants import VARIANTS
+from flux_trt.exporter.families.flux1.variants import VARIANTS, tasks_of
 from flux_trt.exporter.folder import digest, written_aside
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import BuildError, CheckpointError
@@ -52,8 +51,7 @@ def test_a_bundle_holds_what_its_manifest_says(bundle: Get) -> None:
     ],
 )
 def test_a_manifest_says_what_a_bundle_can_do(variant: str, stages: list, expected: list) -> None:
-    kind = VARIANTS[variant]
-    assert tasks(kind, kind.in_channels - 64, 64, stages) == expected
+    assert tasks_of(VARIANTS[variant], stages) == expected
 
 
 def test_a_second_build_reuses_and_says_so(checkpoint: Get, tmp_path: Path) -> None:

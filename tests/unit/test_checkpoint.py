@@ -10,10 +10,12 @@ import torch
 from checkpoints import NANO, set_pipeline, write_bfl
 from safetensors.torch import load_file, save_file
 
-from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
-from flux_trt.exporter.families.flux1.stages import make_stages
-from flux_trt.exporter.families.flux1.variants import VARIANTS, detect
+from flux_trt.exporter.families.flux1.variants import candidates
+from flux_trt.exporter.families.plan import make_stages
+from flux_trt.exporter.families.recognise import recognise
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 Get = Callable[[str], Path]
@@ -56,8 +58,8 @@ def test_bfl_and_diffusers_tell_the_same_shape(checkpoint: Get, tmp_path: Path, 
     assert flux_params(found.parts["transformer"]) == flux_params(
         open_checkpoint(str(source)).parts["transformer"]
     )
-    assert [stage.name for stage in make_stages(found, "fp32")] == [
-        stage.name for stage in make_stages(open_checkpoint(str(source)), "fp32")
+    assert [stage.name for stage in make_stages(recognise(found), "fp32")] == [
+        stage.name for stage in make_stages(recognise(open_checkpoint(str(source))), "fp32")
     ]
 
 
@@ -123,14 +125,14 @@ def params(in_channels: int, guidance_embed: bool) -> FluxParams:
 def test_variants_are_told_by_what_is_inside(
     in_channels: int, guidance: bool, pipeline: str | None, asked: str | None, name: str
 ) -> None:
-    assert detect(params(in_channels, guidance), pipeline, asked).name == name
+    assert candidates(params(in_channels, guidance), pipeline, asked)[0].name == name
 
 
 def test_a_variant_that_the_tensors_cannot_be() -> None:
     with pytest.raises(CheckpointError, match="not FLUX.1 schnell; --variant can be dev, krea, kontext"):
-        detect(params(64, True), None, "schnell")
+        candidates(params(64, True), None, "schnell")
     with pytest.raises(CheckpointError, match="no FLUX.1 variant has 65 input channels"):
-        detect(params(65, True))
+        candidates(params(65, True))
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Checkpoint:
@@ -150,23 +152,23 @@ def test_missing_tensors_are_counted_and_named(folder: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"transformer: 10 tensors are missing: transformer_blocks\.0"
     ) as f:
-        make_stages(found, "fp32")
+        make_stages(recognise(found), "fp32")
     assert "\n" not in str(f.value)
 
 
 def test_misshapen_tensors_are_named_with_both_shapes(folder: Path) -> None:
     found = edit(folder, lambda t: t.update({"proj_out.weight": torch.zeros(64, 95)}))
     with pytest.raises(CheckpointError, match=r"proj_out.weight is \[64, 95\], not \[64, 96\]"):
-        make_stages(found, "fp32")
+        make_stages(recognise(found), "fp32")
     parts = {"transformer_blocks.0.attn.to_k.weight": torch.zeros(96, 7)}
     with pytest.raises(CheckpointError, match="of the wrong shape: transformer_blocks.0.attn.to_q.weight"):
-        make_stages(edit(folder, lambda t: t.update(parts)), "fp32")
+        make_stages(recognise(edit(folder, lambda t: t.update(parts))), "fp32")
 
 
 def test_tensors_that_are_not_flux_are_refused(folder: Path) -> None:
     found = edit(folder, lambda t: t.update({"lora.up": torch.zeros(1), "lora.down": torch.zeros(1)}))
     with pytest.raises(CheckpointError, match="2 tensors are not FLUX.1's: lora.down, lora.up"):
-        make_stages(found, "fp32")
+        make_stages(recognise(found), "fp32")
 
 
 def test_pickles_are_never_loaded(folder: Path) -> None:
@@ -178,7 +180,7 @@ def test_pickles_are_never_loaded(folder: Path) -> None:
 
 def test_t5_in_fp16_is_refused(checkpoint: Get) -> None:
     with pytest.raises(BuildError, match="T5 overflows in fp16"):
-        make_stages(open_checkpoint(str(NANO)), "fp32", chosen={"t5": "fp16"})
+        make_stages(recognise(open_checkpoint(str(NANO))), "fp32", chosen={"t5": "fp16"})
 
 
 @pytest.mark.parametrize(
@@ -203,15 +205,15 @@ def test_a_config_that_no_model_has(folder: Path) -> None:
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "up_block_types": ["NoBlock"] * 4}))
     with pytest.raises(CheckpointError, match="no vae can be made from its config"):
-        make_stages(open_checkpoint(str(folder)), "fp32")
+        make_stages(recognise(open_checkpoint(str(folder))), "fp32")
 
 
 def test_a_missing_part_says_how_to_give_it(checkpoint: Get, tmp_path: Path) -> None:
     file = write_bfl(checkpoint("dev-like"), tmp_path / "flux.safetensors")
     found = open_checkpoint(str(file))
     with pytest.raises(CheckpointError, match="has no clip; give it with --text-encoders"):
-        make_stages(found, "fp32")
-    assert len(make_stages(found, "fp32", ["conditioner", "denoiser"])) == 2
+        make_stages(recognise(found), "fp32")
+    assert len(make_stages(recognise(found), "fp32", ["conditioner", "denoiser"])) == 2
 
 
 def test_files_of_the_wrong_kind(checkpoint: Get, tmp_path: Path) -> None:
@@ -226,15 +228,14 @@ def test_files_of_the_wrong_kind(checkpoint: Get, tmp_path: Path) -> None:
 
 
 def test_a_scheduler_that_flux_does_not_use(folder: Path) -> None:
-    from flux_trt.exporter.describe import scheduler
 
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_beta_sigmas": True}))
     with pytest.raises(CheckpointError, match="use_beta_sigmas"):
-        scheduler(open_checkpoint(str(folder)), VARIANTS["dev"])
+        recognise(open_checkpoint(str(folder))).numbers()
 
 
 def test_the_pipeline_class_tells_kontext(folder: Path) -> None:
     set_pipeline(folder, "FluxKontextPipeline")
     found = open_checkpoint(str(folder))
-    assert detect(flux_params(found.parts["transformer"]), found.pipeline).name == "kontext"
+    assert candidates(flux_params(found.parts["transformer"]), found.pipeline)[0].name == "kontext"

@@ -9,7 +9,6 @@ from conftest import RANDOM
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, T5Config
 
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
 from flux_trt.exporter.checkpoints.defaults import (
     AUTOENCODER_KL,
     CLIP_TEXT,
@@ -17,10 +16,11 @@ from flux_trt.exporter.checkpoints.defaults import (
     FLUX_TRANSFORMER,
     T5_ENCODER,
 )
-from flux_trt.exporter.describe import scheduler
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.params import axes_of, flux_params
-from flux_trt.exporter.families.flux1.stages import make_stages, skeleton
-from flux_trt.exporter.families.flux1.variants import VARIANTS
+from flux_trt.exporter.families.plan import make_stages
+from flux_trt.exporter.families.recognise import recognise
+from flux_trt.exporter.families.stage import skeleton
 from flux_trt.runtime.bundle.manifest import Scheduler
 from flux_trt.runtime.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def test_the_official_transformers_config_is_enough(folder):
 
 def test_a_vae_without_a_shift_has_none(folder):
     without(folder / "vae" / "config.json", "shift_factor")
-    (decoder,) = make_stages(open_checkpoint(str(folder)), "fp32", ["vae_decoder"])
+    (decoder,) = make_stages(recognise(open_checkpoint(str(folder))), "fp32", ["vae_decoder"])
     assert decoder.config["shift_factor"] is None
     assert skeleton(decoder).config.shift_factor is None
 
@@ -82,7 +82,7 @@ def test_a_vae_without_a_shift_has_none(folder):
 def test_a_schedulers_missing_entries_are_its_classes_and_not_the_variants(folder):
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
-    found = scheduler(open_checkpoint(str(folder)), VARIANTS["dev"])
+    found = recognise(open_checkpoint(str(folder))).numbers().scheduler
     assert (found.shift, found.use_dynamic_shifting) == (1.0, False)
 
 
@@ -107,4 +107,4 @@ def test_a_scheduler_that_paints_otherwise_is_refused(folder, name, value):
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     with pytest.raises(CheckpointError, match=f"sets {name} to"):
-        scheduler(open_checkpoint(str(folder)), VARIANTS["dev"])
+        recognise(open_checkpoint(str(folder))).numbers()

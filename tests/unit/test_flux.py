@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import NANO
 
-from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser, Linear
 from flux_trt.exporter.families.flux1.params import flux_params
 

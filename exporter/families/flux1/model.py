@@ -14,40 +14,23 @@ Shapes: B batch, T text tokens, L latent tokens, S steps, D hidden size, H heads
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flux_trt.exporter.families.flux1.params import FluxParams
+from flux_trt.exporter.families.layers import (
+    EPS,
+    TIME_CHANNELS,
+    Linear,
+    MLPEmbedder,
+    QKNorm,
+    attention,
+    modulate,
+    residual,
+    timestep_embedding,
+)
 from flux_trt.exporter.families.rope import qk_norm_rope
-
-EPS = 1e-6
-TIME_FACTOR = 1000.0
-TIME_CHANNELS = 256
-
-
-class Linear(nn.Linear):
-    """A linear layer whose float16 outputs saturate instead of overflowing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the weight's dtype."""
-        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-        return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
-
-
-class MLPEmbedder(nn.Module):
-    """Linear, SiLU, linear: embeds the time, the guidance and the pooled text."""
-
-    def __init__(self, in_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.in_layer = Linear(in_dim, hidden_dim)
-        self.out_layer = Linear(hidden_dim, hidden_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in_dim] -> [..., D]."""
-        return self.out_layer(F.silu(self.in_layer(x)))
 
 
 class Modulation(nn.Module):
@@ -68,14 +51,6 @@ class Modulations(nn.ModuleDict):
     def forward(self, vec: Tensor) -> list[Tensor]:
         """[S, B, D] -> for every modulation [S, B, rows D]."""
         return [module(vec) for module in self.values()]
-
-
-def timestep_embedding(t: Tensor) -> Tensor:
-    """Sinusoids of t x 1000: [N] -> [N, 256], cosines first (BFL modules/layers.py)."""
-    half = TIME_CHANNELS // 2
-    freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
-    args = (TIME_FACTOR * t)[:, None] * freqs[None]
-    return torch.cat([args.cos(), args.sin()], dim=-1)
 
 
 class Conditioner(nn.Module):
@@ -124,23 +99,6 @@ class Conditioner(nn.Module):
         return torch.cat(rows, dim=2).float(), self.txt_in(text).float()
 
 
-class RMSNorm(nn.Module):
-    """The weight of a root-mean-square norm over a head's channels; `qk_norm_rope` does the norm."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(dim))
-
-
-class QKNorm(nn.Module):
-    """The norms of the queries and the keys."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.query_norm = RMSNorm(dim)
-        self.key_norm = RMSNorm(dim)
-
-
 class SelfAttention(nn.Module):
     """The projections around an attention that several streams share."""
 
@@ -159,16 +117,6 @@ def split_heads(
     D, heads = params.hidden_size, (params.num_heads, params.head_dim)
     q, k = qk_norm_rope(qkv, norm.query_norm.scale, norm.key_norm.scale, cos, sin, heads[0], EPS)
     return q, k, qkv[..., 2 * D : 3 * D].unflatten(-1, heads).transpose(1, 2)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over the joint sequence: q, k, v [B, H, N, E] -> [B, N, D]."""
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then (1 + scale) x + shift, in float32: x [B, L, D], rows [B, 1, D]."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=EPS) * (1 + scale) + shift
 
 
 class DoubleStreamBlock(nn.Module):
@@ -223,11 +171,6 @@ class SingleStreamBlock(nn.Module):
         attn = attention(*split_heads(qkv_mlp, self.norm, self.params, cos, sin))
         mlp = F.gelu(qkv_mlp[..., 3 * self.params.hidden_size :], approximate="tanh")
         return residual(x, gate, self.linear2(torch.cat([attn, mlp], dim=2)))
-
-
-def residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """x + gate x branch, in float32, kept in x's dtype: x, branch [B, L, D], gate [B, 1, D]."""
-    return (x.float() + gate * branch.float()).to(x.dtype)
 
 
 class Denoiser(nn.Module):

@@ -1,28 +1,18 @@
-"""Other projects' tensor names, as recipes for ours.
+"""The transformer's tensor names: BFL's are its own, diffusers' become recipes for them.
 
-The transformer's own names are BFL's, the VAE's are diffusers' (its modules are traced from there).
-Mappings follow diffusers' scripts/convert_flux_to_diffusers.py and convert_diffusers_to_original_*.py.
+The mapping follows diffusers' scripts/convert_flux_to_diffusers.py.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from flux_trt.exporter.checkpoints.recipe import Concat, Flatten, Key, Recipe, SwapHalves
-
-BFL_PREFIXES = ("", "model.diffusion_model.")
-
-
-def same(names: Iterable[str]) -> dict[str, Recipe]:
-    """Every tensor under its own name."""
-    return {name: Key(name) for name in names}
+from flux_trt.exporter.checkpoints.recipe import Concat, Key, Recipe, SwapHalves
 
 
 def transformer_from_bfl(names: Iterable[str]) -> dict[str, Recipe]:
-    """Every tensor under its own name; a prefix that the ComfyUI checkpoints add is dropped."""
-    prefix = BFL_PREFIXES[1]
-    return {name.removeprefix(prefix): Key(name) for name in names}
+    """Every tensor under its own name."""
+    return {name: Key(name) for name in names}
 
 
 def transformer_from_diffusers(
@@ -77,54 +67,4 @@ def transformer_from_diffusers(
     for kind in ("weight", "bias"):
         recipes[f"final_layer.adaLN_modulation.1.{kind}"] = SwapHalves(f"norm_out.linear.{kind}")
     same("final_layer.linear", "proj_out")
-    return recipes
-
-
-def text_encoder(names: Iterable[str]) -> dict[str, Recipe]:
-    """CLIP's and T5's tensors under transformers' present names.
-
-    transformers 5 dropped CLIP's `text_model.` prefix, checkpoints on the hub have it; T5 checkpoints name
-    the embedding `shared.weight`, `encoder.embed_tokens.weight` or both.
-    """
-    recipes: dict[str, Recipe] = {}
-    for name in names:
-        recipes[name.removeprefix("text_model.")] = Key(name)
-    shared, embed = "shared.weight", "encoder.embed_tokens.weight"
-    for one, other in ((shared, embed), (embed, shared)):
-        if one in recipes:
-            recipes.setdefault(other, recipes[one])
-    return recipes
-
-
-def vae_from_bfl(names: Iterable[str], levels: int) -> dict[str, Recipe]:
-    """diffusers' AutoencoderKL from the tensors of BFL's `ae.safetensors`.
-
-    BFL counts the decoder's levels from the picture, diffusers from the latents; BFL's attention is made of
-    1x1 convolutions, diffusers' of linear layers.
-    """
-
-    def up(match: re.Match[str]) -> str:
-        return f"up_blocks.{levels - 1 - int(match[1])}."
-
-    recipes: dict[str, Recipe] = {}
-    for name in names:
-        ours = re.sub(r"\bup\.(\d+)\.", up, name)
-        for pattern, new in (
-            (r"\bdown\.(\d+)\.", r"down_blocks.\1."),
-            (r"_blocks\.(\d+)\.block\.", r"_blocks.\1.resnets."),
-            (r"\bdownsample\.", "downsamplers.0."),
-            (r"\bupsample\.", "upsamplers.0."),
-            (r"\bmid\.block_1\.", "mid_block.resnets.0."),
-            (r"\bmid\.block_2\.", "mid_block.resnets.1."),
-            (r"\bmid\.attn_1\.", "mid_block.attentions.0."),
-            (r"\bnin_shortcut\.", "conv_shortcut."),
-            (r"\bnorm_out\.", "conv_norm_out."),
-        ):
-            ours = re.sub(pattern, new, ours)
-        if ".attentions." in ours:
-            for theirs, new in (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v")):
-                ours = ours.replace(f".0.{theirs}.", f".0.{new}.")
-            ours = ours.replace(".0.proj_out.", ".0.to_out.0.")
-        linear = ".to_" in ours and ours.endswith(".weight")
-        recipes[ours] = Flatten(name) if linear else Key(name)
     return recipes

@@ -1,4 +1,4 @@
-"""The public implementations as oracles: transformers and diffusers, in float32, on the same weights.
+"""diffusers' FluxTransformer2DModel as the oracle of the conditioner and the denoiser.
 
 Nothing here uses this project's transformer: a BFL file of FLUX.1's width is converted by diffusers' own
 code, and the modulation is read off diffusers' modules.
@@ -6,79 +6,21 @@ code, and the modulation is read off diffusers' modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
-from diffusers.loaders.single_file_utils import (
-    convert_flux_transformer_checkpoint_to_diffusers,
-    convert_ldm_vae_checkpoint,
-)
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import SwapHalves
-from flux_trt.exporter.families.flux1.names import (
-    BFL_PREFIXES,
-    text_encoder,
-    transformer_from_diffusers,
-)
+from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
-from flux_trt.exporter.families.vae import config_from_bfl
-from flux_trt.runtime.bundle.manifest import StageName
+from flux_trt.exporter.families.oracle import BATCH, GRID, TEXT, Case, Values, state
 
-Values = dict[str, Tensor]
-SEED = 0
-STEPS, BATCH, TEXT, GRID = 3, 2, 20, (3, 5)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Inputs of a stage, by their names, and what the oracle makes of them."""
-
-    inputs: Values
-    expected: Values
-
-
-def case(stage: StageName, checkpoint: Checkpoint) -> Case:
-    """A seeded case for a stage. Needs the stage's part in memory, in float32."""
-    torch.manual_seed(SEED)
-    with torch.no_grad():
-        return _CASES[stage](checkpoint)
-
-
-def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
-    return model.float().eval()
-
-
-def _state(part: Part) -> Values:
-    return {name: info.read() for name, info in part.tensors.items()}
-
-
-def _text_state(part: Part) -> Values:
-    return {name: recipe.load(part.tensors) for name, recipe in text_encoder(part.tensors).items()}
-
-
-def _clip(checkpoint: Checkpoint) -> Case:
-    part = checkpoint.parts["clip"]
-    model = _loaded(CLIPTextModel(CLIPTextConfig(**part.config)), _text_state(part))
-    length, vocabulary = part.config["max_position_embeddings"], part.config["vocab_size"]
-    ids = torch.randint(vocabulary // 2, (BATCH, length))
-    ids[:, length // 3] = (
-        part.config.get("eos_token_id", 2) if part.config.get("eos_token_id") != 2 else vocabulary - 1
-    )
-    return Case({"ids": ids}, {"pooled": model(ids).pooler_output})
-
-
-def _t5(checkpoint: Checkpoint) -> Case:
-    part = checkpoint.parts["t5"]
-    model = _loaded(T5EncoderModel(T5Config(**part.config)), _text_state(part))
-    ids = torch.randint(part.config["vocab_size"], (BATCH, TEXT))
-    return Case({"ids": ids}, {"text": model(ids).last_hidden_state})
+STEPS = 3
 
 
 def transformer(part: Part) -> FluxTransformer2DModel:
@@ -96,22 +38,21 @@ def transformer(part: Part) -> FluxTransformer2DModel:
         guidance_embeds=p.guidance_embed,
         axes_dims_rope=p.axes_dim,
     )
-    state = _state(part)
+    found = state(part)
     if part.naming == "bfl":
-        state = _from_bfl(state, p, {name: tensor.shape for name, tensor in model.state_dict().items()})
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        found = _from_bfl(found, p, {name: tensor.shape for name, tensor in model.state_dict().items()})
+    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
     return model.eval()
 
 
-def _from_bfl(state: Values, p: FluxParams, shapes: Mapping[str, torch.Size]) -> Values:
+def _from_bfl(theirs: Values, p: FluxParams, shapes: Mapping[str, torch.Size]) -> Values:
     """diffusers' names for BFL's tensors: by its own converter, which knows FLUX.1's width only."""
-    state = {name.removeprefix(BFL_PREFIXES[1]): tensor for name, tensor in state.items()}
     if (p.hidden_size, p.mlp_ratio) == (3072, 4.0):
-        return convert_flux_transformer_checkpoint_to_diffusers(state)
+        return convert_flux_transformer_checkpoint_to_diffusers(theirs)
     found: Values = {}
     recipes = transformer_from_diffusers(p.depth, p.depth_single_blocks, p.guidance_embed)
     for ours, recipe in recipes.items():
-        tensor = torch.cat(state[ours].chunk(2)[::-1]) if isinstance(recipe, SwapHalves) else state[ours]
+        tensor = torch.cat(theirs[ours].chunk(2)[::-1]) if isinstance(recipe, SwapHalves) else theirs[ours]
         parts = tensor.split([shapes[name][0] for name in recipe.names])
         found |= dict(zip(recipe.names, parts, strict=True))
     return found
@@ -128,8 +69,7 @@ class _Step:
     context: Tensor
 
 
-def _step(checkpoint: Checkpoint) -> _Step:
-    part = checkpoint.parts["transformer"]
+def _step(part: Part) -> _Step:
     model, p = transformer(part), flux_params(part)
     inputs = {
         "timesteps": torch.linspace(1, 0.2, STEPS),
@@ -156,13 +96,15 @@ def _modulation(model: FluxTransformer2DModel, t: Tensor, inputs: Values) -> Ten
     return torch.cat([row.view(BATCH, -1, D) for row in (*rows, shift, scale)], dim=1)
 
 
-def _conditioner(checkpoint: Checkpoint) -> Case:
-    step = _step(checkpoint)
+def conditioner_case(part: Part) -> Case:
+    """Modulation and context of random text at three noise levels."""
+    step = _step(part)
     return Case(step.inputs, {"modulation": step.modulation, "context": step.context})
 
 
-def _denoiser(checkpoint: Checkpoint) -> Case:
-    step = _step(checkpoint)
+def denoiser_case(part: Part) -> Case:
+    """One step of random latents."""
+    step = _step(part)
     p, tokens = step.params, GRID[0] * GRID[1]
     y, x = torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij")
     ids = torch.stack([torch.zeros(tokens), y.flatten(), x.flatten()], dim=1)
@@ -190,44 +132,3 @@ def _denoiser(checkpoint: Checkpoint) -> Case:
         **({"condition": condition} if condition.shape[-1] else {}),
     }
     return Case(inputs, {"next_latents": latents + dt * velocity, "velocity": velocity})
-
-
-def _vae(part: Part) -> AutoencoderKL:
-    config: dict[str, Any] = dict(part.config) or config_from_bfl(part.tensors)
-    model, state = AutoencoderKL.from_config(config), _state(part)
-    if part.naming == "bfl":
-        state = convert_ldm_vae_checkpoint(state, config)
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return model.eval()
-
-
-def _pack(z: Tensor) -> Tensor:
-    B, C, H, W = z.shape
-    return z.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(B, H // 2, W // 2, 4 * C)
-
-
-def _vae_encoder(checkpoint: Checkpoint) -> Case:
-    model = _vae(checkpoint.parts["vae"])
-    image = torch.randint(256, (BATCH, 16 * GRID[0], 16 * GRID[1], 3)).float()
-    seen = model.encode(image.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
-    scaled = (seen.mode() - (model.config.shift_factor or 0)) * model.config.scaling_factor
-    deviation = seen.std * model.config.scaling_factor
-    return Case({"image": image}, {"latents": _pack(scaled), "deviation": _pack(deviation)})
-
-
-def _vae_decoder(checkpoint: Checkpoint) -> Case:
-    model = _vae(checkpoint.parts["vae"])
-    scaled = torch.randn(BATCH, model.config.latent_channels, 2 * GRID[0], 2 * GRID[1])
-    z = scaled / model.config.scaling_factor + (model.config.shift_factor or 0)
-    pixels = ((model.decode(z).sample / 2 + 0.5).clamp(0, 1) * 255).round()
-    return Case({"latents": _pack(scaled)}, {"image": pixels.permute(0, 2, 3, 1)})
-
-
-_CASES: dict[StageName, Callable[[Checkpoint], Case]] = {
-    "clip": _clip,
-    "t5": _t5,
-    "conditioner": _conditioner,
-    "denoiser": _denoiser,
-    "vae_encoder": _vae_encoder,
-    "vae_decoder": _vae_decoder,
-}

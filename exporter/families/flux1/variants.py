@@ -5,10 +5,28 @@ Sources: BFL's src/flux/util.py and the model cards; diffusers' pipeline default
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flux_trt.exporter.families.flux1.params import FluxParams
+from flux_trt.runtime.bundle.manifest import StageName, Task
 from flux_trt.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:  # it brings torch, and the command line reads this table
+    from flux_trt.exporter.families.flux1.params import FluxParams
+
+CHANNELS = 64
+"""Of a latent token; what a variant takes beyond them is its condition."""
+
+PARTS: Mapping[StageName, str] = {
+    "clip": "clip",
+    "t5": "t5",
+    "conditioner": "transformer",
+    "denoiser": "transformer",
+    "vae_encoder": "vae",
+    "vae_decoder": "vae",
+}
+"""Every stage, in the order that they run -> the part of a checkpoint that it is made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +101,16 @@ VARIANTS = {
 }
 
 
-def detect(params: FluxParams, pipeline: str | None = None, asked: str | None = None) -> Variant:
-    """The variant with these tensors, and this pipeline class if one is named.
+def candidates(params: FluxParams, pipeline: str | None = None, asked: str | None = None) -> list[Variant]:
+    """The variants with these tensors, and this pipeline class if one is named; the first is taken.
 
-    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth): `asked` chooses among
-    them, and without it the first of the table is taken.
+    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth) and some the same pipeline.
+    Where none fits the pipeline, the tensors alone decide.
+
+    Args:
+        params: of the transformer.
+        pipeline: class that `model_index.json` names.
+        asked: chooses one of those with these tensors.
 
     Raises:
         CheckpointError: no variant has such tensors, or `asked` is none of those that have.
@@ -104,5 +127,16 @@ def detect(params: FluxParams, pipeline: str | None = None, asked: str | None = 
             raise CheckpointError(
                 f"these tensors are not FLUX.1 {asked}; --variant can be {', '.join(v.name for v in fits)}"
             )
-        return VARIANTS[asked]
-    return next((v for v in fits if v.pipeline == pipeline), fits[0])
+        return [VARIANTS[asked]]
+    return [v for v in fits if v.pipeline == pipeline] or fits
+
+
+def tasks_of(variant: Variant, stages: Collection[StageName]) -> list[Task]:
+    """What a bundle of this variant with these stages can do."""
+    condition = variant.in_channels - CHANNELS
+    if missing := set(PARTS) - set(stages):
+        return ["generate"] if missing == {"vae_encoder"} and not condition else []
+    if condition:
+        return ["control"] if condition == CHANNELS else ["fill"]
+    plain: list[Task] = ["generate", "image", "inpaint", "edit"]
+    return [*plain, "reference"] if variant.references else plain

@@ -1,0 +1,159 @@
+"""A FLUX.1 checkpoint as the rest of the exporter sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+
+from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.tokenizer import Window
+from flux_trt.exporter.families import text, vae, vae_oracle
+from flux_trt.exporter.families.flux1 import reference, stages
+from flux_trt.exporter.families.flux1.params import flux_params
+from flux_trt.exporter.families.flux1.variants import PARTS, candidates, tasks_of
+from flux_trt.exporter.families.model import Numbers
+from flux_trt.exporter.families.oracle import Case
+from flux_trt.exporter.families.scheduler import PLAIN, SHIFTING, scheduler
+from flux_trt.exporter.families.stage import Stage, unbuildable
+from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.manifest import StageName, Task
+from flux_trt.runtime.errors import CheckpointError
+
+LARGEST_SIDE = 4096
+SIDE = 1024
+"""Pixels of a picture where the VAE does not say what it was made for."""
+CLIP_LENGTH = 77
+PATCH = 16
+SEED = 0
+
+
+class Flux1:
+    """See `families.model.Model`."""
+
+    family = "FLUX.1"
+    parts: Mapping[StageName, str] = PARTS
+
+    def __init__(self, checkpoint: Checkpoint, variant: str | None = None) -> None:
+        """Read the transformer's shape and tell the variant; `variant` chooses among those it can be.
+
+        Raises:
+            CheckpointError: no FLUX.1, or not that variant.
+        """
+        self.checkpoint = checkpoint
+        self._params = flux_params(checkpoint.parts["transformer"])
+        self._kind, *alike = candidates(self._params, checkpoint.pipeline, variant)
+        self._alike = [each.name for each in alike]
+
+    @staticmethod
+    def tells(checkpoint: Checkpoint) -> bool:
+        """Whether the transformer has what every FLUX.1 has."""
+        return True
+
+    @property
+    def variant(self) -> str:
+        """One of `variants.VARIANTS`."""
+        return self._kind.name
+
+    @property
+    def title(self) -> str:
+        """As in "FLUX.1 dev"."""
+        return f"{self.family} {self.variant}"
+
+    @property
+    def choices(self) -> list[str]:
+        """A line where other members have the same tensors and pipeline and none was asked for."""
+        if not self._alike:
+            return []
+        others = " and ".join(self._alike)
+        return [f"{others} cannot be told from {self.variant} by their files; --variant chooses"]
+
+    def stage(self, name: StageName) -> Stage:
+        """A stage, in float32."""
+        part = self.checkpoint.parts[self.parts[name]]
+        try:
+            return self._makers[name](part)
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise CheckpointError(unbuildable(self.parts[name], fault)) from fault
+
+    @property
+    def _makers(self) -> Mapping[StageName, Callable[[Part], Stage]]:
+        return {
+            "clip": text.clip_stage,
+            "t5": text.t5_stage,
+            "conditioner": lambda part: stages.conditioner_stage(part, self._params),
+            "denoiser": lambda part: stages.denoiser_stage(part, self._params),
+            "vae_encoder": vae.encoder_stage,
+            "vae_decoder": vae.decoder_stage,
+        }
+
+    def ignored(self, part: str) -> Mapping[str, str]:
+        """Names that the public encoders have and FLUX.1 has no use for."""
+        return {"clip": text.CLIP_IGNORED, "t5": text.T5_IGNORED}.get(part, {})
+
+    def numbers(self) -> Numbers:
+        """What the runtime must know of the model, the picture and the text."""
+        p, kind = self._params, self._kind
+        part = self.checkpoint.parts.get("vae")
+        config = vae.config_of(part) if part else {}
+        patch, side = vae.patch_of(config) if config else PATCH, int(config.get("sample_size") or SIDE)
+        return Numbers(
+            model=manifest.Model(
+                channels=p.out_channels,
+                condition_channels=p.in_channels - p.out_channels,
+                guidance=p.guidance_embed,
+                rope_axes=list(p.axes_dim),
+                rope_theta=p.theta,
+                patch=patch,
+            ),
+            scheduler=scheduler(self.checkpoint.scheduler, SHIFTING if kind.shifting else PLAIN, self.family),
+            sizes=manifest.Sizes(smallest=patch, largest=LARGEST_SIDE),
+            defaults=manifest.Defaults(width=side, height=side, steps=kind.steps, guidance=kind.guidance),
+            windows={
+                "clip": Window(CLIP_LENGTH, pad_token="<|endoftext|>"),
+                "t5": Window(kind.text_length, pad_token="<pad>"),
+            },
+        )
+
+    def tasks(self, stages: Collection[StageName]) -> list[Task]:
+        """What a bundle with these stages can do."""
+        return tasks_of(self._kind, stages)
+
+    def disagreements(self) -> list[str]:
+        """Widths that the transformer was made for and a part does not have."""
+        parts, p = self.checkpoint.parts, self._params
+        found = []
+        if "vae" in parts:
+            channels = vae.config_of(parts["vae"])["latent_channels"]
+            if 4 * channels != p.out_channels:
+                found.append(
+                    f"the VAE has {channels} latent channels and the transformer paints "
+                    f"{p.out_channels // 4}; give {self.family}'s VAE with --vae"
+                )
+        for name, entry, width in (
+            ("clip", "hidden_size", p.vec_in_dim),
+            ("t5", "d_model", p.context_in_dim),
+        ):
+            if name in parts and (has := parts[name].config[entry]) != width:
+                found.append(
+                    f"{name} has a width of {has} and the transformer takes {width}; "
+                    "give this model's own with --text-encoders"
+                )
+        positions = parts["clip"].config["max_position_embeddings"] if "clip" in parts else CLIP_LENGTH
+        if positions < CLIP_LENGTH:
+            found.append(f"clip has {positions} positions, fewer than the {CLIP_LENGTH} tokens of a prompt")
+        return found
+
+    def case(self, stage: StageName) -> Case:
+        """Seeded inputs of a stage and its oracle's outputs; its part is in memory in float32 meanwhile."""
+        cases: Mapping[StageName, Callable[[Part], Case]] = {
+            "clip": text.clip_case,
+            "t5": text.t5_case,
+            "conditioner": reference.conditioner_case,
+            "denoiser": reference.denoiser_case,
+            "vae_encoder": vae_oracle.encoder_case,
+            "vae_decoder": vae_oracle.decoder_case,
+        }
+        torch.manual_seed(SEED)
+        with torch.no_grad():
+            return cases[stage](self.checkpoint.parts[self.parts[stage]])

@@ -1,0 +1,81 @@
+"""What FLUX transformers are made of: linear layers, embedders, norms, attention, modulation.
+
+Inside, matrix products have the weights' dtype; norms, softmax statistics, modulation and residual sums are
+float32. With float16 every linear layer saturates at +-65504, so that no activation turns into inf or nan.
+
+Shapes: B batch, L tokens, D hidden size, H heads, E head dim, S steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+TIME_FACTOR = 1000.0
+TIME_CHANNELS = 256
+
+
+class Linear(nn.Linear):
+    """A linear layer whose float16 outputs saturate instead of overflowing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the weight's dtype."""
+        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
+
+
+class MLPEmbedder(nn.Module):
+    """Linear, SiLU, linear: embeds the time, the guidance and the pooled text."""
+
+    def __init__(self, in_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.in_layer = Linear(in_dim, hidden_dim)
+        self.out_layer = Linear(hidden_dim, hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_dim] -> [..., D]."""
+        return self.out_layer(F.silu(self.in_layer(x)))
+
+
+def timestep_embedding(t: Tensor) -> Tensor:
+    """Sinusoids of t x 1000: [N] -> [N, 256], cosines first (BFL modules/layers.py)."""
+    half = TIME_CHANNELS // 2
+    freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    args = (TIME_FACTOR * t)[:, None] * freqs[None]
+    return torch.cat([args.cos(), args.sin()], dim=-1)
+
+
+class RMSNorm(nn.Module):
+    """The weight of a root-mean-square norm over a head's channels; `qk_norm_rope` does the norm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+
+class QKNorm(nn.Module):
+    """The norms of the queries and the keys."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(dim)
+        self.key_norm = RMSNorm(dim)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over the joint sequence: q, k, v [B, H, N, E] -> [B, N, D]."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then (1 + scale) x + shift, in float32: x [B, L, D], rows [B, 1, D]."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=EPS) * (1 + scale) + shift
+
+
+def residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x + gate x branch, in float32, kept in x's dtype: x, branch [B, L, D], gate [B, 1, D]."""
+    return (x.float() + gate * branch.float()).to(x.dtype)

@@ -1,0 +1,48 @@
+"""diffusers' scheduler configs: what the loop follows of them, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flux_trt.exporter.checkpoints.defaults import FLOW_MATCH_EULER
+from flux_trt.runtime.bundle.manifest import Scheduler
+from flux_trt.runtime.errors import CheckpointError
+
+NAME = "FlowMatchEulerDiscreteScheduler"
+SHIFTING: dict[str, Any] = {
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+"""FLUX.1-dev's numbers."""
+PLAIN: dict[str, Any] = {**SHIFTING, "use_dynamic_shifting": False, "shift": 1.0}
+"""FLUX.1-schnell's."""
+
+
+def scheduler(config: Mapping[str, Any] | None, own: Mapping[str, Any], family: str) -> Scheduler:
+    """The schedule of a checkpoint.
+
+    Args:
+        config: of `scheduler_config.json`, whole; None: there is none.
+        own: the variant's numbers, where there is no config.
+        family: for people.
+
+    Raises:
+        CheckpointError: a scheduler that the loop does not follow.
+    """
+    if config is None:
+        return Scheduler(**own)
+    if config.get("_class_name") != NAME:
+        raise CheckpointError(f"the scheduler is {config.get('_class_name')}; {family} needs {NAME}")
+    for name, value in config.items():
+        if name in own or name.startswith("_"):
+            continue
+        if name not in FLOW_MATCH_EULER or value != FLOW_MATCH_EULER[name]:
+            raise CheckpointError(
+                f"the scheduler sets {name} to {value!r}, which {family}'s loop does not follow; take it out"
+            )
+    return Scheduler(**{name: config[name] for name in own})

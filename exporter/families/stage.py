@@ -1,0 +1,128 @@
+"""One graph to be: a module without weights, where its weights come from, and what it needs on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
+from flux_trt.runtime.bundle.manifest import Precision, StageName, Tensor
+
+Runs = Literal["prompt", "schedule", "picture", "reference", "step"]
+"""Once for a prompt, for all noise levels together, for a picture or a reference, or in every step."""
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Varying:
+    """A dim that varies: how large it is while the stage is traced, and what is known of it."""
+
+    example: int
+    most: int | None = None
+    of: str | None = None
+    """Another dim that it is a multiple of."""
+    times: int = 1
+    free: bool = False
+    """The tracer finds out how it depends on others, such as sequence = text + tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """What of a stage is quantised, and the largest value that each tensor is expected to have."""
+
+    inputs: Mapping[str, float]
+    """Linear layer -> of its input. Its weight, `<layer>.weight`, is quantised too."""
+    attention: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Block -> of q, k and v, in the order of the graph's Attention nodes; empty: not quantised."""
+    per_channel: bool = True
+
+    @property
+    def weights(self) -> frozenset[str]:
+        """The quantised parameters."""
+        return frozenset(f"{layer}.weight" for layer in self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One graph to be: `build()` makes its module (weights absent), `recipes` say where they come from."""
+
+    name: StageName
+    part: str
+    """The part of the checkpoint that it is made from."""
+    build: Callable[[], nn.Module]
+    tensors: Tensors
+    recipes: Mapping[str, Recipe]
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    dims: Mapping[str, Varying]
+    config: Mapping[str, Any]
+    runs: Runs
+    """How often."""
+    uses: tuple[str, ...] = ("",)
+    """How the names of the parameters begin that are its own; a VAE's module holds both halves."""
+    blocks: tuple[str, ...] = ()
+    """Lists of blocks, which may be loaded one at a time."""
+    fp8_layers: tuple[str, ...] = ()
+    """How the names of the linear layers begin that fp8 quantises; empty: it has no fp8."""
+    in_fp8: bool = False
+    """Whether an fp8 bundle has it in fp8 without being asked for it by name."""
+    fp8_attention: bool = False
+    """Whether its attention may be quantised too."""
+    safer: Mapping[Precision, Precision] = field(default_factory=dict)
+    """Precision of a bundle -> what the stage has instead, when nothing else is asked for."""
+    refuses: Mapping[Precision, str] = field(default_factory=dict)
+    """Precision -> why the stage cannot have it, and what to take."""
+    precision: Precision = "fp32"
+    base: Precision | None = None
+    """Of fp8: the precision of all that is not quantised."""
+    quantisation: Quantisation | None = None
+    """Of fp8: what is quantised; known when a calibration is."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters that are not quantised."""
+        return DTYPES[self.base or self.precision]
+
+    @property
+    def files(self) -> list[Path]:
+        """The checkpoint files its weights lie in."""
+        return sorted({info.file for info in self.tensors.values()})
+
+
+def skeleton(stage: Stage) -> nn.Module:
+    """The stage's module in its dtype with parameters on the meta device; small buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        module = stage.build().eval()
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                empty = torch.empty(parameter.shape, dtype=stage.dtype, device="meta")
+                owner._parameters[name] = nn.Parameter(empty, requires_grad=False)
+    return module
+
+
+def unbuildable(part: str, fault: Exception) -> str:
+    """That a part's config makes no module."""
+    return f"no {part} can be made from its config ({fault!r}); copy or download it again"
+
+
+def parameters(stage: Stage, module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the module that are the stage's own."""
+    return {name: value for name, value in module.named_parameters() if name.startswith(stage.uses)}
+
+
+def large_layers(stage: Stage) -> list[str]:
+    """The linear layers of a stage that fp8 quantises, in the module's order."""
+    linears = (name for name, module in skeleton(stage).named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linears if name.startswith(stage.fp8_layers)]
+
+
+def f32(name: str, *dims: int | str) -> Tensor:
+    """A float32 input or output."""
+    return Tensor(name=name, dtype="float32", dims=list(dims))

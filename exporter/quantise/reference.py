@@ -1,0 +1,161 @@
+"""The model that is calibrated, in float32: it encodes prompts and paints them, block by block.
+
+Which stages there are and what goes into them is read off the stages: an input is what a stage before has put
+out under that name.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flux_trt.exporter.checkpoints.tokenizer import load_tokenizer
+from flux_trt.exporter.families.model import Model
+from flux_trt.exporter.families.plan import make_stages
+from flux_trt.exporter.families.stage import Runs, Stage, parameters, skeleton
+from flux_trt.exporter.quantise.calibration import Settings
+from flux_trt.exporter.quantise.stream import blocks_of, streamed
+from flux_trt.exporter.quantise.watch import Watch
+from flux_trt.plugins.rope import rope_tables
+from flux_trt.runtime.bundle.tokenizer import Tokenizer
+from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.progress import Progress
+from flux_trt.runtime.sampling import noise, schedule
+
+AT_ONCE = 8192
+"""Tokens that a block works on at once, about."""
+LATENTS, STEP = "latents", "step"
+Values = dict[str, Tensor]
+
+
+class Reference:
+    """All stages but the VAE's: pictures are neither read nor shown."""
+
+    def __init__(self, model: Model, watch: Watch, device: str, progress: Progress) -> None:
+        """Check that the checkpoint has all that is needed.
+
+        Raises:
+            CheckpointError: a part is missing.
+        """
+        self._model, self._numbers = model, model.numbers()
+        self._watch, self._device, self._progress = watch, device, progress
+        names = [name for name, part in model.parts.items() if part != "vae"]
+        self._plan = make_stages(model, "fp32", names)
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of what the text stages give."""
+        return [tensor.name for stage in self._those("prompt") for tensor in stage.outputs]
+
+    def encode(self, prompts: Sequence[str]) -> Values:
+        """What the text stages make of the prompts, [P, ...] each; layers that fp8 takes are watched."""
+        found: Values = {}
+        for stage in self._those("prompt"):
+            found |= self._encode(stage, prompts)
+        return found
+
+    def _encode(self, stage: Stage, prompts: Sequence[str]) -> Values:
+        source = self._model.checkpoint
+        if stage.name not in source.tokenizers:
+            raise CheckpointError(f"{source.source} has no {stage.name} tokenizer; give --text-encoders")
+        with tempfile.TemporaryDirectory() as folder:
+            window = self._numbers.windows[stage.name]
+            spec = load_tokenizer(source.tokenizers[stage.name], stage.name, window).write(Path(folder))
+            ids, _ = Tokenizer(Path(folder), spec).encode(prompts)
+        module = streamed(stage, self._device)
+        if stage.in_fp8:
+            self._watch.layers(stage, module)
+        size, parts = _bytes(stage), []
+        batches = torch.from_numpy(ids).split(max(1, AT_ONCE // ids.shape[1]))
+        for batch in batches:
+            found = _call(stage, module, {"ids": batch.to(self._device)})
+            parts.append({name: value.cpu() for name, value in found.items()})
+            self._progress(f"calibrate {stage.name}", len(parts) * size, len(batches) * size)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def denoise(self, settings: Settings, state: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, int]]:
+        """Paint all prompts together from where `state` is: the latents, and the number of steps done."""
+        model, prompts = self._numbers.model, len(settings.prompts)
+        grid = settings.height // model.patch, settings.width // model.patch
+        levels = schedule.sigmas(self._numbers.scheduler, settings.steps, grid[0] * grid[1])
+        known = {name: state[name].to(self._device) for name in self.texts}
+        times = torch.from_numpy(schedule.timesteps(levels)).to(self._device)
+        positions = latents.positions(self._tokens(known), [grid])
+        tables = rope_tables(positions, model.rope_axes, model.rope_theta)
+        known |= {
+            name: torch.from_numpy(table).to(self._device)
+            for name, table in zip(("cos", "sin"), tables, strict=True)
+        }
+        if settings.guidance is not None:
+            known["guidance"] = torch.full((prompts,), settings.guidance)
+        now, first = state.get(LATENTS), int(state.get(STEP, 0))
+        if now is None:
+            seeds = tuple(range(settings.seed, settings.seed + prompts))
+            now = torch.from_numpy(noise.draw(seeds, grid, model.channels))
+        (conditioner,), (denoiser,) = self._those("schedule"), self._those("step")
+        condition = streamed(conditioner, self._device)
+        told = _Told(denoiser, self._watch, self._progress, first, settings.steps)
+        denoise = streamed(denoiser, self._device, max(1, AT_ONCE // len(positions)), told)
+        self._watch.layers(conditioner, condition)
+        self._watch.layers(denoiser, denoise)
+        for step in range(first, settings.steps):
+            given = known | {"timesteps": times[step : step + 1]}
+            made = _call(conditioner, condition, given)
+            given |= {tensor.name: _at_once(tensor.dims, made[tensor.name]) for tensor in conditioner.outputs}
+            given["dt"] = torch.full((prompts, now.shape[1], 1), float(levels[step + 1] - levels[step]))
+            with self._watch:
+                now = _call(denoiser, denoise, given | {LATENTS: now.to(self._device)})["next_latents"].cpu()
+            yield now, step + 1
+        told.done()
+
+    def _tokens(self, known: Mapping[str, Tensor]) -> int:
+        """Text tokens of a prompt: the dim of that name, in whatever the text stages give."""
+        outputs = [tensor for stage in self._those("prompt") for tensor in stage.outputs]
+        return next(
+            known[each.name].shape[each.dims.index("text")] for each in outputs if "text" in each.dims
+        )
+
+    def _those(self, runs: Runs) -> list[Stage]:
+        return [stage for stage in self._plan if stage.runs == runs]
+
+
+class _Told:
+    """Tells the watch which block runs, and the progress how many bytes were read."""
+
+    def __init__(self, stage: Stage, watch: Watch, progress: Progress, first: int, steps: int) -> None:
+        blocks = len(blocks_of(stage, skeleton(stage)))
+        self._what, self._size = f"calibrate {stage.name}", _bytes(stage) // blocks
+        self._watch, self._progress = watch, progress
+        self._begun, self._blocks = first * blocks, steps * blocks
+
+    def __call__(self, block: str) -> None:
+        self._watch.block = block
+        self._progress(self._what, self._begun * self._size, self._blocks * self._size)
+        self._begun += 1
+
+    def done(self) -> None:
+        """All steps are done."""
+        self._progress(self._what, self._blocks * self._size, self._blocks * self._size)
+
+
+def _call(stage: Stage, module: nn.Module, known: Mapping[str, Tensor]) -> Values:
+    """Run a stage's module on what is known by name."""
+    found = module(*(known[tensor.name] for tensor in stage.inputs))
+    values = found if isinstance(found, tuple) else (found,)
+    return {tensor.name: value for tensor, value in zip(stage.outputs, values, strict=True)}
+
+
+def _at_once(dims: Sequence[int | str], value: Tensor) -> Tensor:
+    """What was made for one step alone, without the dim of steps."""
+    return value[0] if dims[0] == "steps" else value
+
+
+def _bytes(stage: Stage) -> int:
+    """Of the weights that a stage reads when it runs once."""
+    names = {name for ours in parameters(stage, skeleton(stage)) for name in stage.recipes[ours].names}
+    return sum(stage.tensors[name].nbytes for name in names)
