@@ -30,8 +30,10 @@ APART = {
     "runtime/errors.py": "runtime ground",
     "runtime/notation.py": "runtime ground",
     "runtime/progress.py": "runtime ground",
+    "exporter/faults.py": "exporter ground",
     "exporter/folder.py": "exporter ground",
-    "exporter/families/registry.py": "exporter registry",
+    "exporter/families/catalogue.py": "exporter registry",
+    "exporter/families/recognise.py": "exporter registry",
     "exporter/engines/options.py": "exporter roof",  # words of the command line
     "exporter/quantise/options.py": "exporter roof",
 }
