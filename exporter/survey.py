@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
+from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, Decoded
 from flux_trt.exporter.families.stage import Quantisation, Stage, large_layers
 from flux_trt.exporter.faults import Faults
 from flux_trt.exporter.folder import existing, refuse_full_disk, refuse_out
@@ -123,15 +124,19 @@ def survey(
 
 
 def _part(name: str, part: Part) -> PartRow:
-    files = sorted({info.file for info in part.tensors.values()})
+    files = sorted({file for info in part.tensors.values() for file in info.files})
     return PartRow(
         name=name,
         folder=files[0].parent,
         files=len(files),
         tensors=len(part.tensors),
         bytes=sum(file.stat().st_size for file in files),
-        types=sorted({str(info.dtype).removeprefix("torch.") for info in part.tensors.values()}),
+        types=sorted({_type(info) for info in part.tensors.values()}),
     )
+
+
+def _type(info: AnyTensor) -> str:
+    return info.format if isinstance(info, Decoded) else str(info.dtype).removeprefix("torch.")
 
 
 def _quantised(stage: Stage) -> Stage:

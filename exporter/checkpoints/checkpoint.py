@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
+from flux_trt.exporter.checkpoints.tensorfile import AnyTensor
 
 BROUGHT_BY = {"clip": "--text-encoders", "t5": "--text-encoders", "vae": "--vae"}
 """Part -> the option that brings it where a checkpoint lacks it."""
@@ -17,7 +17,7 @@ BROUGHT_BY = {"clip": "--text-encoders", "t5": "--text-encoders", "vae": "--vae"
 class Part:
     """One network of a checkpoint: its tensors, its whole config (of BFL files empty), whose names."""
 
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, AnyTensor]
     config: Mapping[str, Any]
     naming: Literal["diffusers", "bfl"]
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
+from flux_trt.exporter.checkpoints.tensorfile import AnyTensor
 
-Tensors = Mapping[str, TensorInfo]
+Tensors = Mapping[str, AnyTensor]
 
 
 class Recipe:
@@ -55,7 +55,9 @@ class Concat(Recipe):
     """Tensors one after another on the first axis, as in a fused q, k, v projection."""
 
     def make(self, *parts: Tensor) -> Tensor:
-        """All parts in one."""
+        """All parts in one; parts of different types are widened, since a cast may have spared some."""
+        if len({part.dtype for part in parts}) > 1:
+            parts = tuple(part.float() for part in parts)
         return torch.cat(parts)
 
 

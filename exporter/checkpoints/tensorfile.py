@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -48,6 +48,11 @@ class TensorInfo:
     offset: int
     nbytes: int
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where its bytes lie."""
+        return (self.file,)
+
     def read(self) -> torch.Tensor:
         """The tensor, in memory of its own. Raises CheckpointError when the file ends early."""
         data = bytearray(self.nbytes)
@@ -58,6 +63,37 @@ class TensorInfo:
         if not data:
             return torch.empty(self.shape, dtype=self.dtype)
         return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A tensor that is kept as others: codes, and the scales that make numbers of them."""
+
+    format: str
+    """For people: "scaled fp8", "NF4"."""
+    shape: tuple[int, ...]
+    parts: tuple[TensorInfo, ...]
+    make: Callable[..., torch.Tensor] = field(repr=False)
+    """From the parts' tensors, in their order, the numbers, float32 of `shape`."""
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its parts in their files."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where its parts lie."""
+        return tuple(dict.fromkeys(part.file for part in self.parts))
+
+    def read(self) -> torch.Tensor:
+        """The numbers, in memory of their own. Raises CheckpointError when a file ends early."""
+        return self.make(*(part.read() for part in self.parts)).reshape(self.shape)
+
+
+AnyTensor = TensorInfo | Decoded
+"""What a part's tensors are."""
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

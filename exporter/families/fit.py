@@ -12,20 +12,23 @@ from flux_trt.runtime.errors import CheckpointError
 
 
 def check(stage: Stage, module: nn.Module, family: str) -> None:
-    """Every parameter has its tensors, and they have its shape.
+    """Every parameter has its tensors, and they have its shape and are numbers, not the codes of some.
 
     Raises:
-        CheckpointError: tensors that are missing or misshapen: how many, and the first of them.
+        CheckpointError: tensors that are missing, integers or misshapen: how many, and the first of them.
     """
-    missing, misshapen = [], []
+    missing, misshapen, codes = [], [], []
     for name, parameter in parameters(stage, module).items():
         recipe = stage.recipes.get(name)
         absent = [name] if recipe is None else [key for key in recipe.names if key not in stage.tensors]
         if recipe is None or absent:
             missing += absent
-        elif (shape := recipe.shape(stage.tensors)) != tuple(parameter.shape):
+            continue
+        codes += [key for key in recipe.names if not stage.tensors[key].dtype.is_floating_point]
+        if (shape := recipe.shape(stage.tensors)) != tuple(parameter.shape):
             misshapen.append(f"{recipe.names[0]} is {list(shape)}, not {list(parameter.shape)}")
     _refuse(stage.part, "missing", missing, family)
+    _refuse(stage.part, "integers, so it is quantised", codes, family)
     _refuse(stage.part, "of the wrong shape", misshapen, family)
 
 

@@ -92,7 +92,7 @@ class Stage:
     @property
     def files(self) -> list[Path]:
         """The checkpoint files its weights lie in."""
-        return sorted({info.file for info in self.tensors.values()})
+        return sorted({file for info in self.tensors.values() for file in info.files})
 
 
 def skeleton(stage: Stage) -> nn.Module:

@@ -101,7 +101,7 @@ def _identity(stage: Stage, name: str) -> TensorInfo | None:
     if not isinstance(recipe, Key) or name in _quantised(stage):
         return None
     info = stage.tensors[recipe.names[0]]
-    return info if info.dtype == stage.dtype else None
+    return info if isinstance(info, TensorInfo) and info.dtype == stage.dtype else None
 
 
 def _quantised(stage: Stage) -> frozenset[str]:

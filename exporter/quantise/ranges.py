@@ -149,7 +149,9 @@ def identity(model: Model, sources: Mapping[Path, File], progress: Progress = si
     there = model.checkpoint.parts
     plan = [model.stage(name) for name, part in model.parts.items() if part in there]
     parts = {stage.part: there[stage.part] for stage in plan if stage.fp8_layers}
-    of = {name: {info.file for info in part.tensors.values()} for name, part in parts.items()}
+    of = {
+        name: {file for info in part.tensors.values() for file in info.files} for name, part in parts.items()
+    }
     missing = set().union(*of.values()) - set(sources)
     known = {**sources, **(digests(missing, progress) if missing else {})}
     return {name: digest_of({file: known[file] for file in paths}) for name, paths in of.items()}
