@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: install demo test test-slow lint format types kernels score gallery bench regress clean
+.PHONY: install demo test test-slow lint format types graph kernels score gallery bench regress clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,10 @@ types: $(INSTALLED)
 	@for part in plugins runtime exporter; do ln -sfn ../../$$part .links/flux_trt/$$part; done
 	@ln -sfn ../../benchmarks/bench .links/flux_trt/bench
 	$(BIN)/mypy
+
+# Which room and which file imports which: tests/project/test_rooms.py says what is allowed.
+graph:
+	@$(PYTHON) tests/import_graph.py
 
 kernels: $(INSTALLED)
 	$(BIN)/python -m flux_trt.plugins.qk_norm_rope.compile

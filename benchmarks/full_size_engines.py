@@ -23,7 +23,7 @@ from pathlib import Path
 from machine import describe, write
 
 TARGETS = {"denoiser": {"seconds": 97, "peak_gb": 19.5}}
-TOKENIZERS = Path(__file__).parent.parent / "examples" / "flux-nano"
+NANO = Path(__file__).parent.parent / "examples" / "flux-nano"
 PAIRS = "denoiser, two rows a picture"
 STAGES = ("clip", "t5", "conditioner", "denoiser", "vae_encoder", "vae_decoder")
 
@@ -32,13 +32,14 @@ def write_checkpoint(folder: Path) -> int:
     """A whole FLUX.1-dev in bf16, as a BFL file with a diffusers folder for the rest; its bytes."""
     import torch
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
 
+    sys.path.insert(0, str(NANO))
     from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser
     from flux_trt.exporter.families.flux1.params import FLUX_DEV
+    from nano import forms
 
-    t5 = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
-    t5.feed_forward_proj, t5.is_gated_act, t5.dense_act_fn = "gated-gelu", True, "gelu_new"
+    t5 = forms.t5(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
     clip = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=768,
@@ -52,18 +53,7 @@ def write_checkpoint(folder: Path) -> int:
     with torch.device("meta"):
         transformer = [Conditioner(FLUX_DEV), Denoiser(FLUX_DEV)]
         encoders = {"text_encoder": CLIPTextModel(clip), "text_encoder_2": T5EncoderModel(t5)}
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=16,
-            sample_size=1024,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = AutoencoderKL(**forms.vae((128, 256, 512, 512), 2, side=1024))
     size = _write_random(folder / "flux1-dev.safetensors", transformer)
     parts = {**encoders, "vae": vae}
     for name, part in parts.items():
@@ -76,8 +66,8 @@ def write_checkpoint(folder: Path) -> int:
         file = "diffusion_pytorch_model.safetensors" if name == "vae" else "model.safetensors"
         size += _write_random(folder / name / file, [part])
     for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(TOKENIZERS / name, folder / name)
-    shutil.copy(TOKENIZERS / "model_index.json", folder)
+        shutil.copytree(NANO / name, folder / name)
+    shutil.copy(NANO / "model_index.json", folder)
     return size
 
 

@@ -1,4 +1,4 @@
-"""The tables of numbers in README.md and docs/cpu.md, rendered from the results files, not typed by hand.
+"""The tables of numbers in README.md and docs/, rendered from the results files, not typed by hand.
 
 python benchmarks/table.py            rewrite the blocks between their two comments
 python benchmarks/table.py --check    exit 1 when they are not what the results say
@@ -10,17 +10,19 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from rows import building, pictures, speed
+from rows import building, headlines, pictures, speed
+from rows.row import Results, Row
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "cpu.md"]
+PAGES = [HERE.parent / name for name in ("README.md", "docs/numbers.md", "docs/cpu.md")]
 BLOCK = re.compile(r"(<!-- (\w+): python benchmarks/table\.py -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 NOTHING = "No results are committed yet.\n"
 
-FILES = {
+Rows = Callable[[Results], Iterator[Row]]
+FILES: dict[str, Rows] = {
     "full_size.json": building.full_size,
     "full_size_engines.json": building.engines,
     "build.json": building.build,
@@ -35,24 +37,52 @@ FILES = {
     "tasks.json": pictures.tasks,
     "fp8.json": pictures.fp8,
 }
+HEADLINES: dict[str, Rows] = {
+    "full_size.json": headlines.full_size,
+    "build.json": headlines.build,
+    "full_size_engines.json": headlines.engines,
+    "cold_start.json": headlines.cold_start,
+    "bench/run.json": headlines.run,
+    "cpu.json": headlines.cpu,
+    "flux_nano_score.json": headlines.score,
+    "tasks.json": headlines.tasks,
+    "fp8.json": headlines.fp8,
+}
 
 
 def numbers(results: Path) -> str:
-    """Every figure with its target and its file; a results file that is not there has no rows."""
-    lines, made = [], []
-    for name, rows in FILES.items():
-        path = results / name
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            source = f"[{path.stem}](benchmarks/results/{name})"
-            lines += [f"| {what} | {value} | {target} | {source} |" for what, value, target in rows(found)]
-            about = found.get("about", found)
-            made.append(f"{path.stem}: {about['date'][:10]}, {_machine(about.get('hardware'))}.")
-    if not lines:
-        return NOTHING
-    return "\n".join(
-        ["| what | measured | target | from |", "|---|---|---|---|", *lines, "", " ".join(made), ""]
-    )
+    """Every figure with its target and its file, for a page in docs/, and what each file was made on."""
+    found = _found(results, FILES)
+    lines = _table("| what | measured | target | from |", FILES, found, "../")
+    made = []
+    for name, result in found.items():
+        about = result.get("about", result)
+        made.append(f"- {Path(name).stem}: {about['date'][:10]}, {_machine(about.get('hardware'))}")
+    return "\n".join([*lines, "", *made, ""]) if lines else NOTHING
+
+
+def few(results: Path) -> str:
+    """The figures that matter most to a user, for the README."""
+    lines = _table("| what | measured | beside it | from |", HEADLINES, _found(results, HEADLINES), "")
+    return "\n".join([*lines, ""]) if lines else NOTHING
+
+
+def _found(results: Path, files: Mapping[str, Rows]) -> dict[str, Results]:
+    """What the files hold; one that is not there is left out."""
+    paths = {name: results / name for name in files}
+    return {
+        name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()
+    }
+
+
+def _table(head: str, files: Mapping[str, Rows], found: Mapping[str, Results], up: str) -> list[str]:
+    """Lines of a table; `up` leads from the page to the repository's root."""
+    lines = [
+        f"| {what} | {value} | {beside} | [{Path(name).stem}]({up}benchmarks/results/{name}) |"
+        for name, result in found.items()
+        for what, value, beside in files[name](result)
+    ]
+    return [head, "|---|---|---|---|", *lines] if lines else []
 
 
 def steps(results: Path) -> str:
@@ -63,7 +93,7 @@ def steps(results: Path) -> str:
     return "\n".join([*speed.steps(json.loads(path.read_text(encoding="utf-8"))), ""])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"numbers": numbers, "steps": steps}
+BLOCKS: dict[str, Callable[[Path], str]] = {"few": few, "numbers": numbers, "steps": steps}
 
 
 def _machine(hardware: object) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from likeness import psnr
 from machine import describe, write
 
 from flux_trt.runtime.pictures import tiles
@@ -114,7 +115,10 @@ def seams(bundle: Path) -> list[dict[str, object]]:
                     },
                     "jump": {"tiled": jump(tiled, places), "untiled": jump(whole, places)},
                     "tiled_to_untiled": {"largest": int(apart.max()), "mean": round(float(apart.mean()), 3)},
-                    "psnr_to_original": {"tiled": psnr(tiled, picture), "untiled": psnr(whole, picture)},
+                    "psnr_to_original": {
+                        "tiled": decibels(tiled, picture),
+                        "untiled": decibels(whole, picture),
+                    },
                     "latents": {
                         "largest": round(float(np.abs(coded - latents).max()), 3),
                         "rms": round(float(np.sqrt(np.mean((coded - latents) ** 2))), 4),
@@ -127,10 +131,9 @@ def seams(bundle: Path) -> list[dict[str, object]]:
     return rows
 
 
-def psnr(found: Bytes, expected: Bytes) -> float:
-    """In dB."""
-    error = np.mean((found.astype(float) - expected) ** 2)
-    return round(float(10 * np.log10(255**2 / max(error, 1e-9))), 2)
+def decibels(found: Bytes, expected: Bytes) -> float:
+    """PSNR of one picture."""
+    return round(float(psnr(found[None], expected[None])[0]), 2)
 
 
 def silent(done: int, total: int) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import tensorrt_rtx as trt
+from trt_network import Network
 
 from flux_trt.runtime.bundle import manifest
 
@@ -28,27 +29,20 @@ RANGES = {
 
 
 def build(path: Path, stage: manifest.Stage, logger: trt.Logger) -> dict[str, object]:
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        return {"bytes": 0, "fault": str(parser.get_error(0))}
+    graph = Network(trt, path, logger)
+    if graph.fault:
+        return {"bytes": 0, "fault": graph.fault}
     # Attention in fp32, or with the VAE's wide head, has no kernel of its own: let the builder take it apart.
-    for layer in map(network.get_layer, range(network.num_layers)):
+    for layer in map(graph.network.get_layer, range(graph.network.num_layers)):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer  # how the binding casts a layer
             layer.attention.decomposable = True
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    profile = builder.create_optimization_profile()
+    shapes = {}
     for tensor in stage.inputs:
         ranges = [(dim,) * 3 if isinstance(dim, int) else RANGES[dim] for dim in tensor.dims]
-        profile.set_shape(tensor.name, *zip(*ranges, strict=True))
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    layers = [network.get_layer(i).type.name for i in range(network.num_layers)]
-    return {"bytes": engine.nbytes if engine else 0, "layers": sorted(set(layers))}
+        shapes[tensor.name] = list(zip(*ranges, strict=True))
+    engine = graph.plan(shapes, ["SM89"])
+    return {"bytes": engine.nbytes if engine else 0, "layers": sorted(set(graph.kinds))}
 
 
 def main(root: Path) -> None:

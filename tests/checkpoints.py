@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
 
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import flux_params
+from nano import forms
 
 NANO = Path(__file__).parent.parent / "examples" / "flux-nano"
 
@@ -41,8 +42,7 @@ def write_random(
         bos_token_id=633,
         eos_token_id=634,
     )
-    t5 = T5Config(vocab_size=200, d_model=80, d_kv=16, d_ff=96, num_layers=2, num_heads=5)
-    t5.feed_forward_proj, t5.is_gated_act, t5.dense_act_fn = "gated-gelu", True, "gelu_new"
+    t5 = forms.t5(vocab_size=200, d_model=80, d_kv=16, d_ff=96, num_layers=2, num_heads=5)
     transformer = FluxTransformer2DModel(
         in_channels=in_channels,
         out_channels=64,
@@ -55,27 +55,12 @@ def write_random(
         guidance_embeds=guidance,
         axes_dims_rope=axes,
     )
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[16, 32, 32, 48],
-        layers_per_block=2,
-        latent_channels=16,
-        norm_num_groups=8,
-        sample_size=64,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=guidance, shift=3.0 if guidance else 1.0, max_shift=1.15, base_shift=0.5
-    )
+    vae = AutoencoderKL(**forms.vae((16, 32, 32, 48), 2, side=64, groups=8))
     CLIPTextModel(clip).save_pretrained(folder / "text_encoder")
     T5EncoderModel(t5).save_pretrained(folder / "text_encoder_2")
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
-    scheduler.save_pretrained(folder / "scheduler")
+    forms.scheduler(dynamic=guidance).save_pretrained(folder / "scheduler")
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(NANO / name, folder / name)
     index = json.loads((NANO / "model_index.json").read_text())

@@ -11,8 +11,8 @@ import sys
 
 import numpy as np
 from rope_case import RopeCase, graph
+from trt_network import Network
 
-from flux_trt.plugins.qk_norm_rope import plugin
 from flux_trt.runtime.backends.device import Gpu
 from flux_trt.runtime.bundle.flavour import FLAVOURS
 
@@ -24,22 +24,10 @@ def main(flavour: str, rope: str, source: str, target: str) -> None:
         tensors = {name: found[name] for name in ("qkv", "q_scale", "k_scale", "cos", "sin")}
     case = RopeCase(tensors, heads, epsilon=1e-6)
     logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if rope == "plugin":
-        plugin.register(trt)
-        parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
-    assert parser.parse(graph(case).SerializeToString()), parser.get_error(0)
-    layers = [network.get_layer(i).type.name for i in range(network.num_layers)]
-    assert any("PLUGIN" in layer for layer in layers) == (rope == "plugin"), layers
-    profile = builder.create_optimization_profile()
-    for name, array in tensors.items():
-        if name in ("qkv", "cos", "sin"):
-            profile.set_shape(name, array.shape, array.shape, array.shape)
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
+    network = Network(trt, graph(case).SerializeToString(), logger, rope)
+    assert network.fault is None, network.fault
+    assert any("PLUGIN" in kind for kind in network.kinds) == (rope == "plugin"), network.kinds
+    plan = network.plan({name: [tensors[name].shape] * 3 for name in ("qkv", "cos", "sin")})
     assert plan is not None
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()

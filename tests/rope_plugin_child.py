@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tensorrt_rtx as trt
+from trt_network import Network
 
 from flux_trt.plugins.qk_norm_rope import plugin
 from flux_trt.plugins.qk_norm_rope.contract import Attributes
@@ -129,36 +130,23 @@ def parse(path: str, rope: str) -> dict[str, Any]:
             os._exit(0)
 
         cls.__init__ = created  # type: ignore[method-assign]
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if rope == "plugin":
-        parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
-    parsed = parser.parse_from_file(path)
-    return {"parsed": parsed, "layers": [network.get_layer(i).type.name for i in range(network.num_layers)]}
+    network = Network(trt, path, trt.Logger(trt.Logger.ERROR), rope)
+    return {"parsed": network.fault is None, "layers": network.kinds}
 
 
 def build(path: str) -> dict[str, Any]:
     """How large the native engine for every architecture is, and which these are."""
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse_from_file(path), parser.get_error(0)
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    graph = Network(trt, path, trt.Logger(trt.Logger.ERROR))
+    assert graph.fault is None, graph.fault
+    network, shapes = graph.network, {}
     targets = [name for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
     if network.get_input(0).dtype == trt.DataType.BF16:
         targets.remove("SM75")  # has no bfloat16
-    config.num_compute_capabilities = len(targets)
-    for index, name in enumerate(targets):
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
     for tensor in map(network.get_input, range(network.num_inputs)):
         if -1 in tensor.shape:
-            ranges = [[size if size > 0 else some for size in tensor.shape] for some in (1, 2, 2)]
-            profile.set_shape(tensor.name, *ranges)
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
+            wide = [[size if size > 0 else some for size in tensor.shape] for some in (1, 2, 2)]
+            shapes[tensor.name] = wide
+    engine = graph.plan(shapes, targets)
     return {"bytes": engine.nbytes if engine else 0, "targets": targets}
 
 

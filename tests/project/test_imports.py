@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "diffusers"}
+UNPICKLING = {"pickle", "dill", "joblib", "shelve", "torch.load"}
 SLOW = HEAVY | {"onnxruntime", "openvino", "numpy", "PIL", "pydantic", "rich", "tokenizers"}
 
 
@@ -57,9 +58,9 @@ def imports(path):
 @pytest.mark.parametrize(
     ("folder", "banned"),
     [
-        ("plugins", {"flux_trt.runtime", "flux_trt.exporter", "flux_trt.bench"}),
-        ("runtime", {"flux_trt.exporter", "flux_trt.bench", *HEAVY}),
-        ("exporter", {"flux_trt.bench"}),
+        ("plugins", {"flux_trt.runtime", "flux_trt.exporter", "flux_trt.bench", *UNPICKLING}),
+        ("runtime", {"flux_trt.exporter", "flux_trt.bench", *HEAVY, *UNPICKLING}),
+        ("exporter", {"flux_trt.bench", *UNPICKLING}),
     ],
 )
 def test_arrows(folder, banned):

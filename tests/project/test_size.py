@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LONGEST = 400  # lines
 TEXT = {".py", ".md", ".toml", ".cfg", ".txt", ".json", ".yml", ".yaml", ""}
-NOT_OURS = {"build", "dist", "out", "runs", "__pycache__"}
+NOT_OURS = {".git", "build", "dist", "out", "runs", "__pycache__"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|home)/")
 
 

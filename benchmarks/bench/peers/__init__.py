@@ -1,4 +1,8 @@
-"""Other ways to run the same checkpoint: diffusers itself, and conversions of its modules."""
+"""Other ways to run the same checkpoint: diffusers itself, and conversions of its modules.
+
+The only files of flux-bench that import diffusers, each when it is chosen, in a worker's process. A new
+peer is a module with a `convert`, which swaps diffusers' modules for its own, and a line in `make`.
+"""
 
 from __future__ import annotations
 

@@ -8,37 +8,18 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    FluxKontextPipeline,
-    FluxPipeline,
-    FluxTransformer2DModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from diffusers import AutoencoderKL, FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
 
+from nano import forms
 from nano.vocabulary import CLIP_LENGTH, clip_tokenizer, t5_tokenizer
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 def new_vae() -> AutoencoderKL:
-    """FLUX's autoencoder (8x, 16 channels, no quant convolutions) with narrow layers."""
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=16,
-        sample_size=64,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        force_upcast=True,
-        mid_block_add_attention=True,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    )
+    """FLUX's autoencoder with narrow layers."""
+    return AutoencoderKL(**forms.vae((16, 32, 64, 96), 1, side=64, groups=8, scaling=1.0, shift=0.0))
 
 
 def new_clip() -> CLIPTextModel:
@@ -64,14 +45,13 @@ def new_clip() -> CLIPTextModel:
 def new_t5() -> T5EncoderModel:
     """T5 v1.1's encoder of width 128."""
     return T5EncoderModel(
-        T5Config(
+        forms.t5(
             vocab_size=len(t5_tokenizer()),
             d_model=128,
             d_kv=32,
             d_ff=256,
             num_layers=3,
             num_heads=4,
-            feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
             pad_token_id=0,
             eos_token_id=1,
@@ -98,19 +78,6 @@ def new_transformer() -> FluxTransformer2DModel:
     return model
 
 
-def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """FLUX.1-dev's."""
-    return FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=1000,
-        shift=3.0,
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-    )
-
-
 def save(
     folder: Path,
     transformer: FluxTransformer2DModel,
@@ -125,7 +92,7 @@ def save(
         for part in (transformer, vae, clip, t5)
     )
     pipe = FluxKontextPipeline(  # it follows reference pictures, too
-        scheduler=new_scheduler(),
+        scheduler=forms.scheduler(),
         vae=vae,
         text_encoder=clip,
         tokenizer=clip_tokenizer(),

@@ -77,3 +77,9 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         along = np.maximum(np.abs(x) - long, np.abs(y) - wide)
         return np.minimum(along, np.maximum(np.abs(y) - long, np.abs(x) - wide))
     raise ValueError(f"no such shape: {shape}")
+
+
+def psnr(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each picture, dB: uint8 [N, H, W, 3] -> [N]; 108 when nothing differs."""
+    error = np.square(pictures.astype(np.float64) - others).mean(axis=(1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(error, 1e-6))

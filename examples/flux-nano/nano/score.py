@@ -18,7 +18,7 @@ from PIL import Image
 
 from nano.checker import Rates, check
 from nano.edit import Edit, test_edits
-from nano.picture import SIDE, Jitter, draw
+from nano.picture import SIDE, Jitter, draw, psnr
 from nano.scene import sample_split, test_prompts
 
 Paint = Callable[[list[str]], list[Image.Image]]
@@ -134,18 +134,18 @@ def score_edits(edits: list[Edit], change: Change, seed: int = 7) -> dict[str, f
         Image.fromarray(draw(edit.source, jitter)) for edit, jitter in zip(edits, jitters, strict=True)
     ]
     pictures = change([edit.instruction for edit in edits], references)
-    made, kept, errors = [], [], []
-    for edit, jitter, picture in zip(edits, jitters, pictures, strict=True):
+    made, kept = [], []
+    for edit, picture in zip(edits, pictures, strict=True):
         report = check(picture, edit.target)
         marks = {"background": report.background}
         for index, verdict in enumerate(report.objects):
             marks |= {f"{name} {index}": getattr(verdict, name) for name in ("colour", "shape", "place")}
         made.append(marks.pop("background" if edit.index is None else f"{edit.kind} {edit.index}"))
         kept.append(all(marks.values()) and len(report.found) == len(report.objects))
-        error = np.square(np.asarray(picture, float) - draw(edit.target, jitter)).mean()
-        errors.append(10 * np.log10(255**2 / max(error, 1e-6)))
     both = [first and second for first, second in zip(made, kept, strict=True)]
-    rates = {"made": np.mean(made), "kept": np.mean(kept), "both": np.mean(both), "psnr": np.mean(errors)}
+    exact = np.stack([draw(edit.target, jitter) for edit, jitter in zip(edits, jitters, strict=True)])
+    near = np.mean(psnr(np.stack([np.asarray(picture) for picture in pictures]), exact))
+    rates = {"made": np.mean(made), "kept": np.mean(kept), "both": np.mean(both), "psnr": near}
     return {name: round(float(value), 4) for name, value in rates.items()} | {"edits": len(edits)}
 
 
@@ -154,7 +154,7 @@ def score_autoencoder(folder: Path, count: int = 256, seed: int = 11) -> dict[st
     import torch
     from diffusers import AutoencoderKL
 
-    from nano.vae import psnr, to_pictures, to_tensor
+    from nano.vae import to_pictures, to_tensor
 
     vae = AutoencoderKL.from_pretrained(folder / "vae").float()
     rng = np.random.default_rng(seed)
@@ -167,7 +167,7 @@ def score_autoencoder(folder: Path, count: int = 256, seed: int = 11) -> dict[st
             parts.append(to_pictures(vae.decode(latents).sample))
     painted = np.concatenate(parts)
     return dataclasses.asdict(Rates.of(map(check, painted, scenes))) | {
-        "psnr": round(psnr(pictures, painted), 2)
+        "psnr": round(float(np.mean(psnr(painted, pictures))), 2)
     }
 
 

@@ -106,12 +106,6 @@ def unpack(tokens: torch.Tensor) -> torch.Tensor:
     return patches.reshape(batch, width // 4, side * 2, side * 2)
 
 
-def psnr(pictures: np.ndarray, others: np.ndarray) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio, dB."""
-    error = np.square(pictures.astype(np.float64) - others).mean(axis=(1, 2, 3))
-    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-6))))
-
-
 def _loss(vae: AutoencoderKL, pictures: torch.Tensor, corner: np.ndarray | None = None) -> torch.Tensor:
     # No shape ever covers the corner pixel, so it shows the background.
     objects = ((pictures - pictures[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.05).float()
