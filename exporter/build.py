@@ -14,6 +14,7 @@ from flux_trt.exporter.checkpoints.checkpoint import open_checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
+from flux_trt.exporter.families.flux1 import STAGES
 from flux_trt.exporter.families.flux1.params import flux_params
 from flux_trt.exporter.families.flux1.stages import Stage, make_stages
 from flux_trt.exporter.families.flux1.variants import detect
@@ -27,7 +28,6 @@ from flux_trt.exporter.quantise.ranges import with_ranges
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import graph_digest
 from flux_trt.runtime.bundle.manifest import (
-    STAGES,
     File,
     Manifest,
     Precision,

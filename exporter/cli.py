@@ -10,8 +10,9 @@ from typing import Any, ClassVar, get_args
 import click
 
 from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
+from flux_trt.exporter.families.flux1 import STAGES
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
-from flux_trt.runtime.bundle.manifest import STAGES, Precision
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
 
 PRECISIONS = get_args(Precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flux_trt.runtime.bundle.manifest import Tokenizer
+from flux_trt.runtime.bundle.manifest import Pad, Tokenizer
 from flux_trt.runtime.errors import CheckpointError
 
 
@@ -33,9 +33,8 @@ def export_tokenizer(source: Path, folder: Path, name: str, limit: int) -> Token
     inside = f"tokenizers/{name}.json"
     (folder / "tokenizers").mkdir(exist_ok=True)
     backend.save(str(folder / inside))
-    return Tokenizer(
-        file=inside,
-        length=min(tokenizer.model_max_length, limit),
-        pad_id=tokenizer.pad_token_id,
-        pad_token=tokenizer.pad_token,
+    length = min(tokenizer.model_max_length, limit)
+    pad = Pad(
+        id=tokenizer.pad_token_id, token=tokenizer.pad_token, side="right", multiple=length, most=length
     )
+    return Tokenizer(file=inside, prefix="", suffix="", pad=pad, mask=False)

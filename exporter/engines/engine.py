@@ -20,11 +20,12 @@ from flux_trt.exporter.engines import child
 from flux_trt.exporter.engines.builder import Job
 from flux_trt.exporter.engines.preflight import refuse_short, refuse_targets
 from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles
+from flux_trt.exporter.families.flux1 import STAGES
 from flux_trt.exporter.folder import digest, sync
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
 from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.bundle.manifest import STAGES, GlueName, Precision, StageName
+from flux_trt.runtime.bundle.manifest import GlueName, Precision, StageName
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
 

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import export_tokenizer
-from flux_trt.exporter.describe import LARGEST_SIDE, picture, scheduler
+from flux_trt.exporter.describe import LARGEST_SIDE, noise_of, picture, positions_of, scheduler
 from flux_trt.exporter.families.fit import parameters
 from flux_trt.exporter.families.flux1.params import flux_params
 from flux_trt.exporter.families.flux1.stages import Stage, make_stages, skeleton
@@ -31,13 +30,12 @@ from flux_trt.exporter.quantise.calibration import Calibration, Settings, Size
 from flux_trt.exporter.quantise.state import load_state, save_state
 from flux_trt.exporter.quantise.stream import streamed
 from flux_trt.exporter.quantise.watch import Watch
-from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime.bundle.manifest import Sizes, StageName
-from flux_trt.runtime.bundle.tokenizer import Tokenizer
+from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import BuildError, CheckpointError
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.sampling import noise, schedule
+from flux_trt.runtime.sampling import noise, positions, schedule
 
 STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser")
 SEED = 0
@@ -145,7 +143,7 @@ def calibrate(
     layers: dict[StageName, dict[str, Size]] = {}
     for name, histogram in watch.seen.items():
         stage, _, layer = name.partition("/")
-        layers.setdefault(cast(StageName, stage), {})[layer] = Size.of(histogram)
+        layers.setdefault(stage, {})[layer] = Size.of(histogram)
     found = Calibration(
         variant=kind.name,
         weights=dict(weights),
@@ -181,7 +179,7 @@ class _Reference:
             raise CheckpointError(f"{self.checkpoint.source} has no {name} tokenizer; give --text-encoders")
         with tempfile.TemporaryDirectory() as folder:
             spec = export_tokenizer(self.checkpoint.tokenizers[name], Path(folder), name, limit)
-            ids, _ = Tokenizer(Path(folder), spec).encode(prompts)
+            ids = Window(Path(folder), spec).of(prompts).ids
         module = streamed(self.plan[name], self.device)
         if name == "t5":
             self.watch.layers(self.plan[name], module)
@@ -200,13 +198,12 @@ class _Reference:
         levels = schedule.sigmas(scheduler(self.checkpoint, self.kind), settings.steps, grid[0] * grid[1])
         times = torch.from_numpy(schedule.timesteps(levels)).to(self.device)
         pooled, text = state["pooled"].to(self.device), state["text"].to(self.device)
-        positions = latents.positions(text.shape[1], [grid])
-        tables = rope_tables(positions, params.axes_dim, params.theta)
+        tables = positions.rotations(positions_of(params), text.shape[1], [grid])
         cos, sin = (torch.from_numpy(table).to(self.device) for table in tables)
         now, first = state.get("latents"), int(state.get("step", 0))
         if now is None:
             seeds = tuple(range(settings.seed, settings.seed + prompts))
-            now = torch.from_numpy(noise.draw(seeds, grid, params.out_channels))
+            now = torch.from_numpy(noise.draw(noise_of(params), seeds, grid))
         guidance = None if settings.guidance is None else torch.full((prompts,), settings.guidance)
         blocks = params.depth + params.depth_single_blocks
         block_size, begun = _bytes(self.plan["denoiser"]) // blocks, first * blocks
@@ -218,7 +215,7 @@ class _Reference:
             begun += 1
 
         conditioner = streamed(self.plan["conditioner"], self.device)
-        denoiser = streamed(self.plan["denoiser"], self.device, max(1, AT_ONCE // len(positions)), before)
+        denoiser = streamed(self.plan["denoiser"], self.device, max(1, AT_ONCE // len(cos)), before)
         self.watch.layers(self.plan["conditioner"], conditioner)
         self.watch.layers(self.plan["denoiser"], denoiser)
         for step in range(first, settings.steps):

@@ -15,7 +15,7 @@ from flux_trt.exporter.verify.eager import Eager
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.manifest import STAGES, Precision, Stage, StageName
+from flux_trt.runtime.bundle.manifest import Precision, Stage, StageName
 from flux_trt.runtime.errors import BackendError, CheckpointError
 
 # Rounding once costs 2^-24, 2^-11, 2^-8 and 2^-4; a network of some hundred layers loses a few bits more.
@@ -72,8 +72,7 @@ def verify(
         raise CheckpointError(
             f"{fault} (the bundle was built from {known.checkpoint}; --checkpoint says where that is now)"
         ) from None
-    for name in (name for name in STAGES if name in bundle.manifest.stages):
-        stage = bundle.manifest.stages[name]
+    for name, stage in bundle.manifest.stages.items():
         if PARTS[name] not in found.parts:
             raise CheckpointError(f"{found.source} has no {PARTS[name]}; give what the bundle was built from")
         expected = case(name, found)

@@ -16,11 +16,11 @@ from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
 from flux_trt.exporter.families import text, vae
 from flux_trt.exporter.families.fit import check, check_whole
-from flux_trt.exporter.families.flux1 import names
+from flux_trt.exporter.families.flux1 import STAGES, names
 from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser
 from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
 from flux_trt.exporter.quantise.e4m3 import Quantisation
-from flux_trt.runtime.bundle.manifest import STAGES, Precision, StageName, Tensor
+from flux_trt.runtime.bundle.manifest import Precision, StageName, Tensor
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
