@@ -314,9 +314,9 @@ import sys
 from pathlib import Path
 import simulator_bundle, tensorrt_rtx
 from simulator_cuda import CudaSimulator
-from flux_trt.runtime.bundle import Bundle
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import BackendError
-from flux_trt.runtime.tensorrt import TensorRT
+from flux_trt.runtime.backends.tensorrt import TensorRT
 root = Path(sys.argv[1])
 simulator_bundle.add_engines(root, version=tensorrt_rtx.__version__)
 bundle = Bundle.open(root)
