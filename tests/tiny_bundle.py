@@ -92,6 +92,7 @@ def build(
     rate: float = RATE,
     half: Collection[str] = (),
     apart: bool = False,
+    mask: bool = False,
     patch_manifest: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Write a bundle to `root`.
@@ -103,6 +104,7 @@ def build(
         rate: of the denoiser.
         half: of context, cos and sin, those that are float16.
         apart: make the conditioner two stages: `time`, and `text_projection` that takes what it gives.
+        mask: let T5 take the mask, too: -1 where there is padding.
         patch_manifest: may edit the manifest's fields before it is written.
     """
     (root / "tokenizers").mkdir(parents=True)
@@ -120,6 +122,9 @@ def build(
         "denoiser": _denoiser(rate),
         "vae_decoder": _decoder(),
     }
+    if mask:
+        signatures["t5"] = {**T5[0], "mask": T5[0]["ids"]}, T5[1]
+        nodes["t5"] = _masked()
     if apart:
         _part(signatures, nodes)
     _halve(signatures, nodes, half)
@@ -306,6 +311,16 @@ def _t5() -> Nodes:
         helper.make_node("Cast", ["ids"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["floats", "last"], ["text"]),
     ], {"last": np.array([2])}
+
+
+def _masked() -> Nodes:
+    """text = ids where mask, else -1."""
+    return [
+        helper.make_node("Cast", ["mask"], ["real"], to=TensorProto.BOOL),
+        helper.make_node("Where", ["real", "ids", "none"], ["seen"]),
+        helper.make_node("Cast", ["seen"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["floats", "last"], ["text"]),
+    ], {"last": np.array([2]), "none": np.array(-1)}
 
 
 def _conditioner(guidance: bool) -> Nodes:

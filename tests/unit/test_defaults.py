@@ -17,11 +17,11 @@ from flux_trt.exporter.checkpoints.defaults import (
     FLUX_TRANSFORMER,
     T5_ENCODER,
 )
-from flux_trt.exporter.describe import scheduler
+from flux_trt.exporter.describe import SHIFTING, scheduler
 from flux_trt.exporter.families.flux1.params import axes_of, flux_params
 from flux_trt.exporter.families.flux1.stages import make_stages, skeleton
 from flux_trt.exporter.families.flux1.variants import VARIANTS
-from flux_trt.runtime.bundle.manifest import Scheduler
+from flux_trt.runtime.bundle.rules import Constant
 from flux_trt.runtime.errors import CheckpointError
 
 NO_PICTURE = {"sample_size", "force_upcast"}
@@ -83,7 +83,7 @@ def test_a_schedulers_missing_entries_are_its_classes_and_not_the_variants(folde
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
     found = scheduler(open_checkpoint(str(folder)), VARIANTS["dev"])
-    assert (found.shift, found.use_dynamic_shifting) == (1.0, False)
+    assert found == Constant(shift=1.0, round=None)
 
 
 FOREIGN = {
@@ -99,7 +99,7 @@ FOREIGN = {
 
 
 def test_every_entry_of_the_scheduler_is_followed_or_refused():
-    assert set(Scheduler.model_fields) | set(FOREIGN) == set(FLOW_MATCH_EULER)
+    assert set(SHIFTING) | set(FOREIGN) == set(FLOW_MATCH_EULER)
 
 
 @pytest.mark.parametrize(("name", "value"), FOREIGN.items())

@@ -60,6 +60,53 @@ def test_a_stage_may_stand_between_the_others(tmp_path):
         np.testing.assert_array_equal(pictures(mine), pictures(one))
 
 
+@pytest.mark.parametrize("memory", ["resident", "sequential", "streaming"])
+def test_stages_before_the_loop_on_a_gpu(tiny, tmp_path, memory):
+    root = tiny_bundle.build(tmp_path / "bundle", apart=True)
+    simulator_bundle.add_engines(root, weight_streaming=True)
+    cuda = CudaSimulator()
+    with (
+        simulator_bundle.pipeline(root, cuda, memory) as pipeline,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as exact,
+    ):
+        for _ in range(2):
+            np.testing.assert_array_equal(pictures(pipeline), pictures(exact))
+    assert not cuda.faults
+
+
+def test_an_encoder_is_given_the_mask_that_it_takes(tiny, tmp_path):
+    def mask(fields):
+        fields["tokenizers"]["t5"]["mask"] = True
+
+    root = tiny_bundle.build(tmp_path / "bundle", mask=True, patch_manifest=mask)
+    with Pipeline.load(root, "onnxruntime", "cpu") as mine:
+        found = mine.encode(["a red", "left"])["text"][..., 0]
+    np.testing.assert_array_equal(found, [[1, 4, 5, 2, -1, -1], [1, 9, 2, -1, -1, -1]])
+    with pytest.raises(ValueError, match="t5 and t5 disagree about the mask"):
+        tiny_bundle.build(tmp_path / "other", mask=True)
+
+
+def test_windows_as_long_as_their_prompts(tiny, tmp_path):
+    """Each prompt has its own; text enters the tiny denoiser with weight zero, so the pictures stay."""
+
+    def widen(fields):
+        fields["tokenizers"]["t5"]["pad"]["multiple"] = 2
+
+    bundle = changed(tiny, tmp_path, widen)
+    asked = {"prompt": ["a red circle", "left", "blue square left a"], "size": (48, 32), "steps": 2}
+    with (
+        Pipeline.load(bundle.root, "onnxruntime", "cpu") as mine,
+        Pipeline.load(tiny, "onnxruntime", "cpu") as exact,
+    ):
+        for one, other in zip(mine.generate(**asked), exact.generate(**asked), strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+        lengths = [mine.encode([prompt])["text"].shape[1] for prompt in asked["prompt"]]
+        assert lengths == [6, 4, 6]
+        assert mine.generate(["left", "blue"], batch=2)
+        with pytest.raises(RequestError, match="4, 6 tokens long; use --batch 1"):
+            mine.generate(**asked, batch=2)
+
+
 def test_what_nobody_gives(tiny, tmp_path):
     bundle = changed(tiny, tmp_path, lambda fields: fields["stages"].pop("conditioner"))
     with pytest.raises(BundleError, match="partial bundle: no stage gives context, which denoiser takes"):
