@@ -142,9 +142,9 @@ def exported(source: Path, task: Task, folder: Path, fused: Path) -> dict[str, W
     found = manifest.read(fused)
     conditioner = backend.load(fused / "conditioner.onnx", "conditioner", found.stages["conditioner"])
     wanted = {"timesteps": task.levels[:-1].copy(), "pooled": task.pooled, "text": task.text}
-    if found.model.guidance:
+    if found.takes("guidance"):
         wanted["guidance"] = task.guidance
-    axes, theta = found.model.rope_axes, found.model.rope_theta
+    axes, theta = found.model.positions.axes, found.model.positions.theta
     cos, sin = rope_tables(task.positions, axes, theta)
     strides = np.diff(task.levels)
 

@@ -19,11 +19,12 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.families.flux1.flux1 import positions_of
 from flux_trt.exporter.families.flux1.params import flux_params
 from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.sampling import positions
 
 ROOT = Path(__file__).parents[1]
 NANO = ROOT / "examples" / "flux-nano"
@@ -100,7 +101,7 @@ class Task:
             draw(1, p.vec_in_dim),
             draw(1, size.text, p.context_in_dim),
             np.full(1, 3.5, np.float32),
-            latents.positions(size.text, [(size.side, size.side)]),
+            positions.places(positions_of(p), size.text, [(size.side, size.side)]),
         )
 
     def euler(self, velocity: Velocity) -> Floats:
@@ -197,14 +198,14 @@ def ours(root: Path, backend: Backend, task: Task, record: bool = False) -> Walk
         backend.load(root / manifest.graph(name).graph, name, manifest.graph(name))
         for name in ("conditioner", "denoiser")
     )
-    cos, sin = rope_tables(task.positions, manifest.model.rope_axes, manifest.model.rope_theta)
+    cos, sin = rope_tables(task.positions, manifest.model.positions.axes, manifest.model.positions.theta)
     strides = np.broadcast_to(
         np.diff(task.levels)[:, None, None, None], (task.size.steps, *task.noise.shape[:2], 1)
     )
     tables = {"cos": backend.upload(cos), "sin": backend.upload(sin)}
     dt = backend.upload(np.ascontiguousarray(strides))
     wanted = {"timesteps": task.levels[:-1].copy(), "pooled": task.pooled, "text": task.text}
-    if manifest.model.guidance:
+    if manifest.takes("guidance"):
         wanted["guidance"] = task.guidance
     pair = [backend.upload(np.empty_like(task.noise)) for _ in range(2)]
     start = backend.upload(task.noise)

@@ -131,6 +131,7 @@ def _build_stage(
         base=stage.base,
         inputs=list(stage.inputs),
         outputs=list(stage.outputs),
+        runs=stage.runs,
         key=key,
     )
     return record, {graph: digest(folder / graph), **written.made}

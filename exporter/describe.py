@@ -34,19 +34,22 @@ def describe(
     used = {path for each in (*stages.values(), *glue.values()) for path in (each.graph, *each.weights)}
     used |= {tokenizer.file for tokenizer in tokenizers.values()}
     return Manifest(
+        family=model.family,
         variant=model.variant,
         tasks=model.tasks(stages),
-        model=numbers.model,
-        scheduler=numbers.scheduler,
+        encoders=numbers.encoders,
         tokenizers=dict(tokenizers),
+        model=numbers.model,
+        schedule=numbers.schedule,
+        guidance=numbers.guidance,
         sizes=numbers.sizes,
         defaults=numbers.defaults,
-        stages=dict(stages),
+        stages={name: stages[name] for name in model.parts if name in stages},
         glue=dict(glue),
         files={path: files[path] for path in sorted(used)},
         provenance=Provenance(
             checkpoint=checkpoint.source,
-            **checkpoint.beside,
+            beside=dict(checkpoint.beside),
             layout=checkpoint.layout,
             sources=[
                 Source(name=f"{path.parent.name}/{path.name}", bytes=file.bytes, sha256=file.sha256)

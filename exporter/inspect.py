@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flux_trt.runtime.bundle.engine import Engine, Profile, engines
-from flux_trt.runtime.bundle.manifest import Manifest, Tensor
+from flux_trt.runtime.bundle.manifest import Manifest, Record, Tensor
 
 if TYPE_CHECKING:
     from flux_trt.exporter.verify.verify import Row
@@ -22,28 +22,56 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
     console = console or Console()
     m, d, p = manifest.model, manifest.defaults, manifest.provenance
     size = sum(file.bytes for file in manifest.files.values())
-    console.print(
-        f"[bold]{root}[/]  FLUX.1 {manifest.variant}, {size / 1e6:.1f} MB, schema {manifest.schema_version}"
-    )
-    table = Table("stage", "precision", "inputs", "outputs", "weights", box=None, pad_edge=False)
+    title = f"{manifest.family} {manifest.variant}"
+    console.print(f"[bold]{root}[/]  {title}, {size / 1e6:.1f} MB, schema {manifest.schema_version}")
+    table = Table("stage", "runs", "precision", "inputs", "outputs", "weights", box=None, pad_edge=False)
     for name, stage in manifest.stages.items():
         weights = sum(manifest.files[path].bytes for path in stage.weights) / 1e6
         others = [other for other in manifest.stages.values() if other is not stage]
         shared = any(path in other.weights for other in others for path in stage.weights)
         ends = (_tensors(stage.inputs), _tensors(stage.outputs))
         inside = f"{stage.precision} on {stage.base}" if stage.base else stage.precision
-        table.add_row(name, inside, *ends, f"{weights:.1f} MB{', shared' * shared}")
+        table.add_row(name, stage.runs, inside, *ends, f"{weights:.1f} MB{', shared' * shared}")
     console.print(table)
     if built := engines(root):
         console.print(_engines(built))
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row("tasks", ", ".join(manifest.tasks) or "none: a partial bundle, or a variant not yet served")
+    facts.add_row("text", "; ".join(_encoders(manifest)))
+    facts.add_row("schedule", _told(manifest.schedule))
+    facts.add_row("guidance", _told(manifest.guidance))
+    facts.add_row("positions", _told(m.positions))
+    facts.add_row("noise", _told(m.noise))
+    if m.references:
+        facts.add_row("references", f"enter {m.references.enters}, sizes {m.references.size.kind}")
     facts.add_row("sizes", f"{manifest.sizes.smallest} to {manifest.sizes.largest} px in steps of {m.patch}")
-    facts.add_row("defaults", f"{d.width}x{d.height}, {d.steps} steps, guidance {d.guidance:g}")
+    facts.add_row("defaults", f"{d.width}x{d.height}, {d.steps} steps")
     facts.add_row("built from", f"{p.checkpoint} ({p.layout} layout, {len(p.sources)} files)")
     facts.add_row("built by", f"{p.tool} on {p.created}")
     facts.add_row("with", ", ".join(f"{name} {version}" for name, version in p.packages.items()))
     console.print(facts)
+
+
+def _encoders(manifest: Manifest) -> Iterator[str]:
+    """What each text encoder reads."""
+    for encoder in manifest.encoders:
+        if tokenizer := manifest.tokenizers.get(encoder.tokenizer):
+            pad = tokenizer.pad
+            window = f"{pad.most}" if pad.multiple == pad.most else f"{pad.multiple} to {pad.most}"
+            yield f"{encoder.stage} reads {window} tokens, padded {pad.side}{', masked' * tokenizer.mask}"
+
+
+def _told(rule: Record) -> str:
+    """A rule in one line: its kind, then its numbers; what is not set is left out."""
+
+    def told(value: Any) -> str:
+        if isinstance(value, dict):
+            return " ".join(f"{name} {told(each)}" for name, each in value.items())
+        return " ".join(map(told, value)) if isinstance(value, list) else str(value)
+
+    fields = rule.model_dump(mode="json", exclude_none=True)
+    kind = [fields.pop("kind")] if "kind" in fields else []
+    return ", ".join([*kind, *(f"{name} {told(value)}" for name, value in fields.items())])
 
 
 def _engines(built: Iterable[tuple[Path, Engine]]) -> Table:
@@ -68,8 +96,9 @@ def _profile(profile: Profile) -> str:
 
 
 def _tensors(tensors: Iterable[Tensor]) -> Text:
-    short = {"float32": "f32", "int64": "i64", "uint8": "u8"}
-    return Text("\n".join(f"{t.name} {short[t.dtype]} [{', '.join(map(str, t.dims))}]" for t in tensors))
+    short = {"float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "uint8": "u8"}
+    lines = (f"{t.name} {short.get(t.dtype, t.dtype)} [{', '.join(map(str, t.dims))}]" for t in tensors)
+    return Text("\n".join(lines))
 
 
 def show_rows(rows: Iterable[Row], console: Console | None = None) -> None:

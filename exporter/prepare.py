@@ -59,7 +59,7 @@ def prepare(
     for name in wanted if numbers else ():
         with faults.met():
             whole = set(wanted) == set(model.parts)
-            if name in numbers.windows and (found := _tokenizer(model, numbers, name, whole)):
+            if name in numbers.padding and (found := _tokenizer(model, numbers, name, whole)):
                 tokenizers[name] = found
     return Prepared(model, numbers, plan, tokenizers)
 
@@ -74,7 +74,7 @@ def _tokenizer(model: Model, numbers: Numbers, name: StageName, whole: bool) -> 
             f"{source.source} has no tokenizer for {name}; give a diffusers folder or a bundle that has it "
             "with --tokenizers"
         )
-    found = load_tokenizer(source.tokenizers[name], name, numbers.windows[name])
+    found = load_tokenizer(source.tokenizers[name], name, numbers.padding[name])
     size = model.stage(name).config.get("vocab_size") if model.parts[name] in source.parts else None
     if size is not None and found.vocabulary > size:
         raise CheckpointError(

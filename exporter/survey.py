@@ -113,7 +113,7 @@ def survey(
         found.title, found.layout = model.title, model.checkpoint.layout
         used = dict.fromkeys(stage.part for stage in plan)
         found.parts = [_part(name, model.checkpoint.parts[name]) for name in used]
-        found.tokenizers = {name: each.length for name, each in prepared.tokenizers.items()}
+        found.tokenizers = {name: each.pad.most for name, each in prepared.tokenizers.items()}
         found.tasks = model.tasks([stage.name for stage in plan])
         found.notes += [*model.checkpoint.notes, *model.choices]
         _weights(found, plan, out, link)

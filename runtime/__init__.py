@@ -5,10 +5,10 @@ The roof is what a person calls: `pipeline` (from Python), `cli` with `options` 
 stands below it:
 
     tasks       what is asked for, and the trajectory of latents that it becomes
-    sampling    noise levels, noise, and the loop that walks a trajectory
+    sampling    noise levels, noise, positions, and the loop that walks a trajectory
     pictures    pictures on disk, as arrays, and as latents through the VAE
     backends    what runs graphs: onnxruntime, OpenVINO, TensorRT
-    bundle      a bundle on disk, its manifest, its engines, its tokenizers
+    bundle      a bundle on disk, its manifest, its engines, its text windows, and which stage feeds which
 
 and at the ground `errors`, `progress`, `notation`. Start with `pipeline`, then `bundle/manifest`.
 """

@@ -59,14 +59,14 @@ def main() -> None:
 @click.option("--true-cfg", type=float, help="Scale of true classifier-free guidance; twice the time.")
 @click.option("--image", type=PICTURE, help="Start from this picture.")
 @click.option(
-    "--strength", type=click.FloatRange(0, 1), help="How much of it to paint anew.  [default: 0.6; Fill: 1]"
+    "--strength",
+    type=click.FloatRange(0, 1),
+    help="How much of it to paint anew.  [default: 0.6; where a hole is filled: 1]",
 )
 @click.option("--mask", type=PICTURE, help="Paint only where this picture is white.")
 @click.option("--outpaint", type=Margins(), metavar="L,T,R,B", help="Extend --image by so many pixels.")
 @click.option("--paste", is_flag=True, help="Put the picture's own pixels back where the mask is black.")
-@click.option(
-    "--reference", type=PICTURE, multiple=True, help="Follow this picture (Kontext); any number of times."
-)
+@click.option("--reference", type=PICTURE, multiple=True, help="Follow this picture; any number of times.")
 @click.option(
     "--no-auto-resize",
     "auto_resize",
@@ -75,7 +75,7 @@ def main() -> None:
     default=True,
     help="Keep the sizes of reference pictures.",
 )
-@click.option("--control", type=PICTURE, help="The control picture of a Canny or Depth bundle.")
+@click.option("--control", type=PICTURE, help="The control picture of a bundle that needs one.")
 @click.option("--canny", type=PICTURE, help="Make the control picture from the edges of this one.")
 @click.option(
     "--jobs",

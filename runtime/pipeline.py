@@ -21,8 +21,8 @@ from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.manifest import StageName
-from flux_trt.runtime.bundle.tokenizer import Tokenizer
+from flux_trt.runtime.bundle.flow import VAE_DECODER, VAE_ENCODER, Flow, taken, together
+from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.painted import Painted, Step
 from flux_trt.runtime.pictures import latents, picture, vae
@@ -38,8 +38,8 @@ from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
 
 Floats = npt.NDArray[np.float32]
-STAGES: tuple[StageName, ...] = ("clip", "t5", "conditioner", "denoiser", "vae_decoder")
-ENCODERS: tuple[StageName, ...] = ("clip", "t5")
+Values = Mapping[str, Buffer | Floats]
+"""What stages give, by name."""
 GROUP = 8  # batches whose modulation waits on the host at once in sequential mode; 0.1 GB each for FLUX.1
 LOOPS = 4  # shapes whose buffers and recordings are kept on a GPU
 
@@ -75,13 +75,15 @@ class Pipeline:
         self._record = record
         self._loops: OrderedDict[LoopShape, Loop] = OrderedDict()
         self._tiling = vae.Tiling.of(bundle.manifest.model, tile)
-        for name in STAGES:
-            bundle.stage(name)
-        self._tokenizers = {name: Tokenizer(bundle.root, bundle.tokenizer(name)) for name in ENCODERS}
+        self.flow = Flow.of(bundle)
+        self._windows = [
+            (each.stage, Window(bundle.root, bundle.tokenizer(each.tokenizer)))
+            for each in bundle.manifest.encoders
+        ]
         if backend.gpu:
             backend.gpu.way_out = way_out(memory)
-            needs(bundle, backend, memory, STAGES).expect_fit(backend.gpu)
-        self._graphs = Loaded(bundle, backend, memory, STAGES)
+            needs(bundle, backend, memory, self.flow.stages).expect_fit(backend.gpu)
+        self._graphs = Loaded(bundle, backend, memory, self.flow.stages)
 
     @classmethod
     def load(
@@ -167,18 +169,17 @@ class Pipeline:
         manifest, pictures = self.bundle.manifest, len(request)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
-            row_of, pooled, text = self._encode_once(request, progress)
+            texts = self._encode_once(request, progress)
             encoded = encode_pictures(request, partial(self.encode_picture, progress=progress))
         for group in self._groups(request):
             seconds = {chosen.start: dict(encoding) for chosen in group}
             trajectories = {chosen.start: compose(request, encoded, chosen, manifest) for chosen in group}
-            conditioned: dict[int, tuple[Buffer | Floats, Buffer | Floats]] = {}
+            conditioned: dict[int, Values] = {}
             for chosen in group:
-                picked = [row_of[prompt] for prompt in request.texts(chosen)]
                 with _timed(seconds[chosen.start], "condition"):
-                    conditioned[chosen.start] = self._condition(
-                        pooled[picked], text[picked], trajectories[chosen.start], request.guidances(chosen)
-                    )
+                    text = together([texts[prompt] for prompt in request.texts(chosen)])
+                    guidance = request.guidances(chosen)
+                    conditioned[chosen.start] = self._condition(text, trajectories[chosen.start], guidance)
             packed: dict[int, list[Buffer | Floats]] = {}
             for chosen in group:
                 trajectory, done = trajectories[chosen.start], chosen.start * request.moves
@@ -187,7 +188,7 @@ class Pipeline:
                     progress("denoise", done + steps * batch, pictures * request.moves)
 
                 with _timed(seconds[chosen.start], "denoise"):
-                    last = self._walk(trajectory, *conditioned.pop(chosen.start), tell)
+                    last = self._walk(trajectory, conditioned.pop(chosen.start), tell)
                     packed[chosen.start] = [self._keep(each) for each in _targets(last, trajectory)]
             for chosen in group:
                 with _timed(seconds[chosen.start], "decode"):
@@ -198,53 +199,61 @@ class Pipeline:
                     done_image = _pasted(image, request, index) if request.paste else image
                     yield Painted.of(done_image, self.bundle, request, index, seconds[chosen.start])
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Floats, Floats]:
+    def encode(self, prompts: Sequence[str]) -> dict[str, Floats]:
         """Tokenise and encode prompts; text that an encoder cannot read is logged as a warning.
 
         Returns:
-            pooled float32 [len(prompts), V] (CLIP) and text float32 [len(prompts), T, C] (T5).
+            What the text encoders give, by name, each [len(prompts), ...].
         """
-        pooled = self._graphs["clip"].run({"ids": self._tokenise("clip", prompts)})["pooled"]
-        text = self._graphs["t5"].run({"ids": self._tokenise("t5", prompts)})["text"]
-        return pooled.numpy(), text.numpy()
+        found: dict[str, Floats] = {}
+        for name, window in self._windows:
+            seen = window.of(prompts)
+            for text in filter(None, seen.lost):
+                _log.warning("%s reads only %d tokens; not read: %r", name, seen.ids.shape[1], text)
+            given = self._graphs[name].run(taken(self.bundle.stage(name), seen.inputs))
+            found |= {each: buffer.numpy() for each, buffer in given.items()}
+        return found
 
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress = silent) -> EncodedPicture:
         """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
-        graph, model = self._graphs["vae_encoder"], self.bundle.manifest.model
+        graph, model = self._graphs[VAE_ENCODER], self.bundle.manifest.model
         return vae.encode(graph, pixels, model, self._tiling, partial(progress, "encode tiles"))
 
     def condition(
         self,
-        pooled: Floats,
-        text: Floats,
+        text: Values,
         levels: Floats,
         guidance: float | Floats | None,
         into: Mapping[str, Buffer] | None = None,
-    ) -> tuple[Buffer, Buffer]:
+    ) -> Values:
         """All that the denoiser needs of text and time, for every step at once.
 
         Args:
-            pooled: [batch, V], from `encode`.
-            text: [batch, T, C], from `encode`.
+            text: from `encode`, each [batch, ...].
             levels: [steps + 1], from `schedule.sigmas`.
             guidance: one, or [batch]. None for a model without guidance input.
-            into: the buffers `modulation` and `context` to write to. None: new ones.
+            into: the buffers to write to, by name. None: new ones.
 
         Returns:
-            modulation float32 [steps, batch, M, D] and context float32 [batch, T, D].
+            What the denoiser takes beside the loop's own, by name; what differs from step to step is
+            [steps, ...].
         """
-        inputs = {"timesteps": schedule.timesteps(levels), "pooled": pooled, "text": text}
+        timesteps = schedule.timesteps(levels, self.bundle.manifest.schedule)
+        found: dict[str, Buffer | Floats] = {**text, "timesteps": timesteps}
         if guidance is not None:
-            inputs["guidance"] = np.full(len(pooled), guidance, np.float32)
-        found = self._graphs["conditioner"].run(inputs, into)
-        return found["modulation"], found["context"]
+            rows = next(iter(text.values())).shape[0]
+            found["guidance"] = np.full(rows, guidance, np.float32)
+        for name in self.flow.before:
+            stage = self.bundle.stage(name)
+            there = into and {each.name: into[each.name] for each in stage.outputs}
+            found |= self._graphs[name].run(taken(stage, found), there)
+        return {name: found[name] for name in self.flow.conditions}
 
     def denoise(
         self,
         start: Floats,
         levels: Floats,
-        modulation: Buffer | Floats,
-        context: Buffer | Floats,
+        conditions: Values,
         grid: latents.Grid,
     ) -> Iterator[Step]:
         """Walk the latents from noise to picture, one yield per step; stop whenever you like.
@@ -252,25 +261,22 @@ class Pipeline:
         Args:
             start: float32 [batch, tokens, channels] at noise level `levels[0]`.
             levels: [steps + 1], from `schedule.sigmas`.
-            modulation: [steps, batch, M, D], from `condition`.
-            context: [batch, T, D], from `condition`.
+            conditions: from `condition`.
             grid: of the picture.
 
         Raises:
             PaintError: latents that are not finite. On a GPU they are looked at after the last step only.
         """
-        return self.walk(Trajectory(levels, start, (grid,)), modulation, context)
+        return self.walk(Trajectory(levels, start, (grid,)), conditions)
 
-    def walk(
-        self, trajectory: Trajectory, modulation: Buffer | Floats, context: Buffer | Floats
-    ) -> Iterator[Step]:
-        """`denoise` for any trajectory, whose rows are those of modulation and context.
+    def walk(self, trajectory: Trajectory, conditions: Values) -> Iterator[Step]:
+        """`denoise` for any trajectory, whose rows are those of the conditions.
 
-        Nothing leaves the device between steps: the step's modulation is a view, and two buffers take
-        turns as latents and next latents.
+        Nothing leaves the device between steps: what a step takes of `conditions` is a view, and two buffers
+        take turns as latents and next latents.
         """
-        loop = self._loop(LoopShape.of(trajectory, context.shape[1]))
-        loop.begin(trajectory, modulation, context)
+        loop = self._loop(LoopShape.of(trajectory, self.flow.text(conditions)))
+        loop.begin(trajectory, conditions)
         for index, now in enumerate(loop.steps(), 1):
             if now.on_host or index == trajectory.steps:
                 _expect_finite(now, index, trajectory.steps)
@@ -280,7 +286,7 @@ class Pipeline:
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress = silent
     ) -> list[Image.Image]:
         """Pictures of latents [batch, tokens, channels]."""
-        graph, model = self._graphs["vae_decoder"], self.bundle.manifest.model
+        graph, model = self._graphs[VAE_DECODER], self.bundle.manifest.model
         pixels = vae.decode(graph, packed, grid, model, self._tiling, partial(progress, "decode tiles"))
         return [Image.fromarray(each) for each in pixels]
 
@@ -298,21 +304,18 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _tokenise(self, encoder: StageName, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
-        ids, lost = self._tokenizers[encoder].encode(prompts)
-        for text in filter(None, lost):
-            _log.warning("%s reads only %d tokens; not read: %r", encoder, ids.shape[1], text)
-        return ids
-
-    def _encode_once(self, request: Request, progress: Progress) -> tuple[dict[str, int], Floats, Floats]:
-        """The row of each different prompt, and all rows of pooled and text."""
-        prompts = list(dict.fromkeys(request.texts(slice(None))))
-        parts = []
-        for first in range(0, len(prompts), request.batch):
-            parts.append(self.encode(prompts[first : first + request.batch]))
-            progress("encode", min(first + request.batch, len(prompts)), len(prompts))
-        pooled, text = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return {prompt: row for row, prompt in enumerate(prompts)}, pooled, text
+    def _encode_once(self, request: Request, progress: Progress) -> dict[str, dict[str, Floats]]:
+        """What the encoders give for each different prompt, as batches of one."""
+        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[str, dict[str, Floats]]()
+        # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
+        together = request.batch if all(window.fixed for _, window in self._windows) else 1
+        for first in range(0, len(prompts), together):
+            some = prompts[first : first + together]
+            given = self.encode(some)
+            for row, prompt in enumerate(some):
+                found[prompt] = {name: values[row : row + 1] for name, values in given.items()}
+            progress("encode", len(found), len(prompts))
+        return found
 
     def _groups(self, request: Request) -> Iterator[list[slice]]:
         """Batches that go through a stage together: several if stages take turns, so that few are loaded."""
@@ -320,30 +323,22 @@ class Pipeline:
         for first in range(0, len(batches), together):
             yield batches[first : first + together]
 
-    def _condition(
-        self, pooled: Floats, text: Floats, trajectory: Trajectory, guidance: Floats | None
-    ) -> tuple[Buffer | Floats, Buffer | Floats]:
+    def _condition(self, text: Values, trajectory: Trajectory, guidance: Floats | None) -> Values:
         """`condition`, into the loop's own buffers if it is next, else onto the host."""
         into = None
         if self.memory != "sequential":
-            into = self._loop(LoopShape.of(trajectory, text.shape[1])).conditioning
-        modulation, context = self.condition(pooled, text, trajectory.levels, guidance, into)
-        return self._keep(modulation), self._keep(context)
+            into = self._loop(LoopShape.of(trajectory, self.flow.text(text))).conditioning
+        found = self.condition(text, trajectory.levels, guidance, into)
+        return {name: self._keep(value) for name, value in found.items()}
 
-    def _walk(
-        self,
-        trajectory: Trajectory,
-        modulation: Buffer | Floats,
-        context: Buffer | Floats,
-        tell: Callable[[int], None],
-    ) -> Buffer:
+    def _walk(self, trajectory: Trajectory, conditions: Values, tell: Callable[[int], None]) -> Buffer:
         """The last latents of `walk`; on a GPU the loop may be a single launch."""
         if self.backend.gpu is None:
-            for step in self.walk(trajectory, modulation, context):
+            for step in self.walk(trajectory, conditions):
                 tell(step.index)
             return step.latents
-        loop = self._loop(LoopShape.of(trajectory, context.shape[1]))
-        loop.begin(trajectory, modulation, context)
+        loop = self._loop(LoopShape.of(trajectory, self.flow.text(conditions)))
+        loop.begin(trajectory, conditions)
         last = loop.run()
         _expect_finite(last, trajectory.steps, trajectory.steps)
         tell(trajectory.steps)
@@ -351,18 +346,19 @@ class Pipeline:
 
     def _loop(self, of: LoopShape) -> Loop:
         """The loop of a shape; on a GPU it is kept with its buffers and its recording."""
+        parts = self.backend, self.bundle.manifest, self.flow, self._graphs
         if self.backend.gpu is None:
-            return Loop(self.backend, self.bundle.manifest, self._graphs, of)
+            return Loop(*parts, of)
         if of not in self._loops:
             if len(self._loops) >= LOOPS:
                 self._loops.popitem(last=False)[1].close()
-            self._loops[of] = Loop(self.backend, self.bundle.manifest, self._graphs, of, self._record)
+            self._loops[of] = Loop(*parts, of, self._record)
         self._loops.move_to_end(of)
         return self._loops[of]
 
-    def _keep(self, buffer: Buffer) -> Buffer | Floats:
-        """A buffer until it is used: in sequential mode on the host, where it takes no GPU memory."""
-        return buffer.numpy() if self.memory == "sequential" else buffer
+    def _keep(self, value: Buffer | Floats) -> Buffer | Floats:
+        """A value until it is used: in sequential mode on the host, where it takes no GPU memory."""
+        return value.numpy() if self.memory == "sequential" and not isinstance(value, np.ndarray) else value
 
 
 def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:

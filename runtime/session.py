@@ -19,11 +19,12 @@ from flux_trt.runtime.backends.loaded import needs
 from flux_trt.runtime.backends.memory import MemoryMode
 from flux_trt.runtime.backends.protocols import Device
 from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.flow import VAE_ENCODER, Flow
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import FluxTrtError, PaintError, RequestError
 from flux_trt.runtime.jobs import BadLine, Job
 from flux_trt.runtime.pictures import picture
-from flux_trt.runtime.pipeline import STAGES, Pipeline
+from flux_trt.runtime.pipeline import Pipeline
 from flux_trt.runtime.progress import bars
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.dims import dims_of
@@ -153,7 +154,9 @@ def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pi
     backend = connect(machine.backend, machine.device, opened, machine.memory, check=check)
     if backend.gpu:
         dims = dims_of(request, opened.manifest) if request else None
-        stages = (*STAGES, "vae_encoder") if request and request.has_pictures else STAGES
+        stages = Flow.of(opened).stages
+        if request and request.has_pictures:
+            stages = (*stages, VAE_ENCODER)
         needed = needs(opened, backend, machine.memory, stages, dims)
         click.echo(needed.line(backend.gpu), err=True)
         needed.expect_fit(backend.gpu)

@@ -33,6 +33,7 @@ class TensorIOMode(enum.Enum):
 
 class DataType(enum.Enum):
     FLOAT = "float32"
+    HALF = "float16"
     INT64 = "int64"
     UINT8 = "uint8"
 

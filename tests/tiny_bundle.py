@@ -8,7 +8,7 @@ the decoder paints the mean latent of a token over its patch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,20 @@ from flux_trt.runtime.bundle import manifest
 
 CHANNELS, TEXT, PATCH, HEAD = 16, 6, 16, 8
 RATE = -0.5
-TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "uint8": TensorProto.UINT8,
+}
+
+RUNS = {
+    "clip": "prompt",
+    "t5": "prompt",
+    "denoiser": "step",
+    "vae_decoder": "picture",
+}
+DYNAMIC = {"kind": "exponential", "tokens": [256, 4096], "mu": [0.5, 1.15], "round": None}
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "red", "blue", "circle", "square", "left"]
 
@@ -77,9 +90,23 @@ def build(
     guidance: bool = True,
     dynamic_shift: bool = True,
     rate: float = RATE,
+    half: Collection[str] = (),
+    apart: bool = False,
+    mask: bool = False,
     patch_manifest: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
-    """Write a bundle to `root`; `patch_manifest` may edit the manifest's fields before it is written."""
+    """Write a bundle to `root`.
+
+    Args:
+        root: the folder to be.
+        guidance: whether the conditioner has that input.
+        dynamic_shift: whether the schedule depends on the size.
+        rate: of the denoiser.
+        half: of context, cos and sin, those that are float16.
+        apart: make the conditioner two stages: `time`, and `text_projection` that takes what it gives.
+        mask: let T5 take the mask, too: -1 where there is padding.
+        patch_manifest: may edit the manifest's fields before it is written.
+    """
     (root / "tokenizers").mkdir(parents=True)
     signatures = {
         "clip": CLIP,
@@ -95,6 +122,12 @@ def build(
         "denoiser": _denoiser(rate),
         "vae_decoder": _decoder(),
     }
+    if mask:
+        signatures["t5"] = {**T5[0], "mask": T5[0]["ids"]}, T5[1]
+        nodes["t5"] = _masked()
+    if apart:
+        _part(signatures, nodes)
+    _halve(signatures, nodes, half)
     stages = {}
     for name, (inputs, outputs) in signatures.items():
         _save(root / f"{name}.onnx", *nodes[name], inputs, outputs)
@@ -105,39 +138,52 @@ def build(
             "precision": "fp32",
             "inputs": _tensors(inputs),
             "outputs": _tensors(outputs),
+            "runs": RUNS.get(name, "schedule"),
             "key": name,
         }
     for name in ("clip", "t5"):
         tokenizer().save(str(root / "tokenizers" / f"{name}.json"))
     fields = {
+        "family": "FLUX.1",
         "variant": "tiny",
         "tasks": ["generate"],
-        "model": {
-            "channels": CHANNELS,
-            "condition_channels": 0,
-            "guidance": guidance,
-            "rope_axes": [2, 2, 4],
-            "rope_theta": 10000.0,
-            "patch": PATCH,
-        },
-        "scheduler": {
-            "use_dynamic_shifting": dynamic_shift,
-            "shift": 3.0,
-            "base_shift": 0.5,
-            "max_shift": 1.15,
-            "base_image_seq_len": 256,
-            "max_image_seq_len": 4096,
-        },
+        "encoders": [{"stage": name, "tokenizer": name} for name in ("clip", "t5")],
         "tokenizers": {
-            name: {"file": f"tokenizers/{name}.json", "length": TEXT, "pad_id": 0, "pad_token": "<pad>"}
+            name: {
+                "file": f"tokenizers/{name}.json",
+                "prefix": "",
+                "suffix": "",
+                "pad": {"id": 0, "token": "<pad>", "side": "right", "multiple": TEXT, "most": TEXT},
+                "mask": False,
+            }
             for name in ("clip", "t5")
         },
+        "model": {
+            "patch": PATCH,
+            "positions": {
+                "axes": [2, 2, 4],
+                "theta": 10000.0,
+                "text_axis": None,
+                "grid_axes": [1, 2],
+                "grid_scale": 1.0,
+                "reference": {"axis": 0, "start": 1, "stride": 1},
+            },
+            "noise": {"channels": CHANNELS // 4, "cell": 2, "order": "chw", "round": None},
+            "references": None,
+        },
+        "schedule": DYNAMIC if dynamic_shift else {"kind": "constant", "shift": 3.0, "round": None},
+        "guidance": {
+            "kind": "embedded" if guidance else "none",
+            "default": 3.5 if guidance else None,
+            "negative": None,
+        },
         "sizes": {"smallest": 32, "largest": 128},
-        "defaults": {"width": 48, "height": 32, "steps": 3, "guidance": 3.5},
+        "defaults": {"width": 48, "height": 32, "steps": 3},
         "stages": stages,
         "files": files(root),
         "provenance": {
             "checkpoint": "tests",
+            "beside": {},
             "layout": "hand-made",
             "sources": [],
             "tool": "tests",
@@ -175,6 +221,51 @@ def tokenizer() -> tokenizers.Tokenizer:
 def velocity_drift(timestep: float, guidance: float, pooled: float) -> float:
     """What the conditioner and denoiser add to `rate * latents`."""
     return timestep + 0.125 * guidance + 0.0625 * pooled
+
+
+def _part(signatures: dict[str, tuple[Signature, Signature]], nodes: dict[str, Nodes]) -> None:
+    """The conditioner's context comes from a stage of its own, which takes something that `time` gives."""
+    inputs, outputs = signatures.pop("conditioner")
+    made, weights = nodes.pop("conditioner")
+    timed = {name: each for name, each in outputs.items() if name != "context"} | {
+        "ready": ("float32", ["steps"])
+    }
+    signatures["text_projection"] = (
+        {"text": inputs["text"], "ready": timed["ready"]},
+        {"context": outputs["context"]},
+    )
+    nodes["text_projection"] = (
+        [
+            helper.make_node("ReduceSum", ["ready"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+            helper.make_node("Add", ["text", "nothing"], ["context"]),
+        ],
+        {"zero": np.float32(0)},
+    )
+    signatures["time"] = {name: each for name, each in inputs.items() if name != "text"}, timed
+    nodes["time"] = [*made[1:], helper.make_node("Identity", ["timesteps"], ["ready"])], weights
+
+
+def _halve(
+    signatures: dict[str, tuple[Signature, Signature]], nodes: dict[str, Nodes], half: Collection[str]
+) -> None:
+    """Give and take `half` in float16."""
+    taken, inside = signatures["denoiser"][0], nodes["denoiser"][0]
+    signatures["denoiser"] = (
+        {name: ("float16" if name in half else dtype, dims) for name, (dtype, dims) in taken.items()},
+        signatures["denoiser"][1],
+    )
+    for node in inside:
+        node.input[:] = [f"{name}32" if name in half else name for name in node.input]
+    for name in half:
+        inside.insert(0, helper.make_node("Cast", [name], [f"{name}32"], to=TensorProto.FLOAT))
+    if "context" in half:
+        given = signatures["conditioner"][1]
+        signatures["conditioner"] = (
+            signatures["conditioner"][0],
+            given | {"context": ("float16", given["context"][1])},
+        )
+        nodes["conditioner"][0][0] = helper.make_node("Cast", ["text"], ["context"], to=TensorProto.FLOAT16)
 
 
 def _tensors(signature: Signature) -> list[dict[str, Any]]:
@@ -222,6 +313,16 @@ def _t5() -> Nodes:
         helper.make_node("Cast", ["ids"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["floats", "last"], ["text"]),
     ], {"last": np.array([2])}
+
+
+def _masked() -> Nodes:
+    """text = ids where mask, else -1."""
+    return [
+        helper.make_node("Cast", ["mask"], ["real"], to=TensorProto.BOOL),
+        helper.make_node("Where", ["real", "ids", "none"], ["seen"]),
+        helper.make_node("Cast", ["seen"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["floats", "last"], ["text"]),
+    ], {"last": np.array([2]), "none": np.array(-1)}
 
 
 def _conditioner(guidance: bool) -> Nodes:

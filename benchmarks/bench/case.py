@@ -39,6 +39,6 @@ def job(
         steps=asked.steps,
         guidance=asked.guidance,
         batch=batch,
-        text_tokens=manifest.tokenizers["t5"].length,
+        text_tokens=manifest.text.most if manifest.text else 0,
         dtype=DTYPES[precision],
     )

@@ -11,9 +11,8 @@ from flux_trt.bench.job import Job, Pictures, as_pictures
 from flux_trt.bench.watch import Watched, clock
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.pipeline import STAGES, Pipeline
-
-DENOISER = "denoiser"
+from flux_trt.runtime.bundle.flow import DENOISER, Flow
+from flux_trt.runtime.pipeline import Pipeline
 
 
 class Ours:
@@ -88,6 +87,6 @@ def profile(
 
 def bytes_loaded(bundle: Bundle) -> int:
     """Of the graphs and weights of the stages that text-to-image loads, each file once."""
-    stages = [bundle.manifest.stages[name] for name in STAGES]
+    stages = [bundle.manifest.stages[name] for name in Flow.of(bundle).stages]
     files = {path for stage in stages for path in (stage.graph, *stage.weights)}
     return sum((Path(bundle.root) / path).stat().st_size for path in files)

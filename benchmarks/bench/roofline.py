@@ -15,8 +15,8 @@ from flux_trt.bench.ours import profile
 from flux_trt.bench.run import batch
 from flux_trt.bench.schema import Ceilings, Count, Series, StageRoof
 from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.flow import Flow
 from flux_trt.runtime.bundle.manifest import Stage
-from flux_trt.runtime.pipeline import STAGES
 from flux_trt.runtime.tasks.request import Request
 
 PROMPT = "a picture"
@@ -59,13 +59,14 @@ def measure(
         guidance=job.guidance,
         batch=job.batch,
     )
-    counts = {name: count(bundle, name, request) for name in STAGES}
+    names = Flow.of(bundle).stages
+    counts = {name: count(bundle, name, request) for name in names}
     found = ceilings(device)
     rounds = [batch([PROMPT], job.batch, index) for index in range(warmup + runs)]
     times = cast(dict[str, list[float]], profile(backend, job, rounds, warmup)["stages"])
     stages = [
         roof(name, counts[name], found, rate or _dtype(bundle.stage(name)), Series.of(times[name]).p50)
-        for name in STAGES
+        for name in names
     ]
     noisy = _expect_below(stages, allow_noise)
     return schema.Roofline(

@@ -152,7 +152,7 @@ def attention_bytes(bundle: Bundle, sizes: dict[str, int]) -> int:
     """Of the scores of one attention and their softmax, where a backend writes them out in float32."""
     model, stage = bundle.manifest.model, bundle.stage("denoiser")
     width = next(tensor.dims[-1] for tensor in stage.inputs if tensor.name == "context")
-    heads = int(width) // sum(model.rope_axes)
+    heads = int(width) // sum(model.positions.axes)
     return 2 * 4 * sizes["batch"] * heads * sizes["sequence"] ** 2
 
 

@@ -14,12 +14,12 @@ FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 
 @dataclass(frozen=True)
-class Window:
-    """How a family pads and cuts prompts."""
+class Padding:
+    """How a family fills prompts up and cuts them."""
 
     limit: int
     """Tokens of the longest prompt, if the tokenizer does not set a lower number."""
-    pad_token: str
+    token: str
     """Where the tokenizer names none."""
 
 
@@ -29,9 +29,7 @@ class LoadedTokenizer:
 
     name: str
     backend: Any
-    length: int
-    pad_id: int
-    pad_token: str
+    pad: manifest.Pad
 
     @property
     def vocabulary(self) -> int:
@@ -43,18 +41,16 @@ class LoadedTokenizer:
         inside = f"tokenizers/{self.name}.json"
         (folder / "tokenizers").mkdir(exist_ok=True)
         self.backend.save(str(folder / inside))
-        return manifest.Tokenizer(
-            file=inside, length=self.length, pad_id=self.pad_id, pad_token=self.pad_token
-        )
+        return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False)
 
 
-def load_tokenizer(source: Path, name: str, window: Window) -> LoadedTokenizer:
+def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer:
     """Read a transformers tokenizer folder and try it.
 
     Args:
         source: the folder, or a bundle's tokenizer file.
         name: of the text stage.
-        window: the family's padding and longest prompt.
+        padding: the family's.
 
     Raises:
         CheckpointError: no fast tokenizer can be made from the folder, or it does not know its padding.
@@ -62,7 +58,7 @@ def load_tokenizer(source: Path, name: str, window: Window) -> LoadedTokenizer:
     from transformers import AutoTokenizer
 
     if source.is_file():
-        return _of_bundle(source, name, window)
+        return _of_bundle(source, name, padding)
     if not any((source / file).is_file() for file in FILES):
         raise CheckpointError(f"the tokenizer {source} has none of {', '.join(FILES)}; copy it again")
     try:
@@ -73,12 +69,11 @@ def load_tokenizer(source: Path, name: str, window: Window) -> LoadedTokenizer:
         raise CheckpointError(f"cannot load the tokenizer {source} ({said[:200]}); check its files") from None
     backend.no_padding()
     backend.no_truncation()
-    pad_token = tokenizer.pad_token or window.pad_token
-    pad_id = backend.token_to_id(pad_token)
-    if pad_id is None or not backend.encode("a").ids:
-        raise CheckpointError(f"the tokenizer {source} does not know {pad_token}; it is not the {name}'s")
-    length = min(tokenizer.model_max_length, window.limit)
-    return LoadedTokenizer(name, backend, length, pad_id, pad_token)
+    token = tokenizer.pad_token or padding.token
+    number = backend.token_to_id(token)
+    if number is None or not backend.encode("a").ids:
+        raise CheckpointError(f"the tokenizer {source} does not know {token}; it is not the {name}'s")
+    return LoadedTokenizer(name, backend, _pad(number, token, min(tokenizer.model_max_length, padding.limit)))
 
 
 def bundle_tokenizers(root: Path) -> dict[str, Path]:
@@ -92,7 +87,7 @@ def bundle_tokenizers(root: Path) -> dict[str, Path]:
     return {name: root / spec.file for name, spec in manifest.read(root).tokenizers.items()}
 
 
-def _of_bundle(file: Path, name: str, window: Window) -> LoadedTokenizer:
+def _of_bundle(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
     """A tokenizer that another bundle has already; its padding stands in that bundle's manifest."""
     from tokenizers import Tokenizer
 
@@ -101,4 +96,10 @@ def _of_bundle(file: Path, name: str, window: Window) -> LoadedTokenizer:
         backend = Tokenizer.from_file(str(file))
     except Exception as fault:  # the library raises bare Exception
         raise CheckpointError(f"{file} is not a tokenizer ({fault}); give another bundle") from None
-    return LoadedTokenizer(name, backend, min(spec.length, window.limit), spec.pad_id, spec.pad_token)
+    pad = _pad(spec.pad.id, spec.pad.token, min(spec.pad.most, padding.limit))
+    return LoadedTokenizer(name, backend, pad)
+
+
+def _pad(number: int, token: str, length: int) -> manifest.Pad:
+    """All prompts get one length."""
+    return manifest.Pad(id=number, token=token, side="right", multiple=length, most=length)

@@ -24,7 +24,7 @@ from flux_trt.exporter.folder import digest, sync
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
 from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.bundle.manifest import STAGES, GlueName, Precision, StageName
+from flux_trt.runtime.bundle.manifest import GlueName, Precision, StageName
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
 
@@ -52,7 +52,7 @@ def build_engines(
     root: Path,
     options: Options,
     shapes: Shapes | None = None,
-    stages: Sequence[StageName] = STAGES,
+    stages: Sequence[StageName] | None = None,
     tell: Tell = lambda line: None,
     progress: Progress = silent,
 ) -> list[Path]:
@@ -62,7 +62,7 @@ def build_engines(
         root: the bundle's directory; engines go into `engines/` in it.
         options: flavour, targets and the builder's settings.
         shapes: sizes, batch and references to serve. None: the bundle's default size, one at a time.
-        stages: those of the bundle to build; the small glue graphs always are.
+        stages: those of the bundle to build, None: all; the small glue graphs always are.
         tell: called with a line for every engine.
         progress: told (stage: phase, steps done, steps).
 
@@ -77,9 +77,10 @@ def build_engines(
     """
     bundle, flavour = Bundle.open(root), FLAVOURS[options.flavour]
     found = bundle.manifest
-    for stage in stages:
+    chosen = list(found.stages) if stages is None else stages
+    for stage in chosen:
         bundle.stage(stage)  # a partial bundle may lack it
-    wanted = [*(name for name in STAGES if name in stages), *found.glue]
+    wanted = [*(name for name in found.stages if name in chosen), *found.glue]
     shapes = shapes or default_shapes(found)
     capabilities = check_targets(options, [found.graph(name).precision for name in wanted])
     recipes = [

@@ -29,9 +29,9 @@ class Shapes:
 
 
 def default_shapes(found: Manifest) -> Shapes:
-    """The bundle's default size, one picture at a time; a Kontext bundle takes one reference picture."""
+    """The bundle's default size, one picture at a time, and one reference where it follows such."""
     size = (found.defaults.width, found.defaults.height)
-    return Shapes((size,), max_references=int(found.variant == "kontext"))
+    return Shapes((size,), max_references=int(found.model.references is not None))
 
 
 def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> list[Profile]:
@@ -73,7 +73,7 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
     ]
     varying = {dim for tensor in found.graph(name).inputs for dim in tensor.dims if isinstance(dim, str)}
     taken = [*tuned, wide] if shapes.wide else tuned
-    if shapes.pairs and name not in ("clip", "t5", "vae_encoder", "vae_decoder"):
+    if shapes.pairs and found.graph(name).runs in (None, "schedule", "step"):
         taken = [{**each, "batch": (1, 1, 2 * shapes.max_batch)} for each in taken]
     cut = [{dim: each[dim] for dim in sorted(varying)} for each in taken]
     return [each for index, each in enumerate(cut) if each not in cut[:index]]
@@ -86,14 +86,14 @@ def _tile(found: Manifest, grid: latents.Grid) -> latents.Grid:
 
 
 def _dims(found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range) -> Profile:
-    text = found.tokenizers["t5"].length if "t5" in found.tokenizers else 512
-    patch = found.model.patch
+    patch, window = found.model.patch, found.text
+    text: Range = (window.multiple, window.most, window.most) if window else (512,) * 3
     return {
         "batch": (1, 1, shapes.max_batch),
-        "text": (text,) * 3,
+        "text": text,
         "steps": (1, min(found.defaults.steps, MAX_STEPS), MAX_STEPS),
         "tokens": tokens,
-        "sequence": _each(tokens, lambda each: each + text),
+        "sequence": (tokens[0] + text[0], tokens[1] + text[1], tokens[2] + text[2]),
         "h": rows,
         "w": columns,
         "height": _each(rows, lambda each: each * patch),

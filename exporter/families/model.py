@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
-from flux_trt.exporter.checkpoints.tokenizer import Window
+from flux_trt.exporter.checkpoints.tokenizer import Padding
 from flux_trt.exporter.families.oracle import Case
 from flux_trt.exporter.families.stage import Stage
 from flux_trt.runtime.bundle import manifest
@@ -18,12 +18,14 @@ from flux_trt.runtime.bundle.manifest import StageName, Task
 class Numbers:
     """What the manifest says of a model, whichever of its stages are built."""
 
+    encoders: list[manifest.Encoder]
     model: manifest.Model
-    scheduler: manifest.Scheduler
+    schedule: manifest.Schedule
+    guidance: manifest.Guidance
     sizes: manifest.Sizes
     defaults: manifest.Defaults
-    windows: Mapping[str, Window]
-    """Text stage -> how its prompts are padded and cut."""
+    padding: Mapping[str, Padding]
+    """Tokenizer -> how its prompts are filled up and cut."""
 
 
 class Model(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flux_trt.exporter.checkpoints.defaults import FLOW_MATCH_EULER
-from flux_trt.runtime.bundle.manifest import Scheduler
+from flux_trt.runtime.bundle.rules import Constant, Exponential, Schedule
 from flux_trt.runtime.errors import CheckpointError
 
 NAME = "FlowMatchEulerDiscreteScheduler"
@@ -23,7 +23,7 @@ PLAIN: dict[str, Any] = {**SHIFTING, "use_dynamic_shifting": False, "shift": 1.0
 """FLUX.1-schnell's."""
 
 
-def scheduler(config: Mapping[str, Any] | None, own: Mapping[str, Any], family: str) -> Scheduler:
+def scheduler(config: Mapping[str, Any] | None, own: Mapping[str, Any], family: str) -> Schedule:
     """The schedule of a checkpoint.
 
     Args:
@@ -35,7 +35,7 @@ def scheduler(config: Mapping[str, Any] | None, own: Mapping[str, Any], family: 
         CheckpointError: a scheduler that the loop does not follow.
     """
     if config is None:
-        return Scheduler(**own)
+        return _schedule(own)
     if config.get("_class_name") != NAME:
         raise CheckpointError(f"the scheduler is {config.get('_class_name')}; {family} needs {NAME}")
     for name, value in config.items():
@@ -45,4 +45,15 @@ def scheduler(config: Mapping[str, Any] | None, own: Mapping[str, Any], family: 
             raise CheckpointError(
                 f"the scheduler sets {name} to {value!r}, which {family}'s loop does not follow; take it out"
             )
-    return Scheduler(**{name: config[name] for name in own})
+    return _schedule({name: config[name] for name in own})
+
+
+def _schedule(numbers: Mapping[str, Any]) -> Schedule:
+    """diffusers' numbers as a rule of the bundle."""
+    if not numbers["use_dynamic_shifting"]:
+        return Constant(shift=numbers["shift"], round=None)
+    return Exponential(
+        tokens=[numbers["base_image_seq_len"], numbers["max_image_seq_len"]],
+        mu=[numbers["base_shift"], numbers["max_shift"]],
+        round=None,
+    )

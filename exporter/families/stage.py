@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
 from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
-from flux_trt.runtime.bundle.manifest import Precision, StageName, Tensor
+from flux_trt.runtime.bundle.manifest import Precision, Runs, StageName, Tensor
 
-Runs = Literal["prompt", "schedule", "picture", "reference", "step"]
-"""Once for a prompt, for all noise levels together, for a picture or a reference, or in every step."""
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,7 +61,7 @@ class Stage:
     dims: Mapping[str, Varying]
     config: Mapping[str, Any]
     runs: Runs
-    """How often."""
+    """When."""
     uses: tuple[str, ...] = ("",)
     """How the names of the parameters begin that are its own; a VAE's module holds both halves."""
     blocks: tuple[str, ...] = ()

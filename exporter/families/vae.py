@@ -154,7 +154,7 @@ def encoder_stage(part: Part) -> Stage:
             "width": Varying(example=patch * w.example, of="w", times=patch),
         },
         config=config,
-        runs="picture",
+        runs="reference",
         uses=("encoder.", "quant_conv."),
         safer={"fp16": "fp32"},
     )

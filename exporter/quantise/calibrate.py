@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -54,12 +53,13 @@ def settings_of(
         RequestError: a size that is not possible.
     """
     numbers = model.numbers()
-    if numbers.model.condition_channels:
+    if "generate" not in model.tasks(model.parts):
         raise BuildError(
             f"{model.title} paints from a control picture, which calibration cannot take yet; "
             "build it with --precision bf16, fp16 or fp32"
         )
-    if guidance is not None and not numbers.model.guidance:
+    embedded = numbers.guidance.kind == "embedded"
+    if guidance is not None and not embedded:
         raise BuildError(f"{model.title} has no guidance; leave --guidance out")
     own = numbers.defaults
     width, height = size or (min(own.width, LONGEST_SIDE), min(own.height, LONGEST_SIDE))
@@ -69,7 +69,7 @@ def settings_of(
         width=width,
         height=height,
         steps=steps or min(own.steps, MOST_STEPS),
-        guidance=(own.guidance if guidance is None else guidance) if numbers.model.guidance else None,
+        guidance=(numbers.guidance.default if guidance is None else guidance) if embedded else None,
         seed=SEED,
     )
 
@@ -129,7 +129,7 @@ def calibrate(
     layers: dict[StageName, dict[str, Size]] = {}
     for name, histogram in watch.seen.items():
         stage, _, layer = name.partition("/")
-        layers.setdefault(cast(StageName, stage), {})[layer] = Size.of(histogram)
+        layers.setdefault(stage, {})[layer] = Size.of(histogram)
     found = Calibration(
         variant=model.variant,
         weights=dict(weights),

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from flux_trt.exporter.checkpoints.tokenizer import load_tokenizer
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.plan import make_stages
-from flux_trt.exporter.families.stage import Runs, Stage, parameters, skeleton
+from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 from flux_trt.exporter.quantise.calibration import Settings
 from flux_trt.exporter.quantise.stream import blocks_of, streamed
 from flux_trt.exporter.quantise.watch import Watch
-from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime.bundle.tokenizer import Tokenizer
+from flux_trt.runtime.bundle.manifest import Runs
+from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import CheckpointError
-from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.progress import Progress
-from flux_trt.runtime.sampling import noise, schedule
+from flux_trt.runtime.sampling import noise, positions, schedule
 
 AT_ONCE = 8192
 """Tokens that a block works on at once, about."""
@@ -64,9 +63,9 @@ class Reference:
         if stage.name not in source.tokenizers:
             raise CheckpointError(f"{source.source} has no {stage.name} tokenizer; give --text-encoders")
         with tempfile.TemporaryDirectory() as folder:
-            window = self._numbers.windows[stage.name]
-            spec = load_tokenizer(source.tokenizers[stage.name], stage.name, window).write(Path(folder))
-            ids, _ = Tokenizer(Path(folder), spec).encode(prompts)
+            padding = self._numbers.padding[stage.name]
+            spec = load_tokenizer(source.tokenizers[stage.name], stage.name, padding).write(Path(folder))
+            ids = Window(Path(folder), spec).of(prompts).ids
         module = streamed(stage, self._device)
         if stage.in_fp8:
             self._watch.layers(stage, module)
@@ -82,11 +81,10 @@ class Reference:
         """Paint all prompts together from where `state` is: the latents, and the number of steps done."""
         model, prompts = self._numbers.model, len(settings.prompts)
         grid = settings.height // model.patch, settings.width // model.patch
-        levels = schedule.sigmas(self._numbers.scheduler, settings.steps, grid[0] * grid[1])
+        levels = schedule.sigmas(self._numbers.schedule, settings.steps, grid[0] * grid[1])
         known = {name: state[name].to(self._device) for name in self.texts}
         times = torch.from_numpy(schedule.timesteps(levels)).to(self._device)
-        positions = latents.positions(self._tokens(known), [grid])
-        tables = rope_tables(positions, model.rope_axes, model.rope_theta)
+        tables = positions.rotations(model.positions, self._tokens(known), [grid])
         known |= {
             name: torch.from_numpy(table).to(self._device)
             for name, table in zip(("cos", "sin"), tables, strict=True)
@@ -96,11 +94,11 @@ class Reference:
         now, first = state.get(LATENTS), int(state.get(STEP, 0))
         if now is None:
             seeds = tuple(range(settings.seed, settings.seed + prompts))
-            now = torch.from_numpy(noise.draw(seeds, grid, model.channels))
+            now = torch.from_numpy(noise.draw(model.noise, seeds, grid))
         (conditioner,), (denoiser,) = self._those("schedule"), self._those("step")
         condition = streamed(conditioner, self._device)
         told = _Told(denoiser, self._watch, self._progress, first, settings.steps)
-        denoise = streamed(denoiser, self._device, max(1, AT_ONCE // len(positions)), told)
+        denoise = streamed(denoiser, self._device, max(1, AT_ONCE // len(tables[0])), told)
         self._watch.layers(conditioner, condition)
         self._watch.layers(denoiser, denoise)
         for step in range(first, settings.steps):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE
 from flux_trt.exporter.quantise.quantize import attention_scales
 from flux_trt.exporter.quantise.rounded import round_inputs, rounding_attention
 from flux_trt.runtime.backends import protocols
-from flux_trt.runtime.bundle.manifest import Stage, StageName
+from flux_trt.runtime.bundle.manifest import Stage
 from flux_trt.runtime.errors import BackendError
 
 
@@ -117,8 +117,8 @@ class Eager:
 
     def load(self, path: Path, name: str, stage: Stage) -> EagerGraph:
         """The traced module of the stage, with the weights that the graph at `path` refers to."""
-        wanted, base = cast(StageName, name), stage.base or "bf16"
-        (traced,) = make_stages(self.model, stage.precision, [wanted], {wanted: stage.precision}, base)
+        base = stage.base or "bf16"
+        (traced,) = make_stages(self.model, stage.precision, [name], {name: stage.precision}, base)
         module, graph = skeleton(traced), ir.load(path)
         weights = {
             parameter: _read(value.const_value, traced.dtype)

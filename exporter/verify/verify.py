@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 
@@ -65,10 +65,9 @@ def verify(
     """
     bundle = Bundle.open(root)
     known = bundle.manifest.provenance
-    for name in set(Beside.__annotations__) - {"revision"}:
-        beside.setdefault(name, getattr(known, name))  # type: ignore[misc]
+    given = known.beside | {name: value for name, value in beside.items() if value is not None}
     try:
-        found = open_checkpoint(checkpoint or known.checkpoint, **beside)
+        found = open_checkpoint(checkpoint or known.checkpoint, **cast(Beside, given))
     except CheckpointError as fault:
         raise CheckpointError(
             f"{fault} (the bundle was built from {known.checkpoint}; --checkpoint says where that is now)"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 from flux_trt.runtime.backends.memory import MemoryMode, Needs, picture_bytes
 from flux_trt.runtime.backends.protocols import Backend, Graph
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.manifest import GLUE, GlueName, StageName
+from flux_trt.runtime.bundle.manifest import GLUE, GlueName
+from flux_trt.runtime.bundle.record import StageName
 from flux_trt.runtime.errors import BackendError
 
 
@@ -40,7 +40,7 @@ class Loaded:
             self.close()
             raise
 
-    def __getitem__(self, name: StageName | GlueName) -> Graph:
+    def __getitem__(self, name: str) -> Graph:
         """The graph.
 
         Raises:
@@ -51,12 +51,11 @@ class Loaded:
             raise BackendError(f"the stage {name} is closed; load the pipeline again")
         if name in GLUE:
             return self._glue_graph(name)
-        stage = cast(StageName, name)
-        if stage not in self._graphs:
+        if name not in self._graphs:
             if self._memory == "sequential":
                 self._unload()
-            self._load(stage)
-        return self._graphs[stage]
+            self._load(name)
+        return self._graphs[name]
 
     def close(self) -> None:
         """Free all graphs; closing twice is harmless."""

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from flux_trt.runtime.backends.device import Gpu
-from flux_trt.runtime.bundle.manifest import Stage, Tensor
+from flux_trt.runtime.bundle.manifest import Stage
+from flux_trt.runtime.bundle.record import Tensor
 from flux_trt.runtime.errors import GpuMemoryError
 
 MemoryMode = Literal["resident", "sequential", "streaming"]

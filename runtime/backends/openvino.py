@@ -37,7 +37,14 @@ _HINTS: dict[Precision, tuple[str, str]] = {
     "fp16": ("f32", "FP32"),
 }
 """What OpenVINO is to compute in, and what it calls that among a CPU's abilities."""
-_NUMPY = {"f32": "float32", "i64": "int64", "u8": "uint8"}
+_NUMPY = {
+    "f32": "float32",
+    "f16": "float16",
+    "i64": "int64",
+    "i32": "int32",
+    "u8": "uint8",
+    "boolean": "bool",
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy.typing as npt
 
-from flux_trt.runtime.bundle.manifest import Stage, Tensor
+from flux_trt.runtime.bundle.manifest import Stage
+from flux_trt.runtime.bundle.record import Tensor
 from flux_trt.runtime.errors import BackendError, BundleError
 
 if TYPE_CHECKING:

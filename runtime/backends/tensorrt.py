@@ -24,7 +24,8 @@ from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.engine import Engine, choose_profile, find, nearest, read_plan
 from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.bundle.manifest import Stage, Tensor
+from flux_trt.runtime.bundle.manifest import Stage
+from flux_trt.runtime.bundle.record import Tensor
 from flux_trt.runtime.errors import BackendError, BundleError, GpuMemoryError
 
 SHAPES = 8  # contexts that a stage keeps, one per shape
@@ -75,7 +76,7 @@ class TensorRTGraph:
 
     def __init__(self, engine: Any, record: Engine, stage: Stage, owner: TensorRT) -> None:
         self._engine: Any = engine
-        self._record, self._owner = record, owner
+        self._record, self._owner, self._stage = record, owner, stage
         self._inputs = {tensor.name: tensor for tensor in stage.inputs}
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in (*stage.inputs, *stage.outputs)}
         self._outputs = [tensor.name for tensor in stage.outputs]
@@ -181,11 +182,11 @@ class TensorRTGraph:
         )
 
     def _stream_weights(self) -> None:
-        """Before the first context: give the denoiser's weights what is free, and stream all others."""
+        """Before the first context: what runs every step may keep what is free, and all others stream."""
         if self._owner.memory != "streaming" or self._shaped:
             return
         self._engine.weight_streaming_budget_v2 = 0
-        if self._record.recipe.stage == "denoiser":
+        if self._stage.runs == "step":
             spare = self._owner.gpu.free_bytes() - self._owner.still_to_grow() - HEADROOM
             budget = max(0, min(int(self._engine.streamable_weights_size), spare))
             self._engine.weight_streaming_budget_v2 = budget

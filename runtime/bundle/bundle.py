@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flux_trt.runtime.bundle import manifest
-from flux_trt.runtime.bundle.manifest import (
-    File,
-    GlueName,
-    Manifest,
-    Stage,
-    StageName,
-    Tokenizer,
-)
+from flux_trt.runtime.bundle.manifest import File, GlueName, Manifest, Stage
+from flux_trt.runtime.bundle.record import StageName
+from flux_trt.runtime.bundle.rules import Tokenizer
 from flux_trt.runtime.errors import BundleError
 
 CHUNK = 1 << 22

@@ -16,14 +16,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from flux_trt.runtime.bundle.flavour import FlavourName
-from flux_trt.runtime.bundle.manifest import (
-    File,
-    GlueName,
-    Manifest,
-    Precision,
-    Record,
-    StageName,
-)
+from flux_trt.runtime.bundle.manifest import File, Manifest, Precision
+from flux_trt.runtime.bundle.record import Record, StageName
 from flux_trt.runtime.errors import BackendError, BundleError
 
 FOLDER, RECORD, PLAN = "engines", "engine.json", "engine.plan"
@@ -37,7 +31,7 @@ Profile = dict[str, Range]
 class Recipe(Record):
     """Everything that a plan depends on."""
 
-    stage: StageName | GlueName
+    stage: StageName = Field(description="or glue")
     graph: str = Field(description="digest of the graph's and its weights' bytes: `graph_digest`")
     precision: Precision
     flavour: FlavourName
@@ -72,7 +66,7 @@ class Engine(Record):
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
 
 
-def graph_digest(found: Manifest, stage: StageName | GlueName) -> str:
+def graph_digest(found: Manifest, stage: str) -> str:
     """SHA-256 over the digests of a stage's, or a glue graph's, graph and weights."""
     record = found.graph(stage)
     files = [found.files[path].sha256 for path in (record.graph, *sorted(record.weights))]
@@ -101,7 +95,7 @@ def engines(root: Path) -> list[tuple[Path, Engine]]:
 def find(
     found: Manifest,
     root: Path,
-    stage: StageName | GlueName,
+    stage: str,
     flavour: FlavourName,
     version: str,
     capability: str,

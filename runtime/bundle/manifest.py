@@ -1,52 +1,68 @@
 """The contract between exporter and runtime: `bundle.json`, read strictly and written canonically.
 
-Whatever the precision inside a stage, its floating-point inputs and outputs are float32: stages of any
-precision and backend fit together, and the runtime needs no bfloat16.
+Whatever the precision inside a stage, its inputs and outputs are float32, but for those whose contract names
+another type that NumPy holds: stages of any precision and backend fit together.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, get_args
+from pathlib import Path
+from typing import Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from flux_trt.runtime.bundle import schema1
+from flux_trt.runtime.bundle.record import BundlePath, Record, StageName, Tensor
+from flux_trt.runtime.bundle.rules import (
+    Encoder,
+    Guidance,
+    Noise,
+    Pad,
+    Positions,
+    References,
+    Schedule,
+    Tokenizer,
+)
 from flux_trt.runtime.errors import BundleError
 
-SCHEMA = 1
+__all__ = [
+    "Defaults",
+    "Encoder",
+    "File",
+    "GlueName",
+    "Guidance",
+    "Manifest",
+    "Model",
+    "Noise",
+    "Pad",
+    "Positions",
+    "Precision",
+    "Provenance",
+    "Record",
+    "References",
+    "Runs",
+    "Schedule",
+    "Sizes",
+    "Source",
+    "Stage",
+    "StageName",
+    "Task",
+    "Tensor",
+    "Tokenizer",
+    "read",
+]
+"""All that a manifest is made of, so that who writes one need not know where each record stands."""
+
+SCHEMA = 2
 NAME = "bundle.json"
 
-StageName = Literal["clip", "t5", "conditioner", "denoiser", "vae_encoder", "vae_decoder"]
 GlueName = Literal["cfg", "mix", "edit", "paste"]
 Task = Literal["generate", "image", "inpaint", "edit", "reference", "fill", "control"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
-STAGES: tuple[StageName, ...] = get_args(StageName)
+Runs = Literal["prompt", "schedule", "picture", "reference", "step"]
+"""Once for each prompt, for all steps of a batch, for a batch, for a given picture, or for each step."""
 GLUE: tuple[GlueName, ...] = get_args(GlueName)
-
-
-def _inside(path: str) -> str:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or str(pure) != path:
-        raise ValueError(f"{path!r} is not a plain path inside the bundle")
-    return path
-
-
-BundlePath = Annotated[str, AfterValidator(_inside)]
-
-
-class Record(BaseModel):
-    """Strict, unchangeable, with no fields of unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Tensor(Record):
-    """One input or output of a stage. A dim is a number, or the name of a dim that varies."""
-
-    name: str
-    dtype: Literal["float32", "int64", "uint8"]
-    dims: list[int | str]
 
 
 class Stage(Record):
@@ -58,38 +74,22 @@ class Stage(Record):
     base: Precision | None = Field(default=None, description="of fp8: the type of all that is not quantised")
     inputs: list[Tensor]
     outputs: list[Tensor]
+    runs: Runs | None = Field(default=None, description="null for glue, which runs as moves need it")
     key: str = Field(description="digest of everything the stage was built from")
-
-
-class Scheduler(Record):
-    """The numbers of FlowMatchEulerDiscreteScheduler, under diffusers' names."""
-
-    use_dynamic_shifting: bool
-    shift: float = Field(gt=0)
-    base_shift: float
-    max_shift: float
-    base_image_seq_len: int = Field(gt=0)
-    max_image_seq_len: int = Field(gt=0)
-
-
-class Tokenizer(Record):
-    """A `tokenizers` file, the length every prompt is padded or cut to, and the padding."""
-
-    file: BundlePath
-    length: int = Field(gt=0)
-    pad_id: int
-    pad_token: str
 
 
 class Model(Record):
     """What the runtime must know of the transformer and the VAE to prepare their inputs."""
 
-    channels: int = Field(description="of a latent token: 4 x the VAE's latent channels; 64 for FLUX.1")
-    condition_channels: int = Field(description="of the condition input: 0, 64 (Canny, Depth) or 320 (Fill)")
-    guidance: bool
-    rope_axes: list[int] = Field(description="head-dim share of the t, y and x positions")
-    rope_theta: float
-    patch: int = Field(description="pixels of a latent token's side; 16 for FLUX.1")
+    patch: int = Field(gt=0, description="pixels of a latent token's side")
+    positions: Positions
+    noise: Noise
+    references: References | None = Field(description="null for a model that follows no reference pictures")
+
+    @property
+    def channels(self) -> int:
+        """Of a latent token."""
+        return self.noise.channels * self.noise.cell**2
 
 
 class Sizes(Record):
@@ -105,7 +105,6 @@ class Defaults(Record):
     width: int
     height: int
     steps: int
-    guidance: float
 
 
 class File(Record):
@@ -127,12 +126,7 @@ class Provenance(Record):
     """Where the bundle comes from."""
 
     checkpoint: str
-    text_encoders: str | None = Field(None, description="given beside a checkpoint that lacks them")
-    vae: str | None = Field(None, description="given beside a checkpoint that lacks it")
-    clip: str | None = Field(None, description="likewise, as are those below")
-    t5: str | None = None
-    tokenizers: str | None = None
-    scheduler: str | None = None
+    beside: dict[str, str] = Field(description="option -> what was given with it for what that lacks")
     layout: str
     sources: list[Source]
     tool: str
@@ -144,14 +138,17 @@ class Manifest(Record):
     """All of `bundle.json`."""
 
     schema_version: int = SCHEMA
+    family: str = Field(description="a label for people, as is the variant")
     variant: str
     tasks: list[Task]
-    model: Model
-    scheduler: Scheduler
+    encoders: list[Encoder]
     tokenizers: dict[str, Tokenizer]
+    model: Model
+    schedule: Schedule
+    guidance: Guidance
     sizes: Sizes
     defaults: Defaults
-    stages: dict[StageName, Stage]
+    stages: dict[StageName, Stage] = Field(description="in the order in which they are shown")
     glue: dict[GlueName, Stage] = Field(
         default={}, description="small graphs of the loop's own arithmetic; bundles of old have none"
     )
@@ -160,17 +157,31 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _every_file_is_listed(self) -> Manifest:
-        used = {
-            path
-            for stage in (*self.stages.values(), *self.glue.values())
-            for path in (stage.graph, *stage.weights)
-        }
+        graphs = (*self.stages.values(), *self.glue.values())
+        used = {path for graph in graphs for path in (graph.graph, *graph.weights)}
         used |= {tokenizer.file for tokenizer in self.tokenizers.values()}
         if missing := sorted(used - set(self.files)):
             raise ValueError(f"file {missing[0]!r} is used but has no size and hash")
         return self
 
-    def graph(self, name: StageName | GlueName) -> Stage:
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Manifest:
+        if both := sorted(set(self.stages) & set(GLUE)):
+            raise ValueError(f"the stage {both[0]} has the name of a glue graph")
+        if idle := [name for name, stage in self.stages.items() if stage.runs is None]:
+            raise ValueError(f"the stage {idle[0]} does not say when it runs")
+        if "reference" in self.tasks and self.model.references is None:
+            raise ValueError("the task reference needs model.references")
+        if self.takes("guidance") and self.guidance.kind != "embedded":
+            raise ValueError(f"guidance is {self.guidance.kind}, and a stage takes it")
+        for encoder in self.encoders:
+            if encoder.stage in self.stages and encoder.tokenizer in self.tokenizers:
+                takes = any(each.name == "mask" for each in self.stages[encoder.stage].inputs)
+                if takes != self.tokenizers[encoder.tokenizer].mask:
+                    raise ValueError(f"{encoder.tokenizer} and {encoder.stage} disagree about the mask")
+        return self
+
+    def graph(self, name: str) -> Stage:
         """The entry of a stage or of a glue graph.
 
         Raises:
@@ -179,9 +190,22 @@ class Manifest(Record):
         everything: dict[str, Stage] = {**dict(self.stages.items()), **dict(self.glue.items())}
         return everything[name]
 
+    def takes(self, name: str) -> bool:
+        """Whether a stage has an input of that name."""
+        return any(each.name == name for stage in self.stages.values() for each in stage.inputs)
+
+    @property
+    def text(self) -> Pad | None:
+        """The window that gives the dim `text` its size; None in a partial bundle without it."""
+        for encoder in self.encoders:
+            stage, tokenizer = self.stages.get(encoder.stage), self.tokenizers.get(encoder.tokenizer)
+            if stage and tokenizer and any("text" in each.dims for each in stage.inputs):
+                return tokenizer.pad
+        return None
+
     def dumps(self) -> str:
-        """The canonical text: sorted keys, two spaces, a newline at the end."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """The canonical text: fields in their order here, two spaces, a newline at the end."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
 def read(bundle: Path) -> Manifest:
@@ -209,7 +233,7 @@ def read(bundle: Path) -> Manifest:
             f"{path} has schema {version}, this flux_trt reads up to {SCHEMA}; install a newer flux_trt"
         )
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate(schema1.converted(found) if version == schema1.SCHEMA else found)
     except ValidationError as fault:
         first = fault.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the manifest"

@@ -1,7 +1,8 @@
-"""A given picture as the VAE sees it: a normal distribution over its latents."""
+"""A given picture as the VAE sees it: a normal distribution over its latents, or the middle of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +19,12 @@ class EncodedPicture:
 
     mode: Floats
     """Packed and scaled, float32 [tokens, channels]."""
-    deviation: Floats
-    """Standard deviation, likewise."""
+    deviation: Floats | None
+    """Standard deviation, likewise; None for an encoder that gives the mode alone."""
     grid: latents.Grid
 
-    def sample(self, noise: Floats) -> Floats:
-        """Latents as diffusers' `retrieve_latents` draws them; they and the noise [tokens, channels]."""
-        return self.mode + self.deviation * noise
+    def sample(self, draw: Callable[[latents.Grid], Floats]) -> Floats:
+        """Latents [tokens, channels] as diffusers' `retrieve_latents` draws them, or just the mode."""
+        if self.deviation is None:
+            return self.mode
+        return self.mode + self.deviation * draw(self.grid)

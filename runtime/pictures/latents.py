@@ -1,11 +1,10 @@
-"""Latents: a picture as a grid of tokens, how it is packed, and where each token stands.
+"""Latents: a picture as a grid of tokens, and how they are packed.
 
-Source: diffusers FluxPipeline `_pack_latents`, `_unpack_latents` and `_prepare_latent_image_ids`.
+Source: diffusers FluxPipeline `_pack_latents` and `_unpack_latents`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -26,7 +25,7 @@ def grid(width: int, height: int, patch: int, sizes: Sizes) -> Grid:
     Args:
         width: in pixels.
         height: in pixels.
-        patch: pixels of a token's side; 16 for FLUX.1.
+        patch: pixels of a token's side.
         sizes: what the bundle accepts.
 
     Raises:
@@ -41,34 +40,19 @@ def grid(width: int, height: int, patch: int, sizes: Sizes) -> Grid:
     return height // patch, width // patch
 
 
-def pack(unpacked: Floats) -> Floats:
-    """Fold 2x2 patches into channels: [B, C, 2h, 2w] -> [B, h * w, 4C], channel order (c, y, x)."""
+def pack(unpacked: Floats, cell: int = 2) -> Floats:
+    """Fold cells into channels: [B, C, cell h, cell w] -> [B, h w, C cell cell], channel order (c, y, x)."""
     batch, channels, height, width = unpacked.shape
-    patches = unpacked.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return patches.transpose(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, channels * 4)
+    rows, columns = height // cell, width // cell
+    cells = unpacked.reshape(batch, channels, rows, cell, columns, cell)
+    return cells.transpose(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * cell * cell)
 
 
-def unpack(packed: Floats, grid: Grid) -> Floats:
-    """The inverse of `pack`: [B, h * w, 4C] -> [B, C, 2h, 2w]."""
-    (rows, columns), (batch, _, channels) = grid, packed.shape
-    patches = packed.reshape(batch, rows, columns, channels // 4, 2, 2)
-    return patches.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, 2 * rows, 2 * columns)
-
-
-def positions(text: int, grids: Sequence[Grid]) -> Floats:
-    """Where every token of the sequence stands: (t, y, x), float32 [text + all grids' tokens, 3].
-
-    Text tokens stand at zero. The target picture is grid 0 and has t = 0; reference picture k has t = k.
-
-    Args:
-        text: number of text tokens; they come first.
-        grids: the target picture's grid, then those of the reference pictures.
-    """
-    pictures = [
-        np.stack(np.meshgrid([k], np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 3)
-        for k, (rows, columns) in enumerate(grids)
-    ]
-    return np.concatenate([np.zeros((text, 3)), *pictures]).astype(np.float32)
+def unpack(packed: Floats, grid: Grid, cell: int = 2) -> Floats:
+    """The inverse of `pack`: [B, h w, C cell cell] -> [B, C, cell h, cell w]."""
+    (rows, columns), (batch, _, wide) = grid, packed.shape
+    cells = packed.reshape(batch, rows, columns, wide // cell**2, cell, cell)
+    return cells.transpose(0, 3, 1, 4, 2, 5).reshape(batch, wide // cell**2, cell * rows, cell * columns)
 
 
 def _nearest(side: int, patch: int, sizes: Sizes) -> int:

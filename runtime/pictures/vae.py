@@ -67,15 +67,15 @@ def encode(graph: Graph, pixels: Floats, model: Model, tiling: Tiling, tell: Tel
 
     def run(image: Floats) -> tuple[Floats, ...]:
         found = graph.run({"image": image})
-        return found["latents"].numpy(), found["deviation"].numpy()
+        return tuple(found[name].numpy() for name in ("latents", "deviation") if name in found)
 
     image = pixels[None].astype(np.float32)
     if tiling.cuts(grid):
         found = tiles.encode(run, image, model.patch, tiling.side, tiling.overlap(model.patch), tell)
     else:
         found = run(image)
-    mode, deviation = (each.reshape(-1, model.channels) for each in found)
-    return EncodedPicture(mode, deviation, grid)
+    mode, *deviation = (each.reshape(-1, model.channels) for each in found)
+    return EncodedPicture(mode, deviation[0] if deviation else None, grid)
 
 
 def decode(

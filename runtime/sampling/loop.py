@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.plugins.rope import rope_tables
 from flux_trt.runtime.backends.device import DeviceBuffer, Launch
 from flux_trt.runtime.backends.loaded import Loaded
 from flux_trt.runtime.backends.memory import shape
 from flux_trt.runtime.backends.protocols import Backend, Buffer
+from flux_trt.runtime.bundle.flow import DENOISER, Flow
 from flux_trt.runtime.bundle.manifest import GlueName, Manifest
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
-from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.pictures.latents import Grid
+from flux_trt.runtime.sampling import positions
+from flux_trt.runtime.sampling.conditions import Condition
 from flux_trt.runtime.sampling.moves import move
 from flux_trt.runtime.sampling.trajectory import Trajectory
 
@@ -37,7 +39,7 @@ class LoopShape:
     batch: int
     text: int
     """Tokens of the text."""
-    grids: tuple[latents.Grid, ...]
+    grids: tuple[Grid, ...]
     """Of the target, then of the reference pictures."""
     copies: int = 1
     """How often each picture goes through the denoiser at once."""
@@ -76,13 +78,20 @@ class Loop:
     """The denoising loop for pictures of one shape."""
 
     def __init__(
-        self, backend: Backend, manifest: Manifest, graphs: Loaded, of: LoopShape, record: bool = True
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        flow: Flow,
+        graphs: Loaded,
+        of: LoopShape,
+        record: bool = True,
     ) -> None:
         """Make the buffers and upload the rotation tables.
 
         Args:
             backend: where the loop runs.
             manifest: of the bundle.
+            flow: of the bundle.
             graphs: the denoiser and the glue.
             of: the shape.
             record: launch the loop as a whole from its second run on, where that is possible.
@@ -91,8 +100,10 @@ class Loop:
             GpuMemoryError: the buffers do not fit.
         """
         self.shape = of
-        self._backend, self._graphs = backend, graphs
+        self._backend, self._graphs, self._flow = backend, graphs, flow
         self._channels = manifest.model.channels
+        self._types = {each.name: np.dtype(each.dtype) for each in manifest.stages[DENOISER].inputs}
+        self._types["dt_second"] = self._types["dt"]
         self._held: dict[str, DeviceBuffer] = {}
         self._recordable = record and backend.gpu is not None
         self._launch: Launch | None = None
@@ -100,25 +111,26 @@ class Loop:
         self._plain_at: tuple[object, ...] = ()
         self._levels: Floats | None = None
         self._rows: dict[str, list[DeviceBuffer]] = {}
+        self._conditions: dict[str, Condition] = {}
         self.conditioning: dict[str, DeviceBuffer] | None = None
-        """On a GPU, where the conditioner should write, so that nothing need be copied."""
-        model = manifest.model
-        cos, sin = rope_tables(latents.positions(of.text, of.grids), model.rope_axes, model.rope_theta)
-        self._tables = {"cos": self.put("cos", cos), "sin": self.put("sin", sin)}
+        """On a GPU, where the stages before the loop should write, so that nothing need be copied."""
+        cos, sin = positions.rotations(manifest.model.positions, of.text, of.grids)
+        self._own = {"cos": self.put("cos", cos), "sin": self.put("sin", sin)}
         if backend.gpu:
             known = {"steps": of.steps, "batch": of.rows, "text": of.text}
             self.conditioning = {
                 each.name: backend.gpu.empty(shape(each, known), each.dtype)
-                for each in manifest.stages["conditioner"].outputs
+                for name in flow.before
+                for each in manifest.stages[name].outputs
             }
 
-    def begin(self, trajectory: Trajectory, modulation: Buffer | Floats, context: Buffer | Floats) -> None:
+    def begin(self, trajectory: Trajectory, conditions: Mapping[str, Buffer | Floats]) -> None:
         """Set the loop to its first step.
 
         Args:
             trajectory: of this loop's shape; its arrays stay as they are.
-            modulation: [steps, rows, M, D]: a buffer is used where it is, an array is uploaded.
-            context: [rows, T, D], likewise.
+            conditions: what the denoiser takes from other stages, by name: a buffer is used where it is, an
+                array is uploaded.
         """
         of = self.shape
         if self._levels is None or not np.array_equal(trajectory.levels, self._levels):
@@ -131,17 +143,19 @@ class Loop:
                     "dt_second", np.broadcast_to(dt, (of.steps, of.batch, of.tokens, 1))
                 )
             self._levels = trajectory.levels.copy()
-        placed, self._context = self._place("modulation", modulation), self._place("context", context)
-        self._modulation = self._apart("modulation", placed)
-        if of.plain:
-            steps, _, rows, width = placed.shape
-            halves = placed.reshape(steps * 2, of.batch, rows, width)
-            self._modulation_halves = self._apart("modulation_halves", halves)
-            self._context_halves = self._apart("context_halves", self.pair(self._context))
-        self._condition = {}
+        self._conditions = {
+            name: Condition.of(
+                name,
+                self._flow.given[name].dims,
+                self._place(name, conditions[name]),
+                self._apart,
+                bool(of.plain),
+            )
+            for name in self._flow.conditions
+        }
         if trajectory.condition is not None:
             condition = np.concatenate([trajectory.condition] * of.copies)
-            self._condition = {"condition": self.put("condition", condition)}
+            self._own["condition"] = self.put("condition", condition)
         copies = 1 if trajectory.edit else of.copies
         self._now = self.put("latents", np.concatenate([trajectory.start] * copies))
         self._spare = self.room("following", of.batch * copies)
@@ -178,26 +192,15 @@ class Loop:
 
     def denoise(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
         """Queue one run of the denoiser at step `index` for all rows."""
-        inputs = {
-            **self._tables,
-            **self._condition,
-            "context": self._context,
-            "latents": now,
-            "dt": self._dt[index],
-            "modulation": self._modulation[index],
-        }
-        self._graphs["denoiser"].run(inputs, into)
+        given = {name: each.at(index) for name, each in self._conditions.items()}
+        inputs = {**self._own, **given, "latents": now, "dt": self._dt[index]}
+        self._graphs[DENOISER].run(inputs, into)
 
     def denoise_second(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
         """Queue one run of the denoiser for the second half of the text alone."""
-        inputs = {
-            **self._tables,
-            "context": self._context_halves[1],
-            "latents": now,
-            "dt": self._dt_second[index],
-            "modulation": self._modulation_halves[2 * index + 1],
-        }
-        self._graphs["denoiser"].run(inputs, into)
+        given = {name: each.second(index) for name, each in self._conditions.items()}
+        inputs = {**self._own, **given, "latents": now, "dt": self._dt_second[index]}
+        self._graphs[DENOISER].run(inputs, into)
 
     def glue(self, name: GlueName, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
         """Queue one run of a glue graph."""
@@ -215,26 +218,29 @@ class Loop:
         """A buffer [rows, tokens, channels] that this loop writes before it reads it."""
         dims = rows, self.shape.tokens, self._channels
         if self._backend.gpu is None:
-            return self._backend.upload(np.zeros(dims, np.float32))
+            return self._backend.upload(np.zeros(dims, self._types["latents"]))
         if name not in self._held:
-            self._held[name] = self._backend.gpu.empty(dims, np.float32)
+            self._held[name] = self._backend.gpu.empty(dims, self._types["latents"])
         return self._held[name]
 
     def put(self, name: str, array: Floats) -> Buffer:
-        """The array in the backend's memory: on a GPU in a buffer of that name, made when it is first put."""
-        gpu = self._backend.gpu
+        """The array in the backend's memory: on a GPU in a buffer of that name, made when it is first put.
+
+        What the denoiser takes by that name gets the type of its contract; the rest is for glue, in float32.
+        """
+        gpu, kind = self._backend.gpu, self._types.get(name, np.dtype(np.float32))
         if gpu is None:
-            return self._backend.upload(np.array(array, np.float32))
+            return self._backend.upload(np.array(array, kind))
         if self.conditioning and name in self.conditioning:
             self._held[name] = self.conditioning[name]
         if name not in self._held:
-            self._held[name] = gpu.empty(array.shape, array.dtype)
-        gpu.write(self._held[name], np.ascontiguousarray(array))
+            self._held[name] = gpu.empty(array.shape, kind)
+        gpu.write(self._held[name], np.ascontiguousarray(array, kind))
         return self._held[name]
 
     def spread(self, name: str, array: Floats) -> Buffer | Sequence[Buffer]:
         """The array in the backend's memory, each row of the first dim where a graph can read it."""
-        return self._apart(name, self.put(name, array.astype(np.float32)))
+        return self._apart(name, self.put(name, array))
 
     @property
     def batch(self) -> int:
@@ -276,10 +282,8 @@ class Loop:
     def _where(self) -> tuple[object, ...]:
         """What a recording depends on beside the loop's own buffers."""
         gpu = self._backend.gpu
-        places = [
-            each.pointer for each in (self._modulation[0], self._context) if isinstance(each, DeviceBuffer)
-        ]
-        return (gpu.epoch if gpu else 0, *places)
+        firsts = (each.at(0) for each in self._conditions.values())
+        return (gpu.epoch if gpu else 0, *(each.pointer for each in firsts if isinstance(each, DeviceBuffer)))
 
     def _apart(self, name: str, buffer: Buffer) -> Buffer | Sequence[Buffer]:
         """A buffer of which every step takes a row."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.bundle.rules import Noise
+from flux_trt.runtime.pictures.latents import Grid, pack
+from flux_trt.runtime.sampling.rounding import rounded
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,25 +47,28 @@ class Generator:
             numbers[-BLOCK:] = _box_muller(_uniform(self._bits, BLOCK))
         return numbers
 
-    def latents(self, grid: latents.Grid, channels: int) -> Floats:
-        """The next `randn` of a picture's latents, packed: float32 [tokens, channels].
+    def latents(self, rule: Noise, grid: Grid) -> Floats:
+        """The next `randn` of a picture's latents as tokens: float32 [tokens, channels x cell x cell].
 
         Args:
+            rule: of the bundle.
             grid: latent tokens of the picture, (rows, columns).
-            channels: of a packed token: 4 x the VAE's latent channels.
         """
         rows, columns = grid
-        shape = (1, channels // 4, 2 * rows, 2 * columns)
-        return latents.pack(self.normal(rows * columns * channels).reshape(shape))[0]
+        wide = rule.channels * rule.cell**2
+        drawn = rounded(self.normal(rows * columns * wide), rule.round)
+        if rule.order == "tokens":
+            return drawn.reshape(rows * columns, wide)
+        return pack(drawn.reshape(1, rule.channels, rule.cell * rows, rule.cell * columns), rule.cell)[0]
 
 
-def draw(seeds: tuple[int, ...], grid: latents.Grid, channels: int) -> Floats:
-    """One packed noise per seed, float32 [len(seeds), tokens, channels].
+def draw(rule: Noise, seeds: tuple[int, ...], grid: Grid) -> Floats:
+    """One noise per seed as tokens, float32 [len(seeds), tokens, channels].
 
-    Equal to FluxPipeline.prepare_latents with one generator per picture, so a picture depends on its own
-    seed alone, whatever else is painted with it.
+    Equal to diffusers' `prepare_latents` with one generator per picture, so a picture depends on its own seed
+    alone, whatever else is painted with it.
     """
-    return np.stack([Generator(seed).latents(grid, channels) for seed in seeds])
+    return np.stack([Generator(seed).latents(rule, grid) for seed in seeds])
 
 
 def normal(seed: int, size: int) -> Floats:

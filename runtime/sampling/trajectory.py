@@ -50,7 +50,7 @@ class Trajectory:
     grids: tuple[latents.Grid, ...]
     """Of the target, then of the reference pictures."""
     condition: Floats | None = None
-    """Of Fill, Canny and Depth: float32 [batch, tokens, condition channels]."""
+    """What a model sees beside the latents: float32 [batch, tokens, condition channels]."""
     scale: float | None = None
     """Of true classifier-free guidance, whose negative prompts are the second half of the text."""
     known: Known | None = None

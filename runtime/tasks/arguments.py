@@ -32,25 +32,26 @@ class GenerateArguments(Shared, total=False):
     steps: int | None
     """How many steps the schedule has."""
     guidance: float | None
-    """How closely to follow the prompt; only for models that are distilled with it (dev)."""
+    """How closely to follow the prompt; only for models that have a guidance. Where that is true
+    classifier-free guidance, this is its scale."""
     negative: str | Sequence[str] | None
-    """What to keep away from; needs `true_cfg`."""
+    """What to keep away from; needs `true_cfg`, but where that is how the model is guided anyway."""
     true_cfg: float | None
     """Scale of true classifier-free guidance (diffusers' `true_cfg_scale`); a run takes twice the time."""
     image: PictureLike | Sequence[PictureLike] | None
     """A picture to start from."""
     strength: float | None
-    """How much of `image` to paint anew, 0 to 1. Default 0.6; 1 for Fill."""
+    """How much of `image` to paint anew, 0 to 1. Default 0.6; 1 for a model that fills holes."""
     mask: PictureLike | Sequence[PictureLike] | None
     """White is painted, black stays."""
     paste: bool
     """Put the picture's own pixels back where the mask is black."""
     control: PictureLike | Sequence[PictureLike] | None
-    """The control picture of a Canny or Depth bundle."""
+    """The control picture, for bundles that paint from one."""
     reference: PictureLike | Sequence[PictureLike]
-    """Pictures to follow, any number; for bundles that were trained for it (Kontext)."""
+    """Pictures to follow, any number; for bundles that were trained for it."""
     auto_resize: bool
-    """Bring reference pictures to the sizes that Kontext knows. Default True; else they keep their own."""
+    """Bring reference pictures to the sizes that the model knows. Default True; else they keep their own."""
 
 
 class EditArguments(Shared, total=False):

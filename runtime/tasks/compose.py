@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flux_trt.runtime.bundle.manifest import Manifest
-from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.pictures.latents import Grid
 from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.noise import Generator
@@ -21,9 +20,11 @@ Floats = npt.NDArray[np.float32]
 def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest: Manifest) -> Trajectory:
     """The trajectory of the pictures `chosen`."""
     rows, columns = request.grid
-    levels = schedule.sigmas(manifest.scheduler, request.steps, rows * columns)
+    levels = schedule.sigmas(manifest.schedule, request.steps, rows * columns)
     if request.edit:
-        return flowedit.trajectory(request.edit, levels, encoded.images[chosen], request.seeds[chosen])
+        return flowedit.trajectory(
+            request.edit, levels, encoded.images[chosen], request.seeds[chosen], manifest.model.noise
+        )
     levels = levels[request.steps - request.moves :]
     parts = [
         _one(request, encoded, index, levels, manifest) for index in range(*chosen.indices(len(request)))
@@ -48,21 +49,18 @@ def _one(
     model, generator = manifest.model, Generator(request.seeds[index])
 
     def noise_of(grid: Grid) -> Floats:
-        return generator.latents(grid, model.channels)
+        return generator.latents(model.noise, grid)
 
-    def sampled(picture: EncodedPicture) -> Floats:
-        return picture.sample(noise_of(picture.grid))
-
-    condition = sampled(encoded.controls[index]) if encoded.controls else None
-    clean = sampled(encoded.images[index]) if encoded.images else None
+    condition = encoded.controls[index].sample(noise_of) if encoded.controls else None
+    clean = encoded.images[index].sample(noise_of) if encoded.images else None
     noise = noise_of(request.grid)
     start = noise if clean is None else image.noised(clean, noise, levels[0])
     known = None
     if encoded.holed:
         mask = fill.fine(request.mask(index), model.patch)
-        condition = np.concatenate([sampled(encoded.holed[index]), mask], axis=-1)
+        condition = np.concatenate([encoded.holed[index].sample(noise_of), mask], axis=-1)
     elif request.masks and clean is not None:
-        mask = inpaint.coarse(request.mask(index), model.patch, model.channels)
+        mask = inpaint.coarse(request.mask(index), model.patch, model.noise)
         known = _with(clean, encoded, 0), _with(noise, encoded, 0), _with(mask, encoded, 1)
     references = [each.mode for each in encoded.references]
     return np.concatenate([start, *references]), condition, known

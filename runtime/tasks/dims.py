@@ -7,9 +7,9 @@ from flux_trt.runtime.tasks.request import Request
 
 
 def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
-    """The dims of a batch of a request, by their names in the manifest."""
-    rows, columns = request.grid
-    text, tokens = manifest.tokenizers["t5"].length, sum(each[0] * each[1] for each in request.grids)
+    """The dims of a batch of a request, by their names in the manifest; of the text's, the largest."""
+    (rows, columns), window = request.grid, manifest.text
+    text, tokens = window.most if window else 0, sum(each[0] * each[1] for each in request.grids)
     return {
         "batch": min(request.batch, len(request)) * request.copies,
         "steps": request.moves,

@@ -23,7 +23,7 @@ class EncodedPictures:
     images: list[EncodedPicture] = field(default_factory=list)
     controls: list[EncodedPicture] = field(default_factory=list)
     holed: list[EncodedPicture] = field(default_factory=list)
-    """For Fill: the images without what is to be painted."""
+    """For a model that fills holes: the images without what is to be painted."""
     references: list[EncodedPicture] = field(default_factory=list)
     """The same for all pictures."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from flux_trt.runtime.bundle.rules import Noise
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.sampling.noise import Generator
 from flux_trt.runtime.sampling.trajectory import Edit, Trajectory
@@ -33,7 +34,7 @@ class FlowEdit:
 
 
 def trajectory(
-    how: FlowEdit, levels: Floats, encoded: list[EncodedPicture], seeds: tuple[int, ...]
+    how: FlowEdit, levels: Floats, encoded: list[EncodedPicture], seeds: tuple[int, ...], rule: Noise
 ) -> Trajectory:
     """The trajectory of an edit.
 
@@ -42,6 +43,7 @@ def trajectory(
         levels: the whole schedule, [steps + 1].
         encoded: the pictures; their modes are what is edited.
         seeds: one per picture.
+        rule: how noise is drawn.
     """
     levels = levels[len(levels) - 1 - how.n_max :]
     draws = (how.n_max - how.n_min) * how.n_avg + (how.n_min > 0)
@@ -50,6 +52,6 @@ def trajectory(
     for row, (seed, each) in enumerate(zip(seeds, encoded, strict=True)):
         generator = Generator(seed)
         for draw in range(draws):
-            noise[draw, row] = generator.latents(each.grid, source.shape[-1])
+            noise[draw, row] = generator.latents(rule, each.grid)
     edit = Edit(source, noise, how.n_avg, how.n_min)
     return Trajectory(levels, source, (encoded[0].grid,), edit=edit)

@@ -14,21 +14,13 @@ from flux_trt.runtime.bundle.manifest import Manifest, Task
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import latents, picture
 from flux_trt.runtime.tasks import image as image_to_image
-from flux_trt.runtime.tasks import kontext, validate
+from flux_trt.runtime.tasks import references as reference_pictures
+from flux_trt.runtime.tasks import validate
 from flux_trt.runtime.tasks.arguments import PictureLike
 from flux_trt.runtime.tasks.flowedit import FlowEdit
+from flux_trt.runtime.tasks.guidance import guided, told
 
 STRENGTH = 0.6
-WAYS: dict[Task, str] = {
-    "generate": "dev, krea, schnell or kontext",
-    "image": "dev, krea, schnell or kontext",
-    "inpaint": "dev, krea, schnell or kontext",
-    "edit": "dev, krea, schnell or kontext",
-    "reference": "kontext",
-    "fill": "fill",
-    "control": "canny or depth",
-}
-"""The variants that can do a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +95,9 @@ class Request:
             strength = STRENGTH if images and task != "fill" else 1.0
         steps = validate.at_least("steps", manifest.defaults.steps if steps is None else steps)
         validate.expect_moves(steps, strength)
-        references = tuple(_as_reference(manifest, each, auto_resize) for each in references)
+        references = tuple(reference_pictures.prepared(manifest, each, auto_resize) for each in references)
         width, height = size or _size(manifest, (*images, *controls), references)
-        negatives = validate.negatives(negative, true_cfg, len(texts))
+        pull = guided(manifest, len(texts), guidance, negative, true_cfg)
         return cls(
             task=task,
             prompts=validate.each(texts, count),
@@ -114,10 +106,10 @@ class Request:
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
             steps=steps,
-            guidance=validate.guidance(manifest, guidance),
+            guidance=pull.told,
             batch=validate.at_least("batch", 1 if batch is None else batch),
-            negatives=validate.each(negatives, count),
-            true_cfg=true_cfg if negatives else None,
+            negatives=validate.each(pull.negatives, count),
+            true_cfg=pull.scale,
             images=validate.each(images, count),
             strength=strength,
             masks=validate.each(masks, count),
@@ -165,7 +157,7 @@ class Request:
             )
         images = _pictures("image", image, len(targets))
         width, height = size or _size(manifest, images, ())
-        guided = manifest.model.guidance
+        embedded = manifest.guidance.kind == "embedded"
         return cls(
             task="edit",
             prompts=validate.each(targets, count),
@@ -174,12 +166,12 @@ class Request:
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
             steps=steps,
-            guidance=validate.guidance(manifest, target_guidance) if guided else None,
+            guidance=told(manifest, target_guidance) if embedded else None,
             batch=validate.at_least("batch", 1 if batch is None else batch),
             images=validate.each(images, count),
             edit=FlowEdit(
                 sources=validate.each(sources, count),
-                source_guidance=validate.guidance(manifest, source_guidance) if guided else None,
+                source_guidance=told(manifest, source_guidance) if embedded else None,
                 n_min=n_min,
                 n_max=n_max,
                 n_avg=validate.at_least("n_avg", n_avg),
@@ -251,14 +243,15 @@ def _task(
         _expect(manifest, "control")
         if not controls:
             raise RequestError(
-                f"a {manifest.variant} bundle paints from a control picture; give it with --control"
-                f"{' or --canny' if manifest.variant == 'canny' else ''}"
+                f"a {manifest.variant} bundle paints from a control picture; "
+                "give it with --control or --canny, which makes one of edges"
             )
         return "control"
     if fills:
         if not (images and masks):
             raise RequestError(
-                "a fill bundle paints into a hole of a picture; give --image with --mask or --outpaint"
+                f"a {manifest.variant} bundle paints into a hole of a picture; "
+                "give --image with --mask or --outpaint"
             )
         return "fill"
     task: Task = "inpaint" if masks else "image" if images else "reference" if references else "generate"
@@ -271,7 +264,7 @@ def _expect(manifest: Manifest, task: Task) -> None:
         has = ", ".join(manifest.tasks) or "nothing: it is a partial bundle"
         raise RequestError(
             f"a {manifest.variant} bundle cannot do the task {task} (this one can do {has}); "
-            f"build a whole one from FLUX.1 {WAYS[task]}"
+            f"build a whole one of a model that can (the README has a table of variants)"
         )
 
 
@@ -303,21 +296,5 @@ def _size(
         patch = manifest.model.patch
         return images[0].width // patch * patch, images[0].height // patch * patch
     if references:
-        defaults = manifest.defaults
-        return kontext.reference_size(
-            references[0].width,
-            references[0].height,
-            manifest.model.patch,
-            auto_resize=True,
-            area=defaults.width * defaults.height,
-        )
+        return reference_pictures.painted_size(manifest, references[0])
     return manifest.defaults.width, manifest.defaults.height
-
-
-def _as_reference(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image.Image:
-    defaults = manifest.defaults
-    size = kontext.reference_size(
-        given.width, given.height, manifest.model.patch, auto_resize, defaults.width * defaults.height
-    )
-    latents.grid(*size, manifest.model.patch, manifest.sizes)
-    return Image.fromarray(picture.as_pixels(given, size))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 from typing import TypeVar
 
-from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.tasks.image import moves
 
@@ -26,23 +24,6 @@ def texts(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
         except UnicodeEncodeError:
             raise RequestError(f"{name} {text!r} is not valid Unicode; give it as UTF-8") from None
     return found
-
-
-def negatives(negative: str | Sequence[str] | None, true_cfg: float | None, prompts: int) -> tuple[str, ...]:
-    """A negative prompt for each prompt, or none."""
-    if negative is None and true_cfg is None:
-        return ()
-    if true_cfg is None or negative is None:
-        raise RequestError(
-            "a negative prompt works through true classifier-free guidance, which works with a negative "
-            'prompt; give both, such as --negative "" --true-cfg 4'
-        )
-    if not math.isfinite(true_cfg):
-        raise RequestError(f"true_cfg {true_cfg} is not a finite number; try 4")
-    found = texts("negative prompt", negative)
-    if len(found) not in (1, prompts):
-        raise RequestError(f"{len(found)} negative prompts are given for {prompts} prompts; give one each")
-    return found * prompts if len(found) == 1 else found
 
 
 def each(given: tuple[T, ...], count: int) -> tuple[T, ...]:
@@ -71,18 +52,6 @@ def seeds(seed: int | Sequence[int] | None, pictures: int) -> tuple[int, ...]:
         )
     if wrong := [one for one in found if not 0 <= one < SEEDS]:
         raise RequestError(f"seed {wrong[0]} is not possible; seeds are 0 to 2**64 - 1")
-    return found
-
-
-def guidance(manifest: Manifest, asked: float | None) -> float | None:
-    """The guidance, or the bundle's; None for a model without."""
-    if not manifest.model.guidance:
-        if asked is not None:
-            raise RequestError(f"a {manifest.variant} bundle has no guidance; leave guidance out")
-        return None
-    found = manifest.defaults.guidance if asked is None else asked
-    if not math.isfinite(found):
-        raise RequestError(f"guidance {found} is not a finite number; try {manifest.defaults.guidance}")
     return found
 
 

@@ -21,12 +21,12 @@ from flux_trt.exporter.cli import main
 from flux_trt.exporter.engines import child, engine
 from flux_trt.exporter.engines.engine import Options, build_engines, keep_engines
 from flux_trt.exporter.engines.profile import Shapes
+from flux_trt.exporter.families.catalogue import STAGES
 from flux_trt.exporter.folder import digest
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import Engine, engines, graph_digest
-from flux_trt.runtime.bundle.manifest import STAGES
 from flux_trt.runtime.errors import BackendError, BuildError, BundleError
 
 pytestmark = pytest.mark.skipif(

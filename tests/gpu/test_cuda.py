@@ -18,13 +18,12 @@ GRID, SEEDS, STEPS = (2, 3), (1, 2), 3
 
 
 def latents(pipeline):
-    levels = schedule.sigmas(pipeline.bundle.manifest.scheduler, STEPS, GRID[0] * GRID[1])
-    start = noise.draw(SEEDS, GRID, pipeline.bundle.manifest.model.channels)
-    pooled, text = pipeline.encode(["a red circle", ""])
-    modulation, context = pipeline.condition(pooled, text, levels, 3.5)
+    levels = schedule.sigmas(pipeline.bundle.manifest.schedule, STEPS, GRID[0] * GRID[1])
+    start = noise.draw(pipeline.bundle.manifest.model.noise, SEEDS, GRID)
+    conditions = pipeline.condition(pipeline.encode(["a red circle", ""]), levels, 3.5)
     return [
         (step.latents.on_host, step.latents.numpy().copy())
-        for step in pipeline.denoise(start, levels, modulation, context, GRID)
+        for step in pipeline.denoise(start, levels, conditions, GRID)
     ]
 
 

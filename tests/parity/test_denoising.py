@@ -18,11 +18,11 @@ def test_latents_of_unusual_prompts_in_one_batch(checkpoint, bundle, name):
     theirs.set_progress_bar_config(disable=True)
     with Pipeline.load(bundle(name), "onnxruntime", device="cpu") as mine:
         contract = mine.bundle.manifest
-        guidance = 2.5 if contract.model.guidance else None
-        levels = schedule.sigmas(contract.scheduler, STEPS, GRID[0] * GRID[1])
-        start = noise.draw(SEEDS, GRID, contract.model.channels)
-        modulation, context = mine.condition(*mine.encode(PROMPTS), levels, guidance)
-        *_, last = mine.denoise(start, levels, modulation, context, GRID)
+        guidance = 2.5 if contract.takes("guidance") else None
+        levels = schedule.sigmas(contract.schedule, STEPS, GRID[0] * GRID[1])
+        start = noise.draw(contract.model.noise, SEEDS, GRID)
+        conditions = mine.condition(mine.encode(PROMPTS), levels, guidance)
+        *_, last = mine.denoise(start, levels, conditions, GRID)
         found = last.latents.numpy()
     expected = theirs(
         PROMPTS,
@@ -31,7 +31,7 @@ def test_latents_of_unusual_prompts_in_one_batch(checkpoint, bundle, name):
         num_inference_steps=STEPS,
         guidance_scale=guidance or 0.0,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-        max_sequence_length=contract.tokenizers["t5"].length,
+        max_sequence_length=contract.tokenizers["t5"].pad.most,
         output_type="latent",
     ).images.numpy()
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxKontextPipeline, FluxPipeline
+from diffusers import FluxPipeline
 
 from flux_trt.runtime.pictures import latents
 
@@ -14,11 +14,3 @@ def test_packing_equals_diffusers(rows, columns):
     # Its height and width are in pixels: a latent is 8 of them.
     theirs = FluxPipeline._unpack_latents(packed, 16 * rows, 16 * columns, 8)
     np.testing.assert_array_equal(latents.unpack(packed.numpy(), (rows, columns)), theirs.numpy())
-
-
-def test_positions_equal_diffusers():
-    picture = FluxPipeline._prepare_latent_image_ids(1, 3, 5, "cpu", torch.float32)
-    reference = FluxKontextPipeline._prepare_latent_image_ids(1, 2, 4, "cpu", torch.float32)
-    reference[..., 0] = 1  # as FluxKontextPipeline.prepare_latents
-    expected = torch.cat([torch.zeros(7, 3), picture, reference])
-    np.testing.assert_array_equal(latents.positions(7, [(3, 5), (2, 4)]), expected.numpy())

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import Flux2Pipeline, FluxPipeline
 from diffusers.utils.torch_utils import randn_tensor
+from family_rules import FLUX1_NOISE, FLUX2_NOISE, TOKENS_NOISE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,29 @@ def test_noise_equals_diffusers_with_one_generator_per_picture(rows, columns):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     drawn = randn_tensor((3, 16, 2 * rows, 2 * columns), generators, dtype=torch.float32)
     expected = FluxPipeline._pack_latents(drawn, 3, 16, 2 * rows, 2 * columns)
-    found = noise.draw(seeds, (rows, columns), 64)
+    found = noise.draw(FLUX1_NOISE, seeds, (rows, columns))
     np.testing.assert_allclose(found, expected.numpy(), **TOLERANCE)
     np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3), (32, 20)])
+def test_noise_drawn_with_a_tokens_channels_equals_diffusers(rows, columns):
+    """FLUX.2 draws [128, h, w]: the numbers are FLUX.1's, laid out otherwise."""
+    seeds = (3, 4, 3)
+    pipe = object.__new__(Flux2Pipeline)
+    pipe.vae_scale_factor = 8
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    size = {"height": 16 * rows, "width": 16 * columns}
+    expected, _ = pipe.prepare_latents(
+        batch_size=3, num_latents_channels=32, dtype=torch.float32, device="cpu", generator=generators, **size
+    )
+    found = noise.draw(FLUX2_NOISE, seeds, (rows, columns))
+    np.testing.assert_allclose(found, expected.numpy(), **TOLERANCE)
+
+
+def test_noise_drawn_token_by_token_and_rounded():
+    expected = torch.randn(2 * 3, 128, generator=torch.Generator().manual_seed(7)).bfloat16().float()
+    found = noise.draw(TOKENS_NOISE, (7,), (2, 3))[0]
+    # A number at the border between two bfloat16 numbers may fall to either side.
+    assert np.mean(found == expected.numpy()) > 0.99
+    np.testing.assert_allclose(found, expected.numpy(), rtol=2**-8)

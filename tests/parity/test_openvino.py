@@ -10,13 +10,13 @@ import pytest
 from likeness import psnr
 
 from flux_trt.exporter.checkpoints.open import open_checkpoint
+from flux_trt.exporter.families.catalogue import STAGES
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.verify.eager import Eager
 from flux_trt.exporter.verify.verify import TOLERANCE, relative_error
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.manifest import STAGES
 from flux_trt.runtime.pipeline import Pipeline
 
 Get = Callable[..., Path]

@@ -60,7 +60,7 @@ def test_fp32_pictures_equal_diffusers(
 ) -> None:
     theirs = diffusers_pictures(checkpoint(name), PROMPTS, size, steps, guidance, seed=7)
     with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
-        asked = {"guidance": guidance} if pipeline.bundle.manifest.model.guidance else {}
+        asked = {"guidance": guidance} if pipeline.bundle.manifest.takes("guidance") else {}
         ours = pipeline.generate(PROMPTS, size=size, steps=steps, seed=7, **asked)
     assert [image.size for image in ours] == [size, size]
     assert agreement(ours, theirs) >= 0.999

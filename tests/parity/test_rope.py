@@ -8,13 +8,14 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed
+from family_rules import FLUX1
 from onnx.reference import ReferenceEvaluator
 from rope_case import draw, graph
 
 from flux_trt.exporter.families.rope import qk_norm_rope as in_torch
 from flux_trt.plugins.qk_norm_rope.oracle import qk_norm_rope
 from flux_trt.plugins.rope import rope_tables
-from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.sampling.positions import places
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_tables_equal_diffusers(embed, axes, theta):
 
 
 def test_tables_of_a_4096_picture_with_three_references_equal_diffusers():
-    positions = latents.positions(512, [(256, 256), (64, 64), (32, 96), (96, 32)])
+    positions = places(FLUX1, 512, [(256, 256), (64, 64), (32, 96), (96, 32)])
     assert positions.max(axis=0).tolist() == [3, 255, 255]
     found = rope_tables(positions, (16, 56, 56), 10000)
     expected = FluxPosEmbed(10000, [16, 56, 56])(torch.from_numpy(positions))
@@ -69,7 +70,7 @@ def test_the_oracle_equals_diffusers():
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 40, 3, 64, generator=generator)
     q_scale, k_scale = torch.rand(2, 64, generator=generator) + 0.5
-    positions = latents.positions(10, [(5, 6)])
+    positions = places(FLUX1, 10, [(5, 6)])
     cos, sin = rope_tables(positions, (16, 24, 24), 10000)
     qkv = torch.stack([q, k, v], dim=2).flatten(2).numpy()
     found = qk_norm_rope(qkv, q_scale.numpy(), k_scale.numpy(), cos, sin, num_heads=3)

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.cli import main
+from flux_trt.exporter.families.catalogue import STAGES
 from flux_trt.exporter.families.flux1.variants import VARIANTS, tasks_of
 from flux_trt.exporter.folder import digest, written_aside
 from flux_trt.runtime.bundle import manifest
@@ -32,21 +33,21 @@ def test_a_bundle_holds_what_its_manifest_says(bundle: Get) -> None:
         assert digest(root / path) == file
     assert (root / manifest.NAME).read_text() == found.dumps()
     assert (found.variant, found.tasks) == ("kontext", [*PLAIN, "reference"])
-    assert (found.defaults.width, found.tokenizers["t5"].length) == (64, 32)
-    assert found.scheduler.use_dynamic_shifting
-    assert found.model.rope_axes == [16, 24, 24]
+    assert (found.defaults.width, found.tokenizers["t5"].pad.most) == (64, 32)
+    assert found.schedule.kind == "exponential"
+    assert found.model.positions.axes == [16, 24, 24]
 
 
 @pytest.mark.parametrize(
     ("variant", "stages", "expected"),
     [
-        ("dev", manifest.STAGES, PLAIN),
-        ("schnell", manifest.STAGES, PLAIN),
-        ("kontext", manifest.STAGES, [*PLAIN, "reference"]),
-        ("fill", manifest.STAGES, ["fill"]),
-        ("depth", manifest.STAGES, ["control"]),
-        ("dev", [each for each in manifest.STAGES if each != "vae_encoder"], ["generate"]),
-        ("fill", [each for each in manifest.STAGES if each != "vae_encoder"], []),
+        ("dev", STAGES, PLAIN),
+        ("schnell", STAGES, PLAIN),
+        ("kontext", STAGES, [*PLAIN, "reference"]),
+        ("fill", STAGES, ["fill"]),
+        ("depth", STAGES, ["control"]),
+        ("dev", [each for each in STAGES if each != "vae_encoder"], ["generate"]),
+        ("fill", [each for each in STAGES if each != "vae_encoder"], []),
         ("dev", HALF, []),
     ],
 )

@@ -20,8 +20,9 @@ from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.params import axes_of, flux_params
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
+from flux_trt.exporter.families.scheduler import SHIFTING
 from flux_trt.exporter.families.stage import skeleton
-from flux_trt.runtime.bundle.manifest import Scheduler
+from flux_trt.runtime.bundle.rules import Constant
 from flux_trt.runtime.errors import CheckpointError
 
 NO_PICTURE = {"sample_size", "force_upcast"}
@@ -82,8 +83,7 @@ def test_a_vae_without_a_shift_has_none(folder):
 def test_a_schedulers_missing_entries_are_its_classes_and_not_the_variants(folder):
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
-    found = recognise(open_checkpoint(str(folder))).numbers().scheduler
-    assert (found.shift, found.use_dynamic_shifting) == (1.0, False)
+    assert recognise(open_checkpoint(str(folder))).numbers().schedule == Constant(shift=1.0, round=None)
 
 
 FOREIGN = {
@@ -99,7 +99,7 @@ FOREIGN = {
 
 
 def test_every_entry_of_the_scheduler_is_followed_or_refused():
-    assert set(Scheduler.model_fields) | set(FOREIGN) == set(FLOW_MATCH_EULER)
+    assert set(SHIFTING) | set(FOREIGN) == set(FLOW_MATCH_EULER)
 
 
 @pytest.mark.parametrize(("name", "value"), FOREIGN.items())

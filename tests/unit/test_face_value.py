@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoints.open import open_checkpoint
-from flux_trt.exporter.checkpoints.tokenizer import Window, load_tokenizer
+from flux_trt.exporter.checkpoints.tokenizer import Padding, load_tokenizer
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.runtime.errors import CheckpointError
@@ -129,9 +129,9 @@ def test_tokenizers_are_tried_before_any_work(folder: Path, tmp_path: Path) -> N
     out = tmp_path / "bundle"
     config = folder / "tokenizer" / "tokenizer_config.json"
     config.unlink()
-    whole = load_tokenizer(NANO / "tokenizer", "clip", Window(77, "<|endoftext|>"))
-    bare = load_tokenizer(folder / "tokenizer", "clip", Window(77, "<|endoftext|>"))
-    assert (bare.length, bare.pad_id, bare.pad_token) == (whole.length, whole.pad_id, whole.pad_token)
+    whole = load_tokenizer(NANO / "tokenizer", "clip", Padding(77, "<|endoftext|>"))
+    bare = load_tokenizer(folder / "tokenizer", "clip", Padding(77, "<|endoftext|>"))
+    assert bare.pad == whole.pad
     assert bare.backend.encode("a red circle").ids == whole.backend.encode("a red circle").ids
     (folder / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer has none of tokenizer\.json, vocab\.json, spiece"):

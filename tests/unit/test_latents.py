@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from flux_trt.runtime.bundle.manifest import Sizes
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import latents
+from flux_trt.runtime.pictures.encoded import EncodedPicture
 
 SIZES = Sizes(smallest=64, largest=256)
 
@@ -37,16 +38,24 @@ def test_the_nearest_size_is_allowed(side, smallest, more):
     assert latents.grid(near, near, 16, sizes) == (near // 16, near // 16)
 
 
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
-def test_unpack_undoes_pack(batch, rows, columns, channels):
-    shape = (batch, channels, 2 * rows, 2 * columns)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+def test_unpack_undoes_pack(batch, rows, columns, channels, cell):
+    shape = (batch, channels, cell * rows, cell * columns)
     unpacked = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    packed = latents.pack(unpacked)
-    assert packed.shape == (batch, rows * columns, 4 * channels)
-    np.testing.assert_array_equal(latents.unpack(packed, (rows, columns)), unpacked)
+    packed = latents.pack(unpacked, cell)
+    assert packed.shape == (batch, rows * columns, channels * cell * cell)
+    np.testing.assert_array_equal(latents.unpack(packed, (rows, columns), cell), unpacked)
 
 
-def test_positions_put_text_first_and_number_references():
-    found = latents.positions(2, [(2, 3), (1, 2)])
-    expected = [(0, 0, 0)] * 2 + [(0, y, x) for y in range(2) for x in range(3)] + [(1, 0, 0), (1, 0, 1)]
-    np.testing.assert_array_equal(found, np.array(expected, np.float32))
+def test_a_picture_without_deviation_draws_nothing():
+    """An encoder may give the mode alone; then the generator goes to the picture's own noise."""
+
+    def draw(grid):
+        return np.full((6, 4), 2, np.float32)
+
+    def refuse(grid):
+        raise AssertionError
+
+    mode, deviation = np.ones((6, 4), np.float32), np.full((6, 4), 0.5, np.float32)
+    np.testing.assert_array_equal(EncodedPicture(mode, deviation, (2, 3)).sample(draw), mode + 1)
+    np.testing.assert_array_equal(EncodedPicture(mode, None, (2, 3)).sample(refuse), mode)

@@ -19,6 +19,7 @@ from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import load_tokenizer
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
+from flux_trt.runtime.bundle.rules import Constant
 from flux_trt.runtime.errors import CheckpointError
 
 Weights = dict[str, torch.Tensor]
@@ -222,13 +223,13 @@ def test_tokenizers_of_a_bundle(source: Path, bundle: Callable[..., Path]) -> No
     """Its files are already what a bundle needs; ids are those of the folder's."""
     other = bundle("flux-nano")
     opened = open_checkpoint(str(source), vae=source / "ae.safetensors", tokenizers=str(other))
-    windows = recognise(opened).numbers().windows
+    padding = recognise(opened).numbers().padding
     for name, folder in (("clip", NANO / "tokenizer"), ("t5", NANO / "tokenizer_2")):
         ours, theirs = (
-            load_tokenizer(path, name, windows[name]) for path in (opened.tokenizers[name], folder)
+            load_tokenizer(path, name, padding[name]) for path in (opened.tokenizers[name], folder)
         )
         assert ours.backend.encode("a red circle").ids == theirs.backend.encode("a red circle").ids
-        assert (ours.length, ours.pad_id) == (theirs.length, theirs.pad_id)
+        assert ours.pad == theirs.pad
     with pytest.raises(CheckpointError, match="has neither tokenizer/ nor tokenizer_2/, and is no bundle"):
         open_checkpoint(str(source), tokenizers=str(source / "transformer"))
 
@@ -237,7 +238,7 @@ def test_another_schedule(source: Path, tmp_path: Path) -> None:
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.5}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     opened = open_checkpoint(str(source), scheduler=tmp_path / "scheduler_config.json")
-    assert recognise(opened).numbers().scheduler.shift == 2.5
+    assert recognise(opened).numbers().schedule == Constant(shift=2.5, round=None)
 
 
 ZIP, PICKLE = b"PK\x03\x04" + bytes(60), b"\x80\x02}q\x00." + bytes(60)

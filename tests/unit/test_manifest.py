@@ -30,8 +30,8 @@ def test_unknown_fields_are_refused_by_name(fields, tmp_path):
 
 
 def test_missing_fields_are_refused_by_name(fields, tmp_path):
-    del fields["scheduler"]["shift"]
-    with pytest.raises(BundleError, match=r"scheduler\.shift"):
+    del fields["schedule"]["mu"]
+    with pytest.raises(BundleError, match=r"schedule\.exponential\.mu"):
         manifest.read(write(tmp_path, fields))
 
 

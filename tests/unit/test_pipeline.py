@@ -25,8 +25,8 @@ def pipeline(tiny):
 def walk(pipeline, seed, grid, steps, guidance, pooled=RED_CIRCLE):
     """The latents after every step in closed form: an Euler walk of dx = rate x + drift, in float64."""
     contract = pipeline.bundle.manifest
-    levels = schedule.sigmas(contract.scheduler, steps, grid[0] * grid[1]).astype(np.float64)
-    x = noise.draw((seed,), grid, tiny_bundle.CHANNELS).astype(np.float64)
+    levels = schedule.sigmas(contract.schedule, steps, grid[0] * grid[1]).astype(np.float64)
+    x = noise.draw(contract.model.noise, (seed,), grid).astype(np.float64)
     for level, following in pairwise(levels):
         velocity = tiny_bundle.RATE * x + tiny_bundle.velocity_drift(level, guidance, pooled)
         x = x + (following - level) * velocity
@@ -43,10 +43,10 @@ def pixels(image):
 
 
 def start(pipeline, seeds, grid, steps, prompt="a red circle", guidance=3.5):
-    levels = schedule.sigmas(pipeline.bundle.manifest.scheduler, steps, grid[0] * grid[1])
-    pooled, text = pipeline.encode([prompt] * len(seeds))
-    modulation, context = pipeline.condition(pooled, text, levels, guidance)
-    return noise.draw(seeds, grid, tiny_bundle.CHANNELS), levels, modulation, context, grid
+    contract = pipeline.bundle.manifest
+    levels = schedule.sigmas(contract.schedule, steps, grid[0] * grid[1])
+    conditions = pipeline.condition(pipeline.encode([prompt] * len(seeds)), levels, guidance)
+    return noise.draw(contract.model.noise, seeds, grid), levels, conditions, grid
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
@@ -154,7 +154,7 @@ def test_a_partial_bundle_names_the_missing_stage(tmp_path):
 def test_bf16_is_refused_before_any_graph_is_loaded(tmp_path):
     def bf16(fields):
         fields["stages"]["vae_decoder"]["precision"] = "bf16"
-        fields["stages"]["clip"]["outputs"][0]["name"] = "would fail if it were loaded first"
+        fields["stages"]["clip"]["inputs"][0]["dims"] = ["would fail", "if it were loaded first"]
 
     root = tiny_bundle.build(tmp_path / "bf16", patch_manifest=bf16)
     with pytest.raises(BackendError, match="vae_decoder is bf16"):
@@ -180,14 +180,14 @@ def test_tiles_make_the_same_picture_where_the_decoder_is_local(tiny):
 
 
 def test_reference_tokens_ride_along_unchanged(pipeline):
-    levels = schedule.sigmas(pipeline.bundle.manifest.scheduler, 4, 4)
-    parts = pipeline.condition(*pipeline.encode(["a red", "blue"]), levels, 3.5)
+    levels = schedule.sigmas(pipeline.bundle.manifest.schedule, 4, 4)
+    parts = pipeline.condition(pipeline.encode(["a red", "blue"]), levels, 3.5)
     rng = np.random.default_rng(0)
     start = rng.standard_normal((2, 4 + 3 + 6, tiny_bundle.CHANNELS)).astype(np.float32)
     grids = ((2, 2), (1, 3), (3, 2))
-    seen = [step.latents.numpy().copy() for step in pipeline.walk(Trajectory(levels, start, grids), *parts)]
+    seen = [step.latents.numpy().copy() for step in pipeline.walk(Trajectory(levels, start, grids), parts)]
     alone = Trajectory(levels, start[:, :4], grids[:1])
-    plain = [step.latents.numpy().copy() for step in pipeline.walk(alone, *parts)]
+    plain = [step.latents.numpy().copy() for step in pipeline.walk(alone, parts)]
     assert len(seen) == 4
     for now, alone in zip(seen, plain, strict=True):
         np.testing.assert_array_equal(now[:, 4:], start[:, 4:])

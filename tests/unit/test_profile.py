@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles, shapes_of
+from flux_trt.exporter.families.flux1.variants import REFERENCES
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import RequestError
 
@@ -59,7 +60,7 @@ def test_the_vae_sees_a_tile_of_a_large_picture(found: manifest.Manifest) -> Non
 
 
 def test_sequences_are_text_and_tokens(found: manifest.Manifest) -> None:
-    text = found.tokenizers["t5"].length
+    text = found.tokenizers["t5"].pad.most
     for profile in profiles(found, "denoiser", Shapes(((64, 64),), max_references=2)):
         assert profile["tokens"][2] == 3 * 16
         assert all(s == t + text for s, t in zip(profile["sequence"], profile["tokens"], strict=True))
@@ -75,9 +76,10 @@ def test_a_size_that_the_bundle_refuses(found: manifest.Manifest) -> None:
         profiles(found, "denoiser", Shapes(((30, 32),)))
 
 
-def test_kontext_takes_a_reference_by_default(found: manifest.Manifest) -> None:
+def test_a_bundle_that_follows_references_takes_one_by_default(found: manifest.Manifest) -> None:
     assert default_shapes(found).max_references == 0
-    assert default_shapes(found.model_copy(update={"variant": "kontext"})).max_references == 1
+    model = found.model.model_copy(update={"references": REFERENCES})
+    assert default_shapes(found.model_copy(update={"model": model})).max_references == 1
 
 
 def test_shapes_of() -> None:

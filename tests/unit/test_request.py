@@ -3,6 +3,7 @@ import math
 import pytest
 
 from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.rules import Guidance
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.tasks.request import Request
 
@@ -13,7 +14,7 @@ def contract(tiny):
 
 
 def without_guidance(contract):
-    return contract.model_copy(update={"model": contract.model.model_copy(update={"guidance": False})})
+    return contract.model_copy(update={"guidance": Guidance(kind="none", default=None, negative=None)})
 
 
 def test_defaults_are_the_bundles(contract):
@@ -72,7 +73,6 @@ def test_guidance_for_a_model_without_it(contract):
 
 
 def test_control_bundles_are_refused(contract):
-    model = contract.model.model_copy(update={"condition_channels": 64})
-    controlled = contract.model_copy(update={"model": model, "tasks": ["control"], "variant": "canny"})
+    controlled = contract.model_copy(update={"tasks": ["control"], "variant": "canny"})
     with pytest.raises(RequestError, match="control picture; give it with --control or --canny"):
         Request.of(controlled, "a")

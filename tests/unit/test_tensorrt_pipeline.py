@@ -11,7 +11,6 @@ from simulator_cuda import CudaSimulator
 
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import GpuMemoryError, PaintError
-from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.sampling import noise, schedule
 from flux_trt.runtime.sampling.trajectory import Trajectory
 
@@ -135,14 +134,14 @@ def test_a_recording_is_of_the_buffers_it_was_made_with(engines, tiny):
         Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
         contract = pipeline.bundle.manifest
-        levels = schedule.sigmas(contract.scheduler, 3, 4)
-        start = noise.draw((0,), (2, 2), tiny_bundle.CHANNELS)
+        levels = schedule.sigmas(contract.schedule, 3, 4)
+        start = noise.draw(contract.model.noise, (0,), (2, 2))
         text = {each: each.encode(["a red"]) for each in (pipeline, onnxruntime)}
-        kept = {each: each.condition(*text[each], levels, 3.5) for each in (pipeline, onnxruntime)}
-        others = {each: each.condition(*text[each], levels, 9.0) for each in (pipeline, onnxruntime)}
+        kept = {each: each.condition(text[each], levels, 3.5) for each in (pipeline, onnxruntime)}
+        others = {each: each.condition(text[each], levels, 9.0) for each in (pipeline, onnxruntime)}
         for parts in (kept, kept, kept, others, others, kept, others, others):
-            *_, exact = onnxruntime.denoise(start, levels, *parts[onnxruntime], (2, 2))
-            found = pipeline._walk(Trajectory(levels, start, ((2, 2),)), *parts[pipeline], lambda steps: None)
+            *_, exact = onnxruntime.denoise(start, levels, parts[onnxruntime], (2, 2))
+            found = pipeline._walk(Trajectory(levels, start, ((2, 2),)), parts[pipeline], lambda steps: None)
             np.testing.assert_array_equal(found.numpy(), exact.latents.numpy())
     assert cuda.calls["cudaGraphLaunch"] == 4
 
@@ -153,13 +152,13 @@ def test_other_levels_of_the_same_shape_are_uploaded(engines, tiny):
         simulator_bundle.pipeline(engines, cuda) as pipeline,
         Pipeline.load(tiny, "onnxruntime", "cpu") as onnxruntime,
     ):
-        start = noise.draw((0,), (2, 2), tiny_bundle.CHANNELS)
+        start = noise.draw(pipeline.bundle.manifest.model.noise, (0,), (2, 2))
         for shift in (1.0, 1.0, 0.5, 1.0):
             levels = np.linspace(shift, 0, 4).astype(np.float32)
             found = []
             for each in (pipeline, onnxruntime):
-                parts = each.condition(*each.encode(["a red"]), levels, 3.5)
-                *_, step = each.denoise(start, levels, *parts, (2, 2))
+                parts = each.condition(each.encode(["a red"]), levels, 3.5)
+                *_, step = each.denoise(start, levels, parts, (2, 2))
                 found.append(step.latents.numpy().copy())
             np.testing.assert_array_equal(*found)
 
@@ -168,11 +167,10 @@ def test_between_steps_nothing_is_copied_and_nobody_waits(engines):
     cuda = CudaSimulator()
     with simulator_bundle.pipeline(engines, cuda) as pipeline:
         contract = pipeline.bundle.manifest
-        levels = schedule.sigmas(contract.scheduler, 6, 4)
-        pooled, text = pipeline.encode(["a"])
-        modulation, context = pipeline.condition(pooled, text, levels, 3.5)
-        start = noise.draw((0,), (2, 2), contract.model.channels)
-        walk = pipeline.denoise(start, levels, modulation, context, (2, 2))
+        levels = schedule.sigmas(contract.schedule, 6, 4)
+        conditions = pipeline.condition(pipeline.encode(["a"]), levels, 3.5)
+        start = noise.draw(contract.model.noise, (0,), (2, 2))
+        walk = pipeline.denoise(start, levels, conditions, (2, 2))
         next(walk)
         cuda.calls.clear()
         for _ in range(4):
@@ -299,15 +297,14 @@ def test_steps_can_be_watched_and_stopped(engines, tiny):
     ):
         seen = []
         for each in (pipeline, onnxruntime):
-            levels = schedule.sigmas(each.bundle.manifest.scheduler, 5, 4)
-            pooled, text = each.encode(["a red", "blue"])
-            parts = each.condition(pooled, text, levels, 2.0)
-            start = noise.draw((1, 2), (2, 2), tiny_bundle.CHANNELS)
+            contract = each.bundle.manifest
+            levels = schedule.sigmas(contract.schedule, 5, 4)
+            parts = each.condition(each.encode(["a red", "blue"]), levels, 2.0)
+            start = noise.draw(contract.model.noise, (1, 2), (2, 2))
             steps = []
-            for step in each.denoise(start, levels, *parts, (2, 2)):
+            for step in each.denoise(start, levels, parts, (2, 2)):
                 steps.append(step.latents.numpy().copy())
                 if step.index == 3:
                     break
             seen.append(steps)
         np.testing.assert_array_equal(*seen)
-        assert latents.positions(1, [(1, 1)]).shape == (2, 3)

@@ -7,17 +7,18 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
-from flux_trt.exporter.checkpoints.tokenizer import Window
+from flux_trt.exporter.checkpoints.tokenizer import Padding
 from flux_trt.exporter.families import text, vae, vae_oracle
 from flux_trt.exporter.families.flux1 import reference, stages
-from flux_trt.exporter.families.flux1.params import flux_params
-from flux_trt.exporter.families.flux1.variants import PARTS, candidates, tasks_of
+from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
+from flux_trt.exporter.families.flux1.variants import PARTS, REFERENCES, candidates, tasks_of
 from flux_trt.exporter.families.model import Numbers
 from flux_trt.exporter.families.oracle import Case
 from flux_trt.exporter.families.scheduler import PLAIN, SHIFTING, scheduler
 from flux_trt.exporter.families.stage import Stage, unbuildable
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.manifest import StageName, Task
+from flux_trt.runtime.bundle.rules import ReferencePositions
 from flux_trt.runtime.errors import CheckpointError
 
 LARGEST_SIDE = 4096
@@ -97,21 +98,26 @@ class Flux1:
         part = self.checkpoint.parts.get("vae")
         config = vae.config_of(part) if part else {}
         patch, side = vae.patch_of(config) if config else PATCH, int(config.get("sample_size") or SIDE)
+        guided = p.guidance_embed
         return Numbers(
+            encoders=[manifest.Encoder(stage=name, tokenizer=name) for name in ("clip", "t5")],
             model=manifest.Model(
-                channels=p.out_channels,
-                condition_channels=p.in_channels - p.out_channels,
-                guidance=p.guidance_embed,
-                rope_axes=list(p.axes_dim),
-                rope_theta=p.theta,
                 patch=patch,
+                positions=positions_of(p),
+                noise=manifest.Noise(channels=p.out_channels // 4, cell=2, order="chw", round=None),
+                references=REFERENCES if kind.references else None,
             ),
-            scheduler=scheduler(self.checkpoint.scheduler, SHIFTING if kind.shifting else PLAIN, self.family),
+            schedule=scheduler(self.checkpoint.scheduler, SHIFTING if kind.shifting else PLAIN, self.family),
+            guidance=manifest.Guidance(
+                kind="embedded" if guided else "none",
+                default=kind.guidance if guided else None,
+                negative=None,
+            ),
             sizes=manifest.Sizes(smallest=patch, largest=LARGEST_SIDE),
-            defaults=manifest.Defaults(width=side, height=side, steps=kind.steps, guidance=kind.guidance),
-            windows={
-                "clip": Window(CLIP_LENGTH, pad_token="<|endoftext|>"),
-                "t5": Window(kind.text_length, pad_token="<pad>"),
+            defaults=manifest.Defaults(width=side, height=side, steps=kind.steps),
+            padding={
+                "clip": Padding(CLIP_LENGTH, token="<|endoftext|>"),
+                "t5": Padding(kind.text_length, token="<pad>"),
             },
         )
 
@@ -157,3 +163,15 @@ class Flux1:
         torch.manual_seed(SEED)
         with torch.no_grad():
             return cases[stage](self.checkpoint.parts[self.parts[stage]])
+
+
+def positions_of(params: FluxParams) -> manifest.Positions:
+    """Text stands at 0; of a picture's tokens the first axis has the number, then come row and column."""
+    return manifest.Positions(
+        axes=list(params.axes_dim),
+        theta=params.theta,
+        text_axis=None,
+        grid_axes=[1, 2],
+        grid_scale=1.0,
+        reference=ReferencePositions(axis=0, start=1, stride=1),
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flux_trt.runtime.bundle.manifest import StageName, Task
+from flux_trt.runtime.bundle.rules import Preferred, References
 from flux_trt.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:  # it brings torch, and the command line reads this table
@@ -17,6 +18,33 @@ if TYPE_CHECKING:  # it brings torch, and the command line reads this table
 
 CHANNELS = 64
 """Of a latent token; what a variant takes beyond them is its condition."""
+
+REFERENCES = References(
+    enters="latents",
+    size=Preferred(
+        sizes=[
+            [672, 1568],
+            [688, 1504],
+            [720, 1456],
+            [752, 1392],
+            [800, 1328],
+            [832, 1248],
+            [880, 1184],
+            [944, 1104],
+            [1024, 1024],
+            [1104, 944],
+            [1184, 880],
+            [1248, 832],
+            [1328, 800],
+            [1392, 752],
+            [1456, 720],
+            [1504, 688],
+            [1568, 672],
+        ],
+        area=1024 * 1024,
+    ),
+)
+"""What FLUX.1 Kontext was trained on. Source: diffusers, PREFERRED_KONTEXT_RESOLUTIONS."""
 
 PARTS: Mapping[StageName, str] = {
     "clip": "clip",

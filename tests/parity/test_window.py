@@ -6,11 +6,13 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, CLIPTokenizer, T5Tokenizer
 
 from flux_trt.runtime.bundle import manifest
-from flux_trt.runtime.bundle.tokenizer import Tokenizer
+from flux_trt.runtime.bundle.rules import Pad, Tokenizer
+from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import BundleError
 
 NANO = Path(__file__).parents[2] / "examples" / "flux-nano"
@@ -85,10 +87,12 @@ def pair(request, tmp_path_factory):
     oracle = make()
     folder = tmp_path_factory.mktemp(request.param)
     oracle.backend_tokenizer.save(str(folder / "t.json"))
-    spec = manifest.Tokenizer(
-        file="t.json", length=length, pad_id=oracle.pad_token_id, pad_token=oracle.pad_token
-    )
-    return oracle, Tokenizer(folder, spec), length
+    return oracle, Window(folder, spec_of(oracle, multiple=length, most=length)), length
+
+
+def spec_of(oracle, side="right", **window):
+    pad = Pad(id=oracle.pad_token_id, token=oracle.pad_token, side=side, **window)
+    return Tokenizer(file="t.json", prefix="", suffix="", pad=pad, mask=False)
 
 
 def expected_ids(oracle, prompts, length):
@@ -99,7 +103,7 @@ def expected_ids(oracle, prompts, length):
 
 def test_ids_equal_transformers(pair):
     oracle, mine, length = pair
-    ids, _ = mine.encode(PROMPTS)
+    ids = mine.of(PROMPTS).ids
     assert ids.dtype == np.int64
     np.testing.assert_array_equal(ids, expected_ids(oracle, PROMPTS, length))
 
@@ -108,15 +112,14 @@ def test_ids_equal_transformers(pair):
 @given(st.text(st.characters(codec="utf-8"), max_size=120))
 def test_ids_of_any_text_equal_transformers(pair, prompt):
     oracle, mine, length = pair
-    ids, _ = mine.encode([prompt])
+    ids = mine.of([prompt]).ids
     np.testing.assert_array_equal(ids, expected_ids(oracle, [prompt], length))
 
 
 def test_what_is_cut_is_told_and_nothing_else(pair):
     oracle, mine, length = pair
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    _, lost = mine.encode(PROMPTS)
-    for prompt, rest in zip(PROMPTS, lost, strict=True):
+    for prompt, rest in zip(PROMPTS, mine.of(PROMPTS).lost, strict=True):
         fits = len(oracle(prompt).input_ids) <= length
         assert (rest == "") is fits, prompt
         assert prompt.rstrip().endswith(rest)
@@ -125,13 +128,66 @@ def test_what_is_cut_is_told_and_nothing_else(pair):
 def test_the_kept_and_the_lost_words_are_the_prompt(tiny):
     """Six ids are <start>, four words, <end>."""
     spec = manifest.read(tiny).tokenizers["clip"]
-    ids, lost = Tokenizer(tiny, spec).encode(["a red circle left blue square ", "a red circle left"])
-    np.testing.assert_array_equal(ids, [[1, 4, 5, 7, 9, 2]] * 2)
-    assert lost == ["blue square", ""]
+    seen = Window(tiny, spec).of(["a red circle left blue square ", "a red circle left"])
+    np.testing.assert_array_equal(seen.ids, [[1, 4, 5, 7, 9, 2]] * 2)
+    assert seen.lost == ["blue square", ""]
 
 
 def test_a_file_that_is_no_tokenizer(tmp_path):
     (tmp_path / "t.json").write_text("{}")
-    spec = manifest.Tokenizer(file="t.json", length=8, pad_id=0, pad_token="<pad>")
+    pad = Pad(id=0, token="<pad>", side="right", multiple=8, most=8)
     with pytest.raises(BundleError, match=r"t\.json is not a tokenizer"):
-        Tokenizer(tmp_path, spec)
+        Window(tmp_path, Tokenizer(file="t.json", prefix="", suffix="", pad=pad, mask=False))
+
+
+@pytest.fixture(scope="module", params=ORACLES)
+def saved(request, tmp_path_factory):
+    """transformers' tokenizer, and the folder of its file."""
+    oracle = ORACLES[request.param][0]()
+    folder = tmp_path_factory.mktemp(request.param)
+    oracle.backend_tokenizer.save(str(folder / "t.json"))
+    return oracle, folder
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("multiple", "most"), [(1, 12), (8, 24), (16, 16), (80, 8000)])
+def test_windows_of_any_side_and_multiple_equal_transformers(saved, side, multiple, most):
+    """With the mask; each prompt in a window of its own, and all of them side by side."""
+    oracle, folder = saved
+    mine = Window(folder, spec_of(oracle, side, multiple=multiple, most=most))
+    asked = {"pad_to_multiple_of": multiple, "max_length": most, "truncation": True, "return_tensors": "np"}
+    texts = [*PROMPTS, *TEXTS]
+    for prompts in ([text] for text in texts), [texts]:
+        for some in prompts:
+            expected = oracle(some, padding=True, padding_side=side, **asked)
+            seen = mine.of(some)
+            np.testing.assert_array_equal(seen.ids, expected.input_ids)
+            np.testing.assert_array_equal(seen.mask, expected.attention_mask)
+            assert seen.mask.dtype == np.int64
+    assert mine.fixed is (multiple == most)
+
+
+def test_a_template_stands_around_the_prompt(tiny):
+    """Its end is what a long prompt loses first; that is told, too."""
+    spec = manifest.read(tiny).tokenizers["clip"]
+    pad = Pad(id=0, token="<pad>", side="left", multiple=4, most=8)
+    window = Window(tiny, spec.model_copy(update={"prefix": "a ", "suffix": " left", "pad": pad}))
+    seen = window.of(["red circle", "red", "red circle blue square", "red circle blue square red blue"])
+    np.testing.assert_array_equal(
+        seen.ids,
+        [
+            [0, 0, 1, 4, 5, 7, 9, 2],
+            [0, 0, 0, 1, 4, 5, 9, 2],
+            [1, 4, 5, 7, 6, 8, 9, 2],
+            [1, 4, 5, 7, 6, 8, 5, 2],
+        ],
+    )
+    np.testing.assert_array_equal(seen.mask, seen.ids != 0)
+    assert seen.lost == ["", "", "", "blue"]
+    assert window.of(["red circle blue square red"]).lost == ["left"]
+    assert window.of([""]).ids.tolist() == [[1, 4, 9, 2]]
+
+
+def test_the_longest_window_is_a_multiple():
+    with pytest.raises(ValidationError, match="most 100 is no multiple of 80"):
+        Pad(id=0, token="<pad>", side="right", multiple=80, most=100)
