@@ -102,7 +102,8 @@ def _tensors(tensors: Iterable[Tensor]) -> Text:
 
 
 def show_rows(rows: Iterable[Row], console: Console | None = None) -> None:
-    """A verification: a line per stage output."""
+    """A verification: a line per stage output, and the public implementation that each stage is held to."""
+    console, rows, stages = console or Console(), list(rows), dict[str, list[str]]()
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "output", "precision", "ran on"):
         table.add_column(heading)
@@ -110,6 +111,7 @@ def show_rows(rows: Iterable[Row], console: Console | None = None) -> None:
         table.add_column(heading, justify="right")
     table.add_column("")
     for row in rows:
+        stages.setdefault(row.oracle, []).append(row.stage)
         verdict = "[green]ok[/]" if row.passed else "[red]off[/]"
         table.add_row(
             row.stage,
@@ -120,4 +122,6 @@ def show_rows(rows: Iterable[Row], console: Console | None = None) -> None:
             f"{row.tolerance:.1e}",
             verdict,
         )
-    (console or Console()).print(table)
+    console.print(table)
+    for oracle, held in stages.items():
+        console.print(f"{', '.join(dict.fromkeys(held))}: beside {oracle}")

@@ -20,6 +20,8 @@ class Part:
     tensors: Mapping[str, AnyTensor]
     config: Mapping[str, Any]
     naming: Literal["diffusers", "bfl"]
+    folder: Path | None = None
+    """Of a diffusers or transformers model, which their own loaders can open."""
 
 
 @dataclass(frozen=True)

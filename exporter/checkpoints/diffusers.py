@@ -68,7 +68,7 @@ def read_part(name: str, folder: Path) -> Part:
         tensors |= read_header(file)
     if name == "transformer" and (what := foreign_names(tensors)) is not None:
         raise CheckpointError(f"{folder} is {what}")
-    return Part(tensors, config, "diffusers")
+    return Part(tensors, config, "diffusers", folder)
 
 
 def read_tokenizers(folder: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import Key, Recipe
-from flux_trt.exporter.families.oracle import BATCH, TEXT, Case, Values, loaded
+from flux_trt.exporter.families.oracle import BATCH, TEXT, Case, Values, filled, opened
 from flux_trt.exporter.families.stage import Stage, Varying, f32
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import CheckpointError
@@ -181,19 +181,26 @@ def text_encoder(names: Iterable[str]) -> dict[str, Recipe]:
 def clip_case(part: Part) -> Case:
     """transformers' CLIPTextModel, on ids with an end token in the middle."""
     config = clip_config(part)
-    model = loaded(CLIPTextModel(CLIPTextConfig(**config)), _state(part))
+    model, oracle = opened(
+        CLIPTextModel,
+        part,
+        "transformers",
+        lambda: filled(CLIPTextModel(CLIPTextConfig(**config)), _state(part)),
+    )
     length, vocabulary = config["max_position_embeddings"], config["vocab_size"]
     ids = torch.randint(vocabulary // 2, (BATCH, length))
     ids[:, length // 3] = config.get("eos_token_id", 2) if config.get("eos_token_id") != 2 else vocabulary - 1
-    return Case({"ids": ids}, {"pooled": model(ids).pooler_output})
+    return Case({"ids": ids}, {"pooled": model(ids).pooler_output}, oracle)
 
 
 def t5_case(part: Part) -> Case:
     """transformers' T5EncoderModel."""
     config = t5_config(part)
-    model = loaded(T5EncoderModel(T5Config(**config)), _state(part))
+    model, oracle = opened(
+        T5EncoderModel, part, "transformers", lambda: filled(T5EncoderModel(T5Config(**config)), _state(part))
+    )
     ids = torch.randint(config["vocab_size"], (BATCH, TEXT))
-    return Case({"ids": ids}, {"text": model(ids).last_hidden_state})
+    return Case({"ids": ids}, {"text": model(ids).last_hidden_state}, oracle)
 
 
 def _state(part: Part) -> Values:

@@ -35,6 +35,7 @@ class Row:
     output: str
     precision: Precision
     ran_on: str
+    oracle: str
     error: float
     tolerance: float
 
@@ -84,7 +85,7 @@ def verify(
         for output in stage.outputs:
             error = relative_error(outputs[output.name], expected.expected[output.name].numpy())
             allowed = max(tolerance, PIXEL) if output.dtype == "uint8" else tolerance
-            yield Row(name, output.name, stage.precision, where, error, allowed)
+            yield Row(name, output.name, stage.precision, where, expected.oracle, error, allowed)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

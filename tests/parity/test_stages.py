@@ -24,6 +24,20 @@ from flux_trt.exporter.verify.verify import relative_error, verify
 Get = Callable[..., Path]
 
 
+def test_the_oracle_reads_the_files_by_itself_where_it_can(checkpoint: Get, tmp_path: Path) -> None:
+    """A part that only our reader can open is said to be read by it; its numbers are the same."""
+    source = checkpoint("dev-like")
+    file = write_bfl(source, tmp_path / "flux.safetensors")
+    whole, single = (
+        recognise(open_checkpoint(str(path), text_encoders=source, vae=source)) for path in (source, file)
+    )
+    libraries = {"clip": "transformers", "denoiser": "diffusers", "vae_decoder": "diffusers"}
+    assert {stage: whole.case(stage).oracle for stage in libraries} == libraries
+    found, expected = single.case("denoiser"), whole.case("denoiser")
+    assert found.oracle == "diffusers, weights read by flux_trt"
+    assert torch.equal(found.expected["velocity"], expected.expected["velocity"])
+
+
 @pytest.mark.parametrize("name", ["flux-nano", "dev-like", "schnell-like"])
 def test_fp32_stages_agree_to_1e_4(checkpoint: Get, bundle: Get, name: str) -> None:
     rows = list(verify(bundle(name), checkpoint=str(checkpoint(name))))

@@ -7,7 +7,7 @@ code, and the modulation is read off diffusers' modules.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -18,13 +18,24 @@ from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import SwapHalves
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
-from flux_trt.exporter.families.oracle import BATCH, GRID, TEXT, Case, Values, state
+from flux_trt.exporter.families.oracle import BATCH, GRID, TEXT, Case, Values, opened, state
 
 STEPS = 3
+OWN_AXES = (16, 56, 56)
+"""diffusers' default of `axes_dims_rope`."""
 
 
-def transformer(part: Part) -> FluxTransformer2DModel:
-    """diffusers' FluxTransformer2DModel with the checkpoint's weights in float32."""
+def transformer(part: Part) -> tuple[FluxTransformer2DModel, str]:
+    """diffusers' FluxTransformer2DModel with the checkpoint's weights in float32, and who read them.
+
+    diffusers itself cannot open a config without `axes_dims_rope` whose heads are not FLUX.1's own.
+    """
+    if part.folder and not part.config.get("axes_dims_rope") and flux_params(part).axes_dim != OWN_AXES:
+        part = replace(part, folder=None)
+    return opened(FluxTransformer2DModel, part, "diffusers", lambda: _filled(part))
+
+
+def _filled(part: Part) -> FluxTransformer2DModel:
     p = flux_params(part)
     model = FluxTransformer2DModel(
         in_channels=p.in_channels,
@@ -42,7 +53,7 @@ def transformer(part: Part) -> FluxTransformer2DModel:
     if part.naming == "bfl":
         found = _from_bfl(found, p, {name: tensor.shape for name, tensor in model.state_dict().items()})
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
-    return model.eval()
+    return model
 
 
 def _from_bfl(theirs: Values, p: FluxParams, shapes: Mapping[str, torch.Size]) -> Values:
@@ -67,10 +78,11 @@ class _Step:
     inputs: Values
     modulation: Tensor
     context: Tensor
+    oracle: str
 
 
 def _step(part: Part) -> _Step:
-    model, p = transformer(part), flux_params(part)
+    (model, oracle), p = transformer(part), flux_params(part)
     inputs = {
         "timesteps": torch.linspace(1, 0.2, STEPS),
         "pooled": torch.randn(BATCH, p.vec_in_dim),
@@ -79,7 +91,7 @@ def _step(part: Part) -> _Step:
     if p.guidance_embed:
         inputs["guidance"] = torch.linspace(1.5, 3.5, BATCH)
     rows = torch.stack([_modulation(model, t, inputs) for t in inputs["timesteps"]])
-    return _Step(model, p, inputs, rows, model.context_embedder(inputs["text"]))
+    return _Step(model, p, inputs, rows, model.context_embedder(inputs["text"]), oracle)
 
 
 def _modulation(model: FluxTransformer2DModel, t: Tensor, inputs: Values) -> Tensor:
@@ -99,7 +111,7 @@ def _modulation(model: FluxTransformer2DModel, t: Tensor, inputs: Values) -> Ten
 def conditioner_case(part: Part) -> Case:
     """Modulation and context of random text at three noise levels."""
     step = _step(part)
-    return Case(step.inputs, {"modulation": step.modulation, "context": step.context})
+    return Case(step.inputs, {"modulation": step.modulation, "context": step.context}, step.oracle)
 
 
 def denoiser_case(part: Part) -> Case:
@@ -131,4 +143,4 @@ def denoiser_case(part: Part) -> Case:
         "sin": sin[:, ::2].float(),
         **({"condition": condition} if condition.shape[-1] else {}),
     }
-    return Case(inputs, {"next_latents": latents + dt * velocity, "velocity": velocity})
+    return Case(inputs, {"next_latents": latents + dt * velocity, "velocity": velocity}, step.oracle)
