@@ -46,7 +46,7 @@ def read_parts(path: Path) -> dict[str, Part]:
 
 def _read(path: Path) -> dict[str, AnyTensor]:
     """All tensors of a safetensors or a GGUF file, decoded."""
-    if path.is_file() and is_gguf(path):
+    if is_gguf(path):
         return read_gguf(path)[0]
     return decoded(read_header(path), read_metadata(path), {})
 

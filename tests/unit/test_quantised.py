@@ -84,6 +84,14 @@ def test_float32_marks_e4m3_and_names_may_have_prefixes(tmp_path: Path) -> None:
     assert torch.equal(found["model.diffusion_model.a.0.weight"].read(), wanted)
 
 
+def test_the_old_spelling_also_scales_wide_weights(tmp_path: Path) -> None:
+    """ComfyUI multiplies by `scale_weight` whatever the weight's type is."""
+    weight, scale = torch.randn(5, 7).bfloat16(), torch.tensor(0.3)
+    tensors = {"a.weight": weight, "a.scale_weight": scale, "scaled_fp8": torch.zeros(2).to(E4M3)}
+    found = opened(tmp_path / "a.safetensors", tensors)
+    assert torch.equal(found["a.weight"].read(), weight.float() * scale)
+
+
 @pytest.mark.parametrize("method", ["modelopt", "compressed-tensors", "bfl", "fbgemm_fp8"])
 def test_fp8_folders(tmp_path: Path, method: str) -> None:
     """Scales as ModelOpt (one), compressed-tensors (bf16, a row each) and BFL's fp8r ([out]) write them."""

@@ -121,7 +121,7 @@ def _levels_of_nibbles(
         absmax = steps[absmax.int()] * scales.repeat_interleave(inner)[: absmax.numel()] + offset
     levels = levels.flatten()
     pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=1)
-    found = pairs[codes.flatten().view(torch.uint8).int()].flatten()[:count]
+    found = pairs.index_select(0, codes.flatten().view(torch.uint8).int()).flatten()[:count]
     whole = count - count % block
     found[:whole].view(-1, block).mul_(absmax[: whole // block, None])
     found[whole:].mul_(absmax[-1])

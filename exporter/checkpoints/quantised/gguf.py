@@ -45,9 +45,12 @@ PLAIN = {
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF does."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    """Whether a file begins as GGUF does; False for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def read_gguf(path: Path) -> tuple[dict[str, AnyTensor], dict[str, Any]]:
@@ -189,9 +192,11 @@ def _tensor(
             f"{path}: {name} is {kind.name}, which the gguf package does not make numbers of; "
             "give one in Q8_0 or bf16"
         ) from None
-    return Decoded(f"GGUF {kind.name}", shape, (codes,), partial(_numbers, package, kind))
+    return Decoded(f"GGUF {kind.name}", shape, (codes,), partial(_numbers, code))
 
 
-def _numbers(package: ModuleType, kind: Any, codes: torch.Tensor) -> torch.Tensor:
-    """Rows of blocks [rows, bytes] -> numbers [rows, columns]."""
+def _numbers(code: int, codes: torch.Tensor) -> torch.Tensor:
+    """Rows of blocks of a type [rows, bytes] -> numbers [rows, columns]."""
+    package = _package()
+    kind = package.GGMLQuantizationType(code)
     return torch.from_numpy(package.quants.dequantize(codes.numpy(), kind))

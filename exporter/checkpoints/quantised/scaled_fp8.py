@@ -26,6 +26,8 @@ NAME = "scaled fp8"
 OLD_MARK = "scaled_fp8"
 OLD, WEIGHTS, INPUTS = ".scale_weight", (".scale_weight", ".weight_scale"), (".scale_input", ".input_scale")
 FP8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+BLOCK = re.compile(r"(?<=\.)\d+(?=\.|$)")
+"""A block's number in a name."""
 WIDE = (torch.float32, torch.float16, torch.bfloat16)
 
 Tensors = Mapping[str, TensorInfo]
@@ -127,9 +129,9 @@ def _refuse_lost(
         if layer not in scales:
             info = tensors[inputs.get(layer, f"{layer}.weight")]
             raise broken(info.file, f"{layer}.weight has no scale")
-    alike = {re.sub(r"\d+", "*", layer) for layer in scales}
+    alike = {BLOCK.sub("*", layer, count=1) for layer in scales}
     for name, info in tensors.items():
         layer = name.removesuffix(".weight")
         plain = info.dtype in FP8.values() and layer not in scales
-        if plain and re.sub(r"\d+", "*", layer) in alike:
+        if plain and BLOCK.sub("*", layer, count=1) in alike:
             raise broken(info.file, f"{name} has no scale and its like in other blocks have one")
