@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import save_file
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
 
 from flux_trt.exporter.checkpoints.open import open_checkpoint
@@ -30,15 +31,17 @@ def write_random(
     in_channels: int = 64,
     pipeline: str = "FluxPipeline",
     seed: int = 0,
+    clip_width: int = 48,
+    clip_heads: int = 3,
 ) -> Path:
-    """A whole diffusers folder; the tokenizers are flux-nano's."""
+    """A whole diffusers folder; the tokenizers are flux-nano's. Nothing in it has a neutral value."""
     torch.manual_seed(seed)
     clip = CLIPTextConfig(
         vocab_size=700,
-        hidden_size=48,
+        hidden_size=clip_width,
         intermediate_size=96,
         num_hidden_layers=2,
-        num_attention_heads=3,
+        num_attention_heads=clip_heads,
         bos_token_id=633,
         eos_token_id=634,
     )
@@ -51,21 +54,34 @@ def write_random(
         attention_head_dim=sum(axes),
         num_attention_heads=heads,
         joint_attention_dim=80,
-        pooled_projection_dim=48,
+        pooled_projection_dim=clip_width,
         guidance_embeds=guidance,
         axes_dims_rope=axes,
     )
     vae = AutoencoderKL(**forms.vae((16, 32, 32, 48), 2, side=64, groups=8))
-    CLIPTextModel(clip).save_pretrained(folder / "text_encoder")
-    T5EncoderModel(t5).save_pretrained(folder / "text_encoder_2")
-    transformer.save_pretrained(folder / "transformer")
-    vae.save_pretrained(folder / "vae")
+    models = {
+        "text_encoder": CLIPTextModel(clip),
+        "text_encoder_2": T5EncoderModel(t5),
+        "transformer": transformer,
+        "vae": vae,
+    }
+    for name, model in models.items():
+        _unsettle(model)
+        model.save_pretrained(folder / name)
     forms.scheduler(dynamic=guidance).save_pretrained(folder / "scheduler")
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(NANO / name, folder / name)
     index = json.loads((NANO / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": pipeline}))
     return folder
+
+
+def _unsettle(model: nn.Module) -> None:
+    """Norms and biases leave their ones and zeros: a mapping that mixes them up would show nothing else."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
 
 
 def write_bfl(source: Path, target: Path, prefix: str = "") -> Path:

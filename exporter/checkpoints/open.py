@@ -15,6 +15,7 @@ from typing import TypedDict, Unpack
 
 from flux_trt.exporter.checkpoints import diffusers, hub, single
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.diffusers import PARTS
 from flux_trt.exporter.checkpoints.tokenizer import bundle_tokenizers
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
@@ -26,9 +27,9 @@ class Beside(TypedDict, total=False):
     text_encoders: Path | None
     """A diffusers folder whose CLIP, T5 and tokenizers are used."""
     clip: Path | None
-    """A single file with CLIP."""
+    """A single file with CLIP, or its folder with a config.json."""
     t5: Path | None
-    """A single file with T5."""
+    """Likewise T5."""
     vae: Path | None
     """A single file with the VAE, or a diffusers folder that is one or has one."""
     tokenizers: str | None
@@ -62,10 +63,10 @@ def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpa
     for name, path in (("clip", beside.get("clip")), ("t5", beside.get("t5"))):
         with faults.met():
             if path is not None:
-                parts[name] = single.read_one(Path(path), name)
+                parts[name] = _one(Path(path), name, PARTS[name])
     if (path := beside.get("vae")) is not None:
         with faults.met():
-            parts["vae"] = _vae(Path(path))
+            parts["vae"] = _one(Path(path), "vae", PARTS["vae"])
     if (where := beside.get("tokenizers")) is not None:
         with faults.met():
             tokenizers |= _tokenizers(where)
@@ -90,10 +91,11 @@ def _read(source: str, revision: str | None, faults: Faults) -> Checkpoint:
     )
 
 
-def _vae(path: Path) -> Part:
-    if path.is_file():
-        return single.read_one(path, "vae")
-    return diffusers.read_part("vae", path / "vae" if (path / "vae").is_dir() else path)
+def _one(path: Path, name: str, sub: str) -> Part:
+    """A part: of a single file, of its own folder, or of a whole model's folder."""
+    if not path.is_dir():
+        return single.read_one(path, name)
+    return diffusers.read_part(name, path / sub if (path / sub).is_dir() else path)
 
 
 def _tokenizers(where: str) -> dict[str, Path]:

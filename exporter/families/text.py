@@ -18,13 +18,16 @@ from flux_trt.exporter.checkpoints.recipe import Key, Recipe
 from flux_trt.exporter.families.oracle import BATCH, TEXT, Case, Values, loaded
 from flux_trt.exporter.families.stage import Stage, Varying, f32
 from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.errors import CheckpointError
 
 CLIP_IGNORED = {
     r"(text_model\.)?embeddings\.position_ids": "it counts from 0",
     r"text_projection\.weight|logit_scale": "the pooled text is used as it is",
 }
 HEAD = 64
-"""Channels of one of CLIP's attention heads, which no shape tells."""
+"""Channels of one of CLIP's attention heads."""
+NARROWEST = 512
+"""Width of the smallest published CLIP."""
 T5_IGNORED = {
     r"decoder\..*|lm_head\.weight": "only the encoder is used",
     r"logit_scale": "a leftover of ComfyUI's files",
@@ -59,14 +62,23 @@ def t5(config: Mapping[str, Any]) -> T5:
 
 
 def clip_config(part: Part) -> Mapping[str, Any]:
-    """CLIP's config: its own, or of a single file what the shapes tell; heads have 64 channels.
+    """CLIP's config: its own, or of a single file what the shapes tell.
 
-    The end token is then the one with the highest id, as in the published config.
+    The heads of every published CLIP have 64 channels, which no shape tells; the end token is then the one
+    with the highest id, as in the published config.
+
+    Raises:
+        CheckpointError: a single file of a width that no published CLIP has.
     """
     if part.config:
         return part.config
     found = {name.removeprefix("text_model."): info.shape for name, info in part.tensors.items()}
     vocabulary, hidden = found["embeddings.token_embedding.weight"]
+    if hidden < NARROWEST:
+        raise CheckpointError(
+            f"clip has a width of {hidden}, as no published one, and its file does not tell its heads; "
+            "give the folder with its config.json with --clip"
+        )
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,

@@ -100,7 +100,10 @@ def test_the_single_files_of_a_repository_can_be_built(repository: Get, tmp_path
     ],
 )
 def test_a_choice_is_said(repository: Get, tmp_path: Path, name: str, line: str | None) -> None:
-    assert looked_at(repository(name), tmp_path / "bundle").notes == ([line] if line else [])
+    beside, *choice = looked_at(repository(name), tmp_path / "bundle").notes
+    assert beside.startswith("ae.safetensors, flux1-")
+    assert beside.endswith(".safetensors: not read; the parts' own folders are")
+    assert choice == ([line] if line else [])
 
 
 def test_redux_is_named(repository: Get) -> None:
