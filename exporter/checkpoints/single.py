@@ -1,4 +1,4 @@
-"""A single safetensors file: one network, or all of a model behind prefixes."""
+"""A single safetensors or GGUF file: one network, or all of a model behind prefixes."""
 
 from __future__ import annotations
 
