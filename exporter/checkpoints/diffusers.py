@@ -9,7 +9,8 @@ from typing import Any
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.defaults import completed
 from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_names
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header
+from flux_trt.exporter.checkpoints.quantised.decode import decoded
+from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header, read_metadata
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
 
@@ -64,11 +65,12 @@ def read_part(name: str, folder: Path) -> Part:
     """
     config = completed(name, read_json(folder / "config.json"))
     tensors: dict[str, TensorInfo] = {}
-    for file in _files(folder):
+    files = _files(folder)
+    for file in files:
         tensors |= read_header(file)
     if name == "transformer" and (what := foreign_names(tensors)) is not None:
         raise CheckpointError(f"{folder} is {what}")
-    return Part(tensors, config, "diffusers", folder)
+    return Part(decoded(tensors, read_metadata(*files), config), config, "diffusers", folder)
 
 
 def read_tokenizers(folder: Path) -> dict[str, Path]:

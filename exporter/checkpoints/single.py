@@ -1,4 +1,4 @@
-"""A single safetensors file: one network, or all of a model behind prefixes."""
+"""A single safetensors or GGUF file: one network, or all of a model behind prefixes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.foreign import foreign_names
 from flux_trt.exporter.checkpoints.layout import naming, spelled, split
-from flux_trt.exporter.checkpoints.tensorfile import read_header
+from flux_trt.exporter.checkpoints.quantised.decode import decoded
+from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf, read_gguf
+from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, read_header, read_metadata
 from flux_trt.runtime.errors import CheckpointError
 
 BRINGS = {"vae": "--vae", "clip": "--clip", "t5": "--t5"}
@@ -20,7 +22,7 @@ def read_parts(path: Path) -> dict[str, Part]:
     Raises:
         CheckpointError: no safetensors file, none of a known network, or with tensors of no known part.
     """
-    found = read_header(path)
+    found = _read(path)
     if (what := foreign_names(found)) is not None:
         raise CheckpointError(f"{path} is {what}")
     parts, bare = split(found)
@@ -40,6 +42,13 @@ def read_parts(path: Path) -> dict[str, Part]:
             raise CheckpointError(f"{path}: its {part} is of no known kind (it has {few}, ...)")
         made[part] = Part(spelled(part, tensors), {}, whose)
     return made
+
+
+def _read(path: Path) -> dict[str, AnyTensor]:
+    """All tensors of a safetensors or a GGUF file, decoded."""
+    if is_gguf(path):
+        return read_gguf(path)[0]
+    return decoded(read_header(path), read_metadata(path), {})
 
 
 def read_file(source: str, path: Path) -> Checkpoint:

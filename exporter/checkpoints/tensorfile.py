@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,10 +30,14 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -77,6 +82,8 @@ class Decoded:
     make: Callable[..., torch.Tensor] = field(repr=False)
     """From the parts' tensors, in their order, the numbers, float32 of `shape`."""
     dtype: torch.dtype = torch.float32
+    input_scale: TensorInfo | None = None
+    """What its layer's input is divided by before it is quantised, where the file has that."""
 
     @property
     def nbytes(self) -> int:
@@ -103,15 +110,46 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: not a safetensors file, or one whose header does not fit the file.
     """
-    try:
+    header, base, size = _read(path)
+    header.pop("__metadata__", None)
+    with _whole(path):
+        return {name: _entry(path, entry, base, size) for name, entry in header.items()}
+
+
+def read_metadata(*paths: Path) -> dict[str, str]:
+    """What safetensors files, the shards of one model, say of themselves beside their tensors.
+
+    Raises:
+        CheckpointError: not a safetensors file.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        said = _read(path)[0].get("__metadata__") or {}
+        if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+            raise CheckpointError(f"{path} has metadata that is no text; {AGAIN}")
+        found |= said
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where the data begins, and the file's size."""
+    with _whole(path):
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(HEADER_LIMIT, size - 8):
                 raise ValueError("no header")
             header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        return {name: _entry(path, entry, 8 + length, size) for name, entry in header.items()}
+        if not isinstance(header, dict):
+            raise ValueError("the header is no JSON object")
+        return header, 8 + length, size
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turns what can be wrong with a file into a CheckpointError."""
+    try:
+        yield
     except OSError as fault:
         raise CheckpointError(f"cannot read {path}: {fault.strerror}; check the path") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:

@@ -100,7 +100,8 @@ def test_painting_needs_no_framework(wheel, config):
     always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert required(always) == required(config["options"]["install_requires"].strip().splitlines())
     assert not required(always) & EXPORT_ONLY
-    extras = {"bench", "cpu", "openvino", "gpu", "tensorrt", "tensorrt-rtx", "control", "export", "dev"}
+    extras = {"bench", "cpu", "openvino", "gpu", "tensorrt", "tensorrt-rtx", "control"}
+    extras |= {"gguf", "export", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import NANO
+from quantised_tensors import E4M3, Tensors, quantised
 from safetensors.torch import load_file, save_file
 
 from flux_trt.exporter.build import build
+from flux_trt.exporter.checkpoints.diffusers import PARTS
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import Padding, load_tokenizer
 from flux_trt.exporter.families.plan import make_stages
@@ -32,49 +34,60 @@ def part_file(folder: Path, sub: str) -> Path:
     return next((folder / sub).glob("*.safetensors"))
 
 
-def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+def rewrite(path: Path, change: Callable[[Tensors], object]) -> None:
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
 
 
-def scaled_fp8(tensors: dict[str, torch.Tensor], scale: str, container: torch.dtype | None = None) -> None:
+def scaled_fp8(tensors: Tensors, scale: str, container: torch.dtype = E4M3) -> None:
     """As ComfyUI stores scaled fp8 (its QUANTIZATION.md): codes, and a scale beside each."""
-    tensors["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    tensors["scaled_fp8"] = torch.zeros(2, dtype=E4M3)
     for name in [name for name, tensor in tensors.items() if tensor.ndim == 2 and name.endswith(".weight")]:
-        amax = tensors[name].abs().max().float() / 448
-        codes = (tensors[name].float() / amax).to(torch.float8_e4m3fn)
-        tensors[name] = codes.view(container) if container else codes
-        tensors[name.removesuffix("weight") + scale] = amax
+        codes, tensors[name.removesuffix("weight") + scale] = quantised(tensors[name], E4M3, rows=False)
+        tensors[name] = codes.view(container)
 
 
 @pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
-@pytest.mark.parametrize(
-    ("sub", "stage"),
-    [
-        ("text_encoder", "clip"),
-        ("text_encoder_2", "t5"),
-        ("transformer", "denoiser"),
-        ("transformer", "conditioner"),
-        ("vae", "vae_decoder"),
-    ],
-)
-def test_scaled_codes_are_never_cast_whichever_stages_are_built(
-    folder: Path, sub: str, stage: str, scale: str
-) -> None:
-    rewrite(part_file(folder, sub), lambda tensors: scaled_fp8(tensors, scale))
-    with pytest.raises(CheckpointError, match=rf"tensors are not FLUX.1's: .*{scale}"):
-        make_stages(recognise(open_checkpoint(str(folder))), "fp32", [stage])
+@pytest.mark.parametrize("container", [E4M3, torch.uint8])
+@pytest.mark.parametrize("sub", ["text_encoder", "text_encoder_2", "transformer", "vae"])
+def test_scaled_codes_are_decoded(folder: Path, sub: str, scale: str, container: torch.dtype) -> None:
+    path = part_file(folder, sub)
+    plain = load_file(path)
+    rewrite(path, lambda tensors: scaled_fp8(tensors, scale, container))
+    part = open_checkpoint(str(folder)).parts[{value: key for key, value in PARTS.items()}[sub]]
+    assert set(part.tensors) == set(plain)
+    for name, tensor in plain.items():
+        error = (part.tensors[name].read().float() - tensor.float()).abs().max()
+        assert error <= tensor.float().abs().max() / 16
+    assert len(make_stages(recognise(open_checkpoint(str(folder))), "fp32")) == 6
+
+
+@pytest.mark.parametrize("sub", ["text_encoder", "text_encoder_2", "transformer", "vae"])
+def test_codes_whose_scales_are_lost_are_never_cast(folder: Path, sub: str) -> None:
+    def lose(tensors: Tensors) -> None:
+        scaled_fp8(tensors, "scale_weight")
+        for name in [name for name in tensors if name.endswith("scale_weight")]:
+            del tensors[name]
+
+    rewrite(part_file(folder, sub), lose)
+    with pytest.raises(CheckpointError, match="scaled_fp8 announces scales and there are none; copy"):
+        open_checkpoint(str(folder))
 
 
 def test_codes_in_a_container_of_integers_are_named(folder: Path) -> None:
-    rewrite(part_file(folder, "text_encoder_2"), lambda t: scaled_fp8(t, "scale_weight", torch.uint8))
+    def contain(tensors: Tensors) -> None:
+        scaled_fp8(tensors, "scale_weight", torch.uint8)
+        for name in [name for name in tensors if "scale" in name]:
+            del tensors[name]
+
+    rewrite(part_file(folder, "text_encoder_2"), contain)
     with pytest.raises(CheckpointError, match="t5: .* tensors are integers, so it is quantised: "):
         make_stages(recognise(open_checkpoint(str(folder))), "fp32", ["t5"])
 
 
 def test_a_cast_that_spared_some_tensors_is_widened(folder: Path) -> None:
-    def cast(tensors: dict[str, torch.Tensor]) -> None:
+    def cast(tensors: Tensors) -> None:
         for name in ("to_q", "to_v"):
             key = f"transformer_blocks.0.attn.{name}.weight"
             tensors[key] = tensors[key].to(torch.float8_e4m3fn)
@@ -113,7 +126,7 @@ def test_what_an_encoder_has_beside_is_ignored_by_name(folder: Path) -> None:
 def test_another_models_vae_is_refused(folder: Path) -> None:
     """SD's has 4 channels; FLUX.2's and SD's have 1x1 convolutions around the latents."""
 
-    def around(tensors: dict[str, torch.Tensor]) -> None:
+    def around(tensors: Tensors) -> None:
         tensors["quant_conv.weight"], tensors["quant_conv.bias"] = torch.ones(32, 32, 1, 1), torch.ones(32)
 
     rewrite(part_file(folder, "vae"), around)

@@ -247,7 +247,6 @@ ZIP, PICKLE = b"PK\x03\x04" + bytes(60), b"\x80\x02}q\x00." + bytes(60)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"GGUF\x03" + bytes(60), "is a GGUF file; give"),
         (ZIP, r"is a pickle \(a zip of torch.save\), which is not loaded"),
         (PICKLE, "is a pickle, which is not loaded"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
