@@ -18,6 +18,7 @@ from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.tensorfile import Decoded
 
 Values = dict[str, Tensor]
+SEED = 0
 BATCH, TEXT, GRID = 2, 20, (3, 5)
 """Of every case: rows, text tokens, rows and columns of latent tokens."""
 
@@ -38,7 +39,7 @@ def loads_itself(part: Part) -> bool:
 
 
 def opened(kind: Any, part: Part, library: str, fill: Callable[[], nn.Module]) -> tuple[Any, str]:
-    """A public model with the part's weights in float32, and who read them.
+    """A public model with the part's weights in float32, and who read them; what is drawn next is seeded.
 
     Args:
         kind: the class, with a `from_pretrained`.
@@ -49,8 +50,11 @@ def opened(kind: Any, part: Part, library: str, fill: Callable[[], nn.Module]) -
     if loads_itself(part):
         dtype = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
         with _no_bars():
-            return kind.from_pretrained(part.folder, local_files_only=True, **dtype).eval(), library
-    return fill().float().eval(), f"{library}, weights read by flux_trt"
+            model, read_by = kind.from_pretrained(part.folder, local_files_only=True, **dtype), library
+    else:
+        model, read_by = fill().float(), f"{library}, weights read by flux_trt"
+    torch.manual_seed(SEED)  # making a model draws numbers, too
+    return model.eval(), read_by
 
 
 @contextmanager
