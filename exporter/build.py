@@ -10,6 +10,7 @@ from typing import Unpack
 import onnx_ir as ir
 
 from flux_trt.exporter import reuse
+from flux_trt.exporter.checkpoints.finite import Finite
 from flux_trt.exporter.checkpoints.open import Beside
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
@@ -18,7 +19,7 @@ from flux_trt.exporter.faults import Faults
 from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
 from flux_trt.exporter.graphs.trace import trace
-from flux_trt.exporter.graphs.weights import Links, attach, bytes_to_write, plan_links
+from flux_trt.exporter.graphs.weights import Links, as_they_lie, attach, broken, bytes_to_write, plan_links
 from flux_trt.exporter.prepare import prepare
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.quantize import quantize
@@ -31,6 +32,7 @@ from flux_trt.runtime.bundle.manifest import (
     Precision,
     StageName,
 )
+from flux_trt.runtime.errors import CheckpointError
 from flux_trt.runtime.progress import Progress, silent
 
 
@@ -85,7 +87,7 @@ def build(
         tell(line)
 
     with written_aside(out) as folder:
-        sources = digests((file for stage in plan for file in stage.files), progress)
+        sources = _hashed(plan, progress)
         calibration = out.with_name(f"{out.name}.calibration.json")
         plan = with_ranges(plan, model, sources, fp8, calibration, tell, progress)
         links = plan_links(plan, folder) if link else {}
@@ -111,6 +113,21 @@ def build(
         found = describe(model, sources, built, glue, tokenizers, files)
         (folder / manifest.NAME).write_text(found.dumps(), encoding="utf-8")
         keep_engines(out, folder, {name: graph_digest(found, name) for name in (*found.stages, *found.glue)})
+    return found
+
+
+def _hashed(plan: Sequence[Stage], progress: Progress) -> dict[Path, File]:
+    """The checkpoint's files, hashed; what is used of them as it lies is looked at on the way.
+
+    Raises:
+        CheckpointError: inf or nan in it.
+    """
+    watched = {place: Finite(tensors.items()) for place, tensors in as_they_lie(plan).items()}
+    files = {file for stage in plan for file in stage.files}
+    found = digests(files, progress, {file: each.see for (_, file), each in watched.items()})
+    for (part, _), each in watched.items():
+        if each.broken:
+            raise CheckpointError(broken(part, each.broken))
     return found
 
 

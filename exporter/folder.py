@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from flux_trt.runtime.bundle import manifest
@@ -120,25 +121,29 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def digest(path: Path, told: Callable[[int], None] = lambda size: None) -> File:
-    """Size and SHA-256 of a file, read in chunks; `told` hears the size of each."""
+def digest(path: Path, seen: Callable[[bytes], None] = lambda chunk: None) -> File:
+    """Size and SHA-256 of a file, read in chunks; `seen` gets each."""
     with path.open("rb") as file:
         found, size = hashlib.sha256(), 0
         while chunk := file.read(CHUNK):
             found.update(chunk)
             size += len(chunk)
-            told(len(chunk))
+            seen(chunk)
     return File(bytes=size, sha256=found.hexdigest())
 
 
-def digests(paths: Iterable[Path], progress: Progress) -> dict[Path, File]:
-    """Size and SHA-256 of many files, as one piece of work."""
+def digests(
+    paths: Iterable[Path], progress: Progress, watched: Mapping[Path, Callable[[bytes], None]] | None = None
+) -> dict[Path, File]:
+    """Size and SHA-256 of many files, as one piece of work; `watched` get their file's chunks, too."""
     paths = sorted(set(paths))
     total, done = sum(path.stat().st_size for path in paths), 0
 
-    def told(size: int) -> None:
+    def told(chunk: bytes, path: Path) -> None:
         nonlocal done
-        done += size
+        done += len(chunk)
         progress("hash", done, total)
+        if watched and path in watched:
+            watched[path](chunk)
 
-    return {path: digest(path, told) for path in paths}
+    return {path: digest(path, partial(told, path=path)) for path in paths}

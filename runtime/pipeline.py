@@ -21,7 +21,8 @@ from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.flow import VAE_DECODER, VAE_ENCODER, Flow, taken, together
+from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken, together
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.painted import Painted, Step
@@ -76,6 +77,7 @@ class Pipeline:
         self._loops: OrderedDict[LoopShape, Loop] = OrderedDict()
         self._tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
+        self._precision = bundle.stage(DENOISER).precision
         self._windows = [
             (each.stage, Window(bundle.root, bundle.tokenizer(each.tokenizer)))
             for each in bundle.manifest.encoders
@@ -279,7 +281,7 @@ class Pipeline:
         loop.begin(trajectory, conditions)
         for index, now in enumerate(loop.steps(), 1):
             if now.on_host or index == trajectory.steps:
-                _expect_finite(now, index, trajectory.steps)
+                _expect_finite(now, index, trajectory.steps, self._precision)
             yield Step(index, float(trajectory.levels[index]), now)
 
     def decode(
@@ -340,7 +342,7 @@ class Pipeline:
         loop = self._loop(LoopShape.of(trajectory, self.flow.text(conditions)))
         loop.begin(trajectory, conditions)
         last = loop.run()
-        _expect_finite(last, trajectory.steps, trajectory.steps)
+        _expect_finite(last, trajectory.steps, trajectory.steps, self._precision)
         tell(trajectory.steps)
         return last
 
@@ -383,9 +385,9 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 4)
 
 
-def _expect_finite(found: Buffer, index: int, steps: int) -> None:
+def _expect_finite(found: Buffer, index: int, steps: int, precision: Precision) -> None:
     if not np.isfinite(found.numpy()).all():
-        raise PaintError(
-            f"latents are not finite after step {index} of {steps}; "
-            f"build the bundle in a wider precision (--precision bf16 or fp32)"
-        )
+        way_out = "build the bundle in a wider precision (--precision bf16 or fp32)"
+        if precision in ("bf16", "fp32"):
+            way_out = "nothing overflows in this precision: check the checkpoint with flux-export verify"
+        raise PaintError(f"latents are not finite after step {index} of {steps} in {precision}; {way_out}")

@@ -10,6 +10,8 @@ import tempfile
 from dataclasses import dataclass
 
 from flux_trt.exporter.engines.builder import Job
+from flux_trt.exporter.engines.preflight import smaller
+from flux_trt.runtime.bundle.engine import Recipe
 from flux_trt.runtime.bundle.flavour import Flavour
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
@@ -74,16 +76,17 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
             child.stdin.close()
         if code or built is None:
             said.seek(0)
-            raise BuildError(_last_words(stage, code, fault, said.read()))
+            raise BuildError(_last_words(job.recipe, code, fault, said.read()))
     plan = File.model_validate(built["plan"]) if built["plan"] else None
     return Built(plan, built["peak"])
 
 
-def _last_words(stage: str, code: int, fault: str | None, said: str) -> str:
+def _last_words(recipe: Recipe, code: int, fault: str | None, said: str) -> str:
     how = fault or (
         f"the builder was killed by signal {-code}" if code < 0 else f"the builder exited with {code}"
     )
     lines = [line.strip() for line in said.splitlines() if line.strip() and "Traceback" not in line]
     words = " | ".join(lines[-LAST_LINES:]) if not fault else ""
-    advice = "free memory or use --precision fp8" if code == -9 else "report it, or build without this stage"
-    return f"{stage}: {how}" + (f"; TensorRT's last words: {words}" if words else "") + f"; {advice}"
+    memory = f"free memory, or use {smaller(recipe.precision)}"
+    advice = memory if code == -9 else "report it, or build without this stage"
+    return f"{recipe.stage}: {how}" + (f"; TensorRT's last words: {words}" if words else "") + f"; {advice}"

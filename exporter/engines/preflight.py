@@ -91,8 +91,14 @@ def refuse_short(recipes: Sequence[tuple[Recipe, int]], folder: Path) -> None:
             raise BuildError(
                 f"building {recipe.stage} in {recipe.precision} needs about {needed / 1e9:.1f} GB of memory "
                 f"and {available / 1e9:.1f} GB are available; "
-                "use --precision fp8, a machine with more memory, or --force to try"
+                f"use {smaller(recipe.precision)}, or --force to try"
             )
+
+
+def smaller(precision: Precision) -> str:
+    """What needs less memory than a stage in this precision."""
+    more = "a machine with more memory"
+    return more if precision == "fp8" else f"--precision fp8, or {more}"
 
 
 def available_memory() -> int | None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,16 +61,21 @@ def plan_links(stages: Iterable[Stage], folder: Path) -> dict[Path, str]:
 
 def linkable(stages: Iterable[Stage]) -> dict[Path, str]:
     """The checkpoint files that are worth a place in a bundle as they are -> their path in it."""
-    used: Counter[tuple[str, Path]] = Counter()
+    return {
+        file: f"{part}/{file.name}"
+        for (part, file), tensors in as_they_lie(stages).items()
+        if sum(info.nbytes for info in tensors.values()) >= WORTH_LINKING * file.stat().st_size
+    }
+
+
+def as_they_lie(stages: Iterable[Stage]) -> dict[tuple[str, Path], dict[str, TensorInfo]]:
+    """(Part, file) -> the tensors in it that are parameters without any change, by their names there."""
+    found: dict[tuple[str, Path], dict[str, TensorInfo]] = {}
     for stage in stages:
         for name in parameters(stage, skeleton(stage)):
             if (info := _identity(stage, name)) is not None:
-                used[stage.part, info.file] += info.nbytes
-    return {
-        file: f"{part}/{file.name}"
-        for (part, file), nbytes in used.items()
-        if nbytes >= WORTH_LINKING * file.stat().st_size
-    }
+                found.setdefault((stage.part, info.file), {})[stage.recipes[name].names[0]] = info
+    return found
 
 
 def _clone(source: Path, target: Path) -> bool:
@@ -186,6 +190,31 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: 
     return Written(sorted({inside for _, inside in placed.values()}), files)
 
 
+def _finite(tensor: torch.Tensor) -> bool:
+    return all(bool(torch.isfinite(bound)) for bound in tensor.aminmax())  # nan is both
+
+
+def _not_finite(stage: Stage, name: str) -> str:
+    """Whose fault it is: the checkpoint's, or that of a precision with too small a range."""
+    if not _finite(stage.recipes[name].load(stage.tensors).float()):
+        return broken(stage.part, [name])
+    return (
+        f"{stage.name}: {name} has values that are not finite in {stage.base or stage.precision}; "
+        "use --precision fp32 or bf16"
+    )
+
+
+def broken(part: str, names: Sequence[str]) -> str:
+    """That a checkpoint holds inf or nan."""
+    return (
+        f"{part}: {names[0]} has values that are not finite, as do {len(names)} tensors in all; "
+        "the checkpoint is damaged: copy or download it again"
+        if len(names) > 1
+        else f"{part}: {names[0]} has values that are not finite; the checkpoint is damaged, "
+        "copy or download it again"
+    )
+
+
 def _write(writer: Writer, stage: Stage, progress: Progress) -> None:
     """Make every announced tensor and write it, one at a time."""
     scales: dict[str, torch.Tensor] = {}
@@ -195,11 +224,8 @@ def _write(writer: Writer, stage: Stage, progress: Progress) -> None:
             continue
         tensor = stage.recipes[name].load(stage.tensors)
         tensor = tensor.float() if info.dtype == E4M3 else tensor.to(info.dtype)
-        if not all(torch.isfinite(bound) for bound in tensor.aminmax()):  # nan is both
-            raise BuildError(
-                f"{stage.name}: {name} has values that are not finite in {stage.base or stage.precision}; "
-                "use --precision fp32 or bf16, or check the checkpoint"
-            )
+        if not _finite(tensor):
+            raise BuildError(_not_finite(stage, name))
         if info.dtype == E4M3:
             assert stage.quantisation is not None
             tensor, scale = quantize_weight(tensor, stage.dtype, stage.quantisation.per_channel)

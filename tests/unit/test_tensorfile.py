@@ -100,7 +100,9 @@ def header(**entry: object) -> bytes:
 def test_refuses_broken_files_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "broken.safetensors"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="not a whole safetensors file|is a pickle, which is not loaded") as fault:
+    with pytest.raises(
+        CheckpointError, match="not a whole safetensors file|is a pickle, which is not loaded"
+    ) as fault:
         read_header(path)
     assert "\n" not in str(fault.value)
 
