@@ -192,14 +192,22 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
     build_engines(bundle, backend, stages or list(manifest.read(bundle).stages), chosen)
 
 
-@main.command(short_help="Show what is in a bundle.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@main.command(short_help="Show what is in a bundle or a checkpoint.")
+@click.argument("what", metavar="BUNDLE|CHECKPOINT")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what is in BUNDLE: stages, dtypes, shapes, bytes, engines, provenance."""
+def inspect(what: str, as_json: bool) -> None:
+    """Show what is in a bundle: stages, dtypes, shapes, bytes, engines, provenance.
+
+    Of a checkpoint, in any form that build takes, show its layout, family, variant and parts, and what a build
+    would lack.
+    """
     from flux_trt.runtime.bundle import manifest
     from flux_trt.runtime.bundle.engine import engines
 
+    bundle = Path(what)
+    if bundle.exists() and not (bundle / manifest.NAME).is_file():
+        _inspect_checkpoint(what, as_json)
+        return
     found = manifest.read(bundle)
     if as_json:
         built = [engine.model_dump(mode="json") for _, engine in engines(bundle)]
@@ -209,6 +217,19 @@ def inspect(bundle: Path, as_json: bool) -> None:
         from flux_trt.exporter.inspect import show
 
         show(bundle, found)
+
+
+def _inspect_checkpoint(checkpoint: str, as_json: bool) -> None:
+    from flux_trt.exporter.survey import survey
+    from flux_trt.exporter.survey_view import show_checkpoint
+
+    found = survey(checkpoint, None)
+    if not found.parts:
+        raise click.ClickException(f"{checkpoint} is no bundle, and as a checkpoint: {found.faults[0]}")
+    if as_json:
+        click.echo(json.dumps(found.facts(), indent=2, ensure_ascii=False))
+    else:
+        show_checkpoint(found)
 
 
 @main.command(short_help="Compare a bundle with diffusers.")

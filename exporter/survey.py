@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.open import Beside
@@ -66,6 +66,20 @@ class Survey:
     notes: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
+    def facts(self) -> dict[str, Any]:
+        """What is known of the checkpoint, as JSON."""
+        parts = {part.name: {**vars(part), "folder": str(part.folder)} for part in self.parts}
+        return {
+            "source": self.source,
+            "title": self.title,
+            "layout": self.layout,
+            "parts": parts,
+            "tokenizers": dict(self.tokenizers),
+            "tasks": self.tasks,
+            "notes": self.notes,
+            "lacks": self.faults,
+        }
+
     @property
     def read(self) -> int:
         """Bytes that are read: every file is hashed."""
@@ -84,7 +98,7 @@ class Survey:
 
 def survey(
     source: str,
-    out: Path,
+    out: Path | None,
     *,
     precision: Precision = "fp32",
     stage_precisions: Mapping[StageName, Precision] | None = None,
@@ -94,10 +108,14 @@ def survey(
     variant: str | None = None,
     **beside: Unpack[Beside],
 ) -> Survey:
-    """Look at a checkpoint as `build` would, with the same arguments, and collect what is wrong."""
+    """Look at a checkpoint as `build` would, with the same arguments, and collect what is wrong.
+
+    Without `out` the checkpoint alone is looked at, not what a bundle of it would take.
+    """
     faults, fp8, found = Faults(collect=True), fp8 or Fp8(), Survey(source)
     with faults.met():
-        refuse_out(out)
+        if out is not None:
+            refuse_out(out)
     with faults.met():
         prepared = prepare(
             source,
@@ -111,17 +129,19 @@ def survey(
         )
         model, plan = prepared.model, [_quantised(stage) for stage in prepared.plan]
         found.title, found.layout = model.title, model.checkpoint.layout
-        used = dict.fromkeys(stage.part for stage in plan)
+        used = dict.fromkeys(stage.part for stage in plan) if out else model.checkpoint.parts
         found.parts = [_part(name, model.checkpoint.parts[name]) for name in used]
         found.tokenizers = {name: each.pad.most for name, each in prepared.tokenizers.items()}
         found.tasks = model.tasks([stage.name for stage in plan])
         found.notes += [*model.checkpoint.notes, *model.choices]
-        _weights(found, plan, out, link)
-    if any(stage.precision == "fp8" for stage in found.stages):
+        if out is not None:
+            _weights(found, plan, out, link)
+    if out is not None:
         with faults.met():
-            found.notes.append(_calibration(fp8, out))
-    with faults.met():
-        refuse_full_disk(found.written, existing(out))
+            refuse_full_disk(found.written, existing(out))
+        with faults.met():
+            if any(stage.precision == "fp8" for stage in found.stages):
+                found.notes.append(_calibration(fp8, out))
     found.faults = [str(fault) for fault in faults.found]
     return found
 

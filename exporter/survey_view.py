@@ -18,12 +18,7 @@ def show_survey(found: Survey, engines: bool, console: Console | None = None) ->
         console: standard output if None.
     """
     console = console or Console()
-    console.print(f"[bold]{found.source}[/]  {found.title or 'unknown'}, {found.layout or 'unknown'} layout")
-    parts = _table("part", "from", "files", "tensors", "size", "types")
-    for part in found.parts:
-        size = _size(part.bytes)
-        row = (part.name, str(part.folder), f"{part.files}", f"{part.tensors}", size, ", ".join(part.types))
-        parts.add_row(*row)
+    _show_parts(found, console)
     stages = _table("stage", "precision", "linked", "written", *(_ENGINE if engines else ()))
     for stage in found.stages:
         inside = f"{stage.precision} on {stage.base}" if stage.base else stage.precision
@@ -31,18 +26,43 @@ def show_survey(found: Survey, engines: bool, console: Console | None = None) ->
         stages.add_row(
             stage.name, inside, *sizes, *(_engine(stage.linked + stage.written) if engines else ())
         )
-    for table in (parts, stages):
-        console.print(table)
-    lengths = ", ".join(f"{name} {length} tokens" for name, length in found.tokenizers.items())
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    facts.add_row("tokenizers", lengths or "none")
-    facts.add_row("tasks", ", ".join(found.tasks) or "none: a partial bundle")
+    console.print(stages)
+    facts = _facts(found)
     facts.add_row("reads", f"{_size(found.read)}, to hash every file")
     facts.add_row("bundle", f"{_size(found.linked)} linked, {_size(found.written)} written")
     facts.add_row("disk", f"{_size(found.free)} free")
     for note in found.notes:
         facts.add_row("note", note)
     console.print(facts)
+
+
+def show_checkpoint(found: Survey, console: Console | None = None) -> None:
+    """What a checkpoint is and has, and what a build of it would lack."""
+    console = console or Console()
+    _show_parts(found, console)
+    facts = _facts(found)
+    for kind, lines in (("note", found.notes), ("lacks", found.faults)):
+        for line in lines:
+            facts.add_row(kind, line)
+    console.print(facts)
+
+
+def _show_parts(found: Survey, console: Console) -> None:
+    console.print(f"[bold]{found.source}[/]  {found.title or 'unknown'}, {found.layout or 'unknown'} layout")
+    parts = _table("part", "from", "files", "tensors", "size", "types")
+    for part in found.parts:
+        size = _size(part.bytes)
+        row = (part.name, str(part.folder), f"{part.files}", f"{part.tensors}", size, ", ".join(part.types))
+        parts.add_row(*row)
+    console.print(parts)
+
+
+def _facts(found: Survey) -> Table:
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    lengths = ", ".join(f"{name} {length} tokens" for name, length in found.tokenizers.items())
+    facts.add_row("tokenizers", lengths or "none")
+    facts.add_row("tasks", ", ".join(found.tasks) or "none: a partial bundle")
+    return facts
 
 
 _ENGINE = ("engine", "its memory", "its time")

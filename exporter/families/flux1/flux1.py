@@ -42,7 +42,8 @@ class Flux1:
         """
         self.checkpoint = checkpoint
         self._params = flux_params(checkpoint.parts["transformer"])
-        self._kind, *alike = candidates(self._params, checkpoint.pipeline, variant)
+        shifting = (checkpoint.scheduler or {}).get("use_dynamic_shifting")
+        self._kind, *alike = candidates(self._params, checkpoint.pipeline, variant, shifting)
         self._alike = [each.name for each in alike]
 
     @staticmethod

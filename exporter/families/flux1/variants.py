@@ -93,6 +93,14 @@ VARIANTS = {
             shifting=False,
         ),
         Variant(
+            name="dedistilled",
+            pipeline="FluxPipeline",
+            in_channels=64,
+            guidance_embed=False,
+            steps=28,
+            guidance=0.0,
+        ),
+        Variant(
             name="kontext",
             pipeline="FluxKontextPipeline",
             in_channels=64,
@@ -129,16 +137,23 @@ VARIANTS = {
 }
 
 
-def candidates(params: FluxParams, pipeline: str | None = None, asked: str | None = None) -> list[Variant]:
+def candidates(
+    params: FluxParams,
+    pipeline: str | None = None,
+    asked: str | None = None,
+    shifting: bool | None = None,
+) -> list[Variant]:
     """The variants with these tensors, and this pipeline class if one is named; the first is taken.
 
-    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth) and some the same pipeline.
-    Where none fits the pipeline, the tensors alone decide.
+    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth; schnell and what was trained
+    from these to do without distilled guidance) and some the same pipeline. Where none fits the pipeline or the
+    schedule, the tensors alone decide.
 
     Args:
         params: of the transformer.
         pipeline: class that `model_index.json` names.
         asked: chooses one of those with these tensors.
+        shifting: whether the scheduler's config shifts by size; None: there is none.
 
     Raises:
         CheckpointError: no variant has such tensors, or `asked` is none of those that have.
@@ -156,7 +171,8 @@ def candidates(params: FluxParams, pipeline: str | None = None, asked: str | Non
                 f"these tensors are not FLUX.1 {asked}; --variant can be {', '.join(v.name for v in fits)}"
             )
         return [VARIANTS[asked]]
-    return [v for v in fits if v.pipeline == pipeline] or fits
+    fits = [v for v in fits if v.pipeline == pipeline] or fits
+    return [v for v in fits if shifting in (None, v.shifting)] or fits
 
 
 def tasks_of(variant: Variant, stages: Collection[StageName]) -> list[Task]:
