@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from family_rules import FLUX1_NOISE
 from PIL import Image, ImageDraw
 
 from flux_trt.runtime import Pipeline
@@ -101,14 +102,14 @@ class Oracle:
             if steps - i > n_min:
                 total = np.zeros_like(x_src)
                 for _ in range(n_avg):
-                    n = draws.latents(self.grid, x_src.shape[1]).astype(np.float64)
+                    n = draws.latents(FLUX1_NOISE, self.grid).astype(np.float64)
                     z_src = (1 - t) * x_src + t * n
                     z_tar = z_edit + z_src - x_src
                     total += (target(z_tar, t) - source(z_src, t)) / n_avg
                 z_edit = z_edit + (t_next - t) * total
             else:
                 if sampled is None:
-                    n = draws.latents(self.grid, x_src.shape[1]).astype(np.float64)
+                    n = draws.latents(FLUX1_NOISE, self.grid).astype(np.float64)
                     sampled = z_edit + (1 - t) * x_src + t * n - x_src
                 sampled = sampled + (t_next - t) * target(sampled, t)
         return self.show(z_edit if sampled is None else sampled)

@@ -44,8 +44,13 @@ def test_a_run_has_every_figure(measured, bundle):
     found = load(measured / "run.json", Run)
     (case,) = found.cases
     ours, theirs = case.painters
-    default = manifest.read(bundle("flux-nano")).defaults
-    assert (case.width, case.height, case.guidance) == (default.width, default.height, default.guidance)
+    contract = manifest.read(bundle("flux-nano"))
+    default = contract.defaults
+    assert (case.width, case.height, case.guidance) == (
+        default.width,
+        default.height,
+        contract.guidance.default,
+    )
     assert (case.steps, case.batch, case.text_tokens) == (4, 1, 32)
     assert [ours.name, theirs.name] == [OURS, "diffusers"]
     assert ours.picture_ms.n == theirs.picture_ms.n == found.runs == 2

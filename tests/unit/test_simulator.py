@@ -29,7 +29,8 @@ for name in json.loads(sys.argv[1]):
     kind = getattr(trt, name)
     values = {each: getattr(kind, each) for each in dir(kind)}
     found[name] = {each: value.__doc__ if callable(value) else None for each, value in values.items()}
-types = {each: np.dtype(trt.nptype(getattr(trt.DataType, each))).name for each in ("FLOAT", "INT64", "UINT8")}
+kinds = ("FLOAT", "HALF", "INT64", "UINT8")
+types = {each: np.dtype(trt.nptype(getattr(trt.DataType, each))).name for each in kinds}
 print(json.dumps({"classes": found, "types": types, "version": trt.__version__}))
 """
 
