@@ -225,7 +225,7 @@ def _inspect_checkpoint(checkpoint: str, as_json: bool) -> None:
 
     found = survey(checkpoint, None)
     if not found.parts:
-        raise click.ClickException(f"{checkpoint} is no bundle, and as a checkpoint: {found.faults[0]}")
+        raise click.ClickException(f"{checkpoint} is no bundle; {found.faults[0]}")
     if as_json:
         click.echo(json.dumps(found.facts(), indent=2, ensure_ascii=False))
     else:

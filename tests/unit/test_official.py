@@ -167,6 +167,36 @@ def test_every_fault_is_told(repository: Get, tmp_path: Path) -> None:
         assert any(fault in line for line in said), (fault, said)
 
 
+def test_inspect_says_what_a_checkpoint_is(repository: Get) -> None:
+    folder, runner = repository("FLUX.1-schnell"), CliRunner()
+    done = runner.invoke(main, ["inspect", str(folder), "--json"])
+    found = json.loads(done.stdout)
+    assert (found["title"], found["layout"], found["lacks"]) == ("FLUX.1 schnell", "diffusers", [])
+    assert {name: part["types"] for name, part in found["parts"].items()} == {
+        name: ["bfloat16"] for name in ("clip", "t5", "transformer", "vae")
+    }
+    done = runner.invoke(main, ["inspect", str(folder / "flux1-schnell.safetensors")])
+    told = " ".join(done.stdout.split())
+    assert "FLUX.1 schnell, bfl layout" in told
+    assert "dedistilled cannot be told from schnell by their files; --variant chooses" in told
+    assert "has no clip; give it with --text-encoders or --clip" in told
+    done = runner.invoke(main, ["inspect", str(folder / "ae.safetensors")])
+    assert done.exit_code == 1
+    assert "is a vae without a transformer" in done.stderr
+
+
+def test_a_model_without_guidance_is_not_always_schnell(repository: Get, tmp_path: Path) -> None:
+    """Told by the schedule where there is one, by --variant and --scheduler where there is none."""
+    schnell, dev = repository("FLUX.1-schnell"), repository("FLUX.1-dev")
+    shifted = dev / "scheduler" / "scheduler_config.json"
+    assert looked_at(schnell, tmp_path / "a", scheduler=shifted).title == "FLUX.1 dedistilled"
+    beside = {"text_encoders": dev, "vae": dev / "ae.safetensors"}
+    file = schnell / "flux1-schnell.safetensors"
+    assert looked_at(file, tmp_path / "b", **beside).title == "FLUX.1 schnell"
+    found = looked_at(file, tmp_path / "c", **beside, variant="dedistilled")
+    assert (found.title, found.tokenizers["t5"]) == ("FLUX.1 dedistilled", 512)
+
+
 @pytest.mark.parametrize("table", ["flux-dev", "flux-schnell", "flux-fill", "flux-control"])
 def test_the_tables_are_what_diffusers_makes_of_the_configs(table: str) -> None:
     """Names and shapes of the fixtures, held against the public class built from the published config."""

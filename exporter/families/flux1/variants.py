@@ -145,8 +145,8 @@ def candidates(
 ) -> list[Variant]:
     """The variants with these tensors, and this pipeline class if one is named; the first is taken.
 
-    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth; schnell and what was trained
-    from these to do without distilled guidance) and some the same pipeline. Where none fits the pipeline or the
+    Several members have the same tensors (dev, Krea and Kontext; Canny and Depth; schnell and what was
+    trained to do without distilled guidance) and some the same pipeline. Where none fits the pipeline or the
     schedule, the tensors alone decide.
 
     Args:
