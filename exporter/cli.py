@@ -198,8 +198,8 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
 def inspect(what: str, as_json: bool) -> None:
     """Show what is in a bundle: stages, dtypes, shapes, bytes, engines, provenance.
 
-    Of a checkpoint, in any form that build takes, show its layout, family, variant and parts, and what a build
-    would lack.
+    Of a checkpoint, in any form that build takes, show its layout, family, variant and parts, and what it
+    lacks.
     """
     from flux_trt.runtime.bundle import manifest
     from flux_trt.runtime.bundle.engine import engines
