@@ -63,7 +63,7 @@ _OPTIONS = (
     click.option(
         "--max-references",
         type=click.IntRange(0),
-        help="Reference pictures beside the painted one.  [default: 1 for Kontext, else 0]",
+        help="Reference pictures beside the painted one.  [default: 1 where the bundle follows any]",
     ),
     click.option(
         "--no-wide",

@@ -75,6 +75,29 @@ def test_no_family_and_no_variant_is_looked_for(path):
         assert not labels, f"line {labels[0].lineno}: the variant is a label for people"
 
 
+EXPORTER = [
+    path
+    for path in sorted((ROOT / "exporter").rglob("*.py"))
+    if not re.match(r"families/(flux\d|catalogue|recognise)", path.relative_to(ROOT / "exporter").as_posix())
+    and path.name != "foreign.py"
+]
+"""All but the families' own folders, the two lists of families, and the table of other models' names."""
+VARIANTS = NAMES - {"clip", "t5"} | {"canny", "fill", "dedistilled"}
+"""Parts of checkpoints may be called by their names: text encoders are shared by families and files."""
+
+
+@pytest.mark.parametrize("path", EXPORTER, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_exporter_looks_for_none_outside_of_the_families(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documentation = docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            assert node.value.lower() not in VARIANTS, f"line {node.lineno}"
+            assert not FAMILY.search(node.value), f"line {node.lineno}: {node.value}"
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            assert "flux1" not in ast.unparse(node), f"line {node.lineno}"
+
+
 def test_files_are_named_for_what_they_do():
     assert len(FILES) > 30
     assert not [named(path) for path in FILES if set(path.stem.split("_")) & (NAMES | {"canny"})]
