@@ -75,6 +75,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/ladder.py
 	$(BIN)/python benchmarks/build.py
+	$(BIN)/python benchmarks/decode.py
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
 	$(BIN)/flux-bench run $(OUT)/flux-nano --device cpu --backend onnxruntime --backend openvino \
 	    --peer diffusers --peer compile --peer onnx-export --peer openvino --steps 12 --guidance 1 --runs 20 \

@@ -26,6 +26,7 @@ FILES: dict[str, Rows] = {
     "full_size.json": building.full_size,
     "full_size_engines.json": building.engines,
     "build.json": building.build,
+    "decode.json": building.decode,
     "cold_start.json": speed.cold_start,
     "bench/run.json": speed.run,
     "bench/roofline.json": speed.roofline,
