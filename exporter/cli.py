@@ -107,9 +107,10 @@ def build(
 ) -> None:
     """Build a bundle from CHECKPOINT.
 
-    CHECKPOINT is a diffusers folder, a safetensors file with Black Forest Labs' names (with --text-encoders
-    and --vae for what it lacks), or a hub id. An older bundle at --out is replaced once the new one is
-    complete, and stages that would not change are reused.
+    CHECKPOINT is a hub id, a diffusers folder, or a single file: safetensors or GGUF, with Black Forest
+    Labs' or diffusers' names, also ComfyUI's all-in-one files. What it lacks is given with --text-encoders,
+    --clip, --t5, --vae and --tokenizers. An older bundle at --out is replaced once the new one is complete,
+    and stages that would not change are reused.
     """
     from flux_trt.exporter.build import build as build_bundle
     from flux_trt.exporter.quantise.e4m3 import Fp8
