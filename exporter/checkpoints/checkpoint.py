@@ -33,7 +33,7 @@ class Checkpoint:
     """For people: diffusers, bfl or all-in-one."""
     parts: Mapping[str, Part]
     tokenizers: Mapping[str, Path] = field(default_factory=dict)
-    """Text stage -> a transformers tokenizer's folder, or a bundle's tokenizer file."""
+    """Text stage -> a transformers tokenizer's folder, a bundle's tokenizer file, or a GGUF file with T5."""
     pipeline: str | None = None
     scheduler: Mapping[str, Any] | None = None
     beside: Mapping[str, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from typing import TypedDict, Unpack
 from flux_trt.exporter.checkpoints import diffusers, hub, single
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.diffusers import PARTS
+from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
 from flux_trt.exporter.checkpoints.tokenizer import bundle_tokenizers
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
@@ -33,7 +34,7 @@ class Beside(TypedDict, total=False):
     vae: Path | None
     """A single file with the VAE, or a diffusers folder that is one or has one."""
     tokenizers: str | None
-    """A diffusers folder, a bundle, or a hub id of which only the tokenizers are fetched."""
+    """A diffusers folder, a bundle, a T5 in GGUF, or a hub id of which only the tokenizers are fetched."""
     scheduler: Path | None
     """A `scheduler_config.json`."""
     revision: str | None
@@ -70,6 +71,8 @@ def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpa
     if (where := beside.get("tokenizers")) is not None:
         with faults.met():
             tokenizers |= _tokenizers(where)
+    if (path := beside.get("t5")) is not None and is_gguf(Path(path)):
+        tokenizers.setdefault("t5", Path(path))  # its metadata has one
     if (path := beside.get("scheduler")) is not None:
         with faults.met():
             scheduler = diffusers.read_scheduler(Path(path))
@@ -99,8 +102,10 @@ def _one(path: Path, name: str, sub: str) -> Part:
 
 
 def _tokenizers(where: str) -> dict[str, Path]:
-    """Text stage -> tokenizer, of a diffusers folder, a bundle or a hub id."""
+    """Text stage -> tokenizer, of a diffusers folder, a bundle, a GGUF file with T5 or a hub id."""
     path = Path(where).expanduser()
+    if path.is_file() and is_gguf(path):
+        return {"t5": path}
     if not path.is_dir():
         if not hub.looks_like_hub_id(where):
             raise CheckpointError(f"no tokenizers at {where}; give a diffusers folder, a bundle or a hub id")

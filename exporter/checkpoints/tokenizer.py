@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
+from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import CheckpointError
 
@@ -45,20 +47,20 @@ class LoadedTokenizer:
 
 
 def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer:
-    """Read a transformers tokenizer folder and try it.
+    """Read a tokenizer and try it.
 
     Args:
-        source: the folder, or a bundle's tokenizer file.
+        source: a transformers tokenizer's folder, a bundle's tokenizer file, or a GGUF file with T5.
         name: of the text stage.
         padding: the family's.
 
     Raises:
-        CheckpointError: no fast tokenizer can be made from the folder, or it does not know its padding.
+        CheckpointError: no fast tokenizer can be made of it, or it does not know its padding.
     """
     from transformers import AutoTokenizer
 
     if source.is_file():
-        return _of_bundle(source, name, padding)
+        return (_of_gguf if is_gguf(source) else _of_bundle)(source, name, padding)
     if not any((source / file).is_file() for file in FILES):
         raise CheckpointError(f"the tokenizer {source} has none of {', '.join(FILES)}; copy it again")
     try:
@@ -98,6 +100,16 @@ def _of_bundle(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
         raise CheckpointError(f"{file} is not a tokenizer ({fault}); give another bundle") from None
     pad = _pad(spec.pad.id, spec.pad.token, min(spec.pad.most, padding.limit))
     return LoadedTokenizer(name, backend, pad)
+
+
+def _of_gguf(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
+    """A tokenizer that lies in a GGUF file's metadata, which says nothing of the longest prompt."""
+    made = read_tokenizer(file)
+    if not made.backend.encode("a").ids:
+        raise CheckpointError(f"the vocabulary in {file} makes nothing of a text; it is not the {name}'s")
+    return LoadedTokenizer(
+        name, made.backend, _pad(made.backend.token_to_id(made.pad), made.pad, padding.limit)
+    )
 
 
 def _pad(number: int, token: str, length: int) -> manifest.Pad:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +82,21 @@ def read_gguf(path: Path) -> tuple[dict[str, AnyTensor], dict[str, Any]]:
     return t5_names(tensors), said
 
 
+def read_values(path: Path, lists: Collection[str]) -> dict[str, Any]:
+    """What a GGUF file says of itself, with those of its long lists that are named.
+
+    Raises:
+        CheckpointError: not a GGUF file.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Header(file, lists).values()[0]
+    except OSError as fault:
+        raise CheckpointError(f"cannot read {path}: {fault.strerror}; check the path") from None
+    except (ValueError, struct.error) as fault:
+        raise broken(path, f"is not a whole GGUF file ({fault})") from None
+
+
 def _package() -> ModuleType:
     try:
         import gguf
@@ -94,11 +110,11 @@ def _package() -> ModuleType:
 class _Header:
     """Reads the values at the beginning of a file, never more than HEADER_LIMIT bytes of it."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.left = file, HEADER_LIMIT
+    def __init__(self, file: BinaryIO, lists: Collection[str] = ()) -> None:
+        self.file, self.left, self.lists = file, HEADER_LIMIT, lists
 
-    def whole(self) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
-        """What the file says of itself; its tensors: name, dims, type and offset; where this ends."""
+    def values(self) -> tuple[dict[str, Any], int]:
+        """What the file says of itself, and how many tensors are listed after it."""
         if self.take(4) != MAGIC:
             raise ValueError("no GGUF at its beginning")
         if (version := self.number("I")) not in VERSIONS:
@@ -107,7 +123,12 @@ class _Header:
         said = {}
         for _ in range(values):
             key = self.string()
-            said[key] = self.value(self.number("I"))
+            said[key] = self.value(self.number("I"), key in self.lists)
+        return said, tensors
+
+    def whole(self) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
+        """The same; the tensors: name, dims, type and offset; where this ends."""
+        said, tensors = self.values()
         listed = []
         for _ in range(tensors):
             name, rank = self.string(), self.number("I")
@@ -135,8 +156,8 @@ class _Header:
         """The next text."""
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
-        """The next value of a type; None: an array of texts, or of more than LONGEST numbers."""
+    def value(self, kind: int, whole: bool) -> Any:
+        """The next value; None for an array of texts, or of more than LONGEST numbers, unless `whole`."""
         if kind in SCALARS:
             return self.number(SCALARS[kind])
         if kind == STRING:
@@ -145,13 +166,16 @@ class _Header:
             raise ValueError(f"a value of type {kind}")
         inner, count = self.number("I"), self.number("Q")
         if inner == STRING:
+            if whole:
+                return [self.string() for _ in range(count)]
             for _ in range(count):
                 self.string()
             return None
         if inner not in SCALARS:
             raise ValueError(f"an array of type {inner}")
         data = self.take(count * struct.calcsize(f"<{SCALARS[inner]}"))
-        return list(struct.unpack(f"<{count}{SCALARS[inner]}", data)) if count <= LONGEST else None
+        kept = whole or count <= LONGEST
+        return list(struct.unpack(f"<{count}{SCALARS[inner]}", data)) if kept else None
 
 
 def _tensor(
