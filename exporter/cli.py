@@ -11,7 +11,7 @@ import click
 
 from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
-from flux_trt.exporter.options import beside_options
+from flux_trt.exporter.options import CASES, beside_options
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
@@ -51,7 +51,7 @@ def main() -> None:
     """Turn a FLUX checkpoint into a bundle of ONNX graphs that flux-run paints with."""
 
 
-@main.command(short_help="Build a bundle.")
+@main.command(short_help="Build a bundle.", epilog=CASES)
 @click.argument("checkpoint")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
 @click.option(

@@ -16,9 +16,28 @@ _BESIDE = (
     click.option("--clip", type=PATH, help="A file with CLIP, such as clip_l.safetensors, or its folder."),
     click.option("--t5", type=PATH, help="A file with T5, such as t5xxl_fp16.safetensors, or its folder."),
     click.option("--vae", type=PATH, help="ae.safetensors, any file with a VAE, or a diffusers folder."),
-    click.option("--tokenizers", help="A diffusers folder, a bundle, or a hub id: its tokenizers alone."),
+    click.option("--tokenizers", help="A diffusers folder, a bundle or a hub id: its tokenizers alone."),
     click.option("--scheduler", type=PATH, help="A scheduler_config.json, for another schedule."),
 )
+
+CASES = """\b
+What you have, and what CHECKPOINT and the options are:
+  nothing yet             black-forest-labs/FLUX.1-dev (33.7 GB)
+  a diffusers folder      its path
+  flux1-dev.safetensors   the file --text-encoders FOLDER --vae ae.safetensors
+  loose encoders          the file --clip clip_l.safetensors --vae ae.safetensors
+                          --t5 t5xxl_fp16.safetensors --tokenizers WHERE
+  an all-in-one file      the file (17 GB) --tokenizers WHERE
+  fp8, NF4, GGUF          as flux1-dev.safetensors; GGUF needs flux_trt[gguf]
+  T5 in GGUF              --t5 t5.gguf: its tokenizer comes with it
+  Krea, Depth, Kontext    also --variant krea, depth, kontext
+  a LoRA                  not yet: merge it into the model first
+
+\b
+FOLDER is a diffusers folder of any FLUX.1. WHERE is that, a bundle, or a hub
+id, of which only the tokenizers are fetched. --dry-run looks, in seconds.
+"""
+"""Under the help of `build`; docs/checkpoints.md has the whole table."""
 
 
 def beside_options(command: Command) -> Command:
