@@ -16,7 +16,9 @@ _BESIDE = (
     click.option("--clip", type=PATH, help="A file with CLIP, such as clip_l.safetensors, or its folder."),
     click.option("--t5", type=PATH, help="A file with T5, such as t5xxl_fp16.safetensors, or its folder."),
     click.option("--vae", type=PATH, help="ae.safetensors, any file with a VAE, or a diffusers folder."),
-    click.option("--tokenizers", help="A diffusers folder, a bundle or a hub id: its tokenizers alone."),
+    click.option(
+        "--tokenizers", help="A diffusers folder, bundle, hub id or T5 in GGUF: its tokenizers alone."
+    ),
     click.option("--scheduler", type=PATH, help="A scheduler_config.json, for another schedule."),
 )
 

@@ -57,8 +57,8 @@ def read_tokenizer(file: Path) -> GgufTokenizer:
 
 def _pieces(file: Path, said: dict[str, Any]) -> list[tuple[str, float, int]]:
     """Text, score and type of each token."""
-    lists = [said.get(key) for key in LISTS[:3]]
-    if not all(isinstance(found, list) and len(found) == len(lists[0]) for found in lists):
+    lists = [found for found in map(said.get, LISTS[:3]) if isinstance(found, list)]
+    if len(lists) < 3 or len({len(found) for found in lists}) > 1:
         raise broken(file, "the lists of its vocabulary are not all there or not of one length")
     rows = list(zip(*lists, strict=True))
     for token, score, kind in rows:

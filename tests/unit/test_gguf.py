@@ -16,10 +16,10 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from t5_gguf import llama_names
 
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf, read_gguf
-from flux_trt.exporter.checkpoints.quantised.t5_names import IN_BLOCK, OUTSIDE
 from flux_trt.exporter.checkpoints.tensorfile import Decoded, TensorInfo
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
@@ -141,15 +141,8 @@ def test_a_transformer(checkpoint: Callable[[str], Path], tmp_path: Path, prefix
 def test_t5(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """As city96's t5-v1_1-xxl-encoder files: llama.cpp's names."""
     (source,) = (checkpoint("dev-like") / "text_encoder_2").glob("*.safetensors")
-    tensors, made = load_file(source), {}
-    back = {new: old for old, new in OUTSIDE.items()}
-    for name, tensor in tensors.items():
-        if name == "encoder.embed_tokens.weight":
-            continue
-        if name not in back:
-            number, inside = name.removeprefix("encoder.block.").removesuffix(".weight").split(".", 1)
-            inner = next(old for old, new in IN_BLOCK.items() if new == inside)
-        made[back.get(name) or f"enc.blk.{number}.{inner}.weight"] = (tensor.float().numpy(), Kind.F32)
+    tensors = load_file(source)
+    made = {name: (data, Kind.F32) for name, data in llama_names(tensors).items()}
     made["dec.blk.0.attn_q.weight"] = made["output.weight"] = (np.ones((2, 2), np.float32), Kind.F32)
     found, said = read_gguf(write(tmp_path / "t5.gguf", made, arch="t5encoder"))
     assert said["general.architecture"] == "t5encoder"

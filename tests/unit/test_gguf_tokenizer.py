@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import gguf
-import numpy as np
 import official_repositories as official
 import pytest
 from checkpoints import NANO
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from t5_gguf import nano_vocabulary, write
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
@@ -60,43 +59,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     subprocess.run([sys.executable, "-c", train, str(made)], check=True, capture_output=True)
     return made
-
-
-def write(path: Path, folder: Path, rows: int, **changed: object) -> Path:
-    """As llama.cpp's conversion/t5.py does (T5EncoderModel.set_vocab); None leaves a value out."""
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString((folder / "spiece.model").read_bytes())
-    pieces = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    kinds = {"IsUnknown": 2, "IsControl": 3, "IsUnused": 5, "IsByte": 6}
-    fill = range(pieces.vocab_size(), rows)
-    spec, ids = proto.normalizer_spec, range(pieces.vocab_size())
-    said = {
-        "model": "t5",
-        "tokens": [pieces.IdToPiece(n) for n in ids] + [f"[PAD{n}]" for n in fill],
-        "scores": [pieces.GetScore(n) for n in ids] + [-10000.0 for _ in fill],
-        "token_type": [next((k for name, k in kinds.items() if getattr(pieces, name)(n)), 1) for n in ids]
-        + [5 for _ in fill],
-        "add_space_prefix": spec.add_dummy_prefix,
-        "remove_extra_whitespaces": spec.remove_extra_whitespaces,
-        "precompiled_charsmap": spec.precompiled_charsmap or None,
-        "eos_token_id": 1,
-        "unknown_token_id": 2,
-        "padding_token_id": 0,
-    } | changed
-    writer = gguf.GGUFWriter(path, "t5encoder")
-    for name, value in said.items():
-        if value is None:
-            continue
-        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32}.get(
-            type(value), writer.add_array
-        )
-        add(f"tokenizer.ggml.{name}", value)
-    writer.add_tensor("enc.blk.0.attn_q.weight", np.ones((2, 2), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def test_ids_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
@@ -183,16 +145,7 @@ def test_no_vocabulary_is_one_line(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The vocabulary of flux-nano as spiece.model."""
-    made = tmp_path_factory.mktemp("small")
-    model = sentencepiece_model_pb2.ModelProto()
-    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
-    kinds = {"<pad>": "CONTROL", "</s>": "CONTROL", "<unk>": "UNKNOWN"}
-    for piece, score in json.loads((NANO / "tokenizer_2" / "tokenizer.json").read_text())["model"]["vocab"]:
-        kind = getattr(model.SentencePiece, kinds.get(piece, "NORMAL"))
-        model.pieces.add(piece=piece, score=score, type=kind)
-    (made / "spiece.model").write_bytes(model.SerializeToString())
-    return made
+    return nano_vocabulary(tmp_path_factory.mktemp("small"))
 
 
 def test_a_t5_in_gguf_brings_its_tokenizer(
