@@ -189,8 +189,9 @@ def test_a_build_calibrates_by_itself_once(
     options = {"stages": ["conditioner"], "stage_precisions": {"conditioner": "fp8"}, "tell": lines.append}
     found = build(source, out, fp8=Fp8(base="fp32"), **options)
     kept = tmp_path / "bundle.calibration.json"
-    assert lines[1].startswith("calibrating with 2 built-in prompts at 64x64, 12 steps")
-    assert lines[2] == f"calibration: {kept}"
+    assert lines[1] == "krea cannot be told from dev by their files; --variant chooses"
+    assert lines[2].startswith("calibrating with 2 built-in prompts at 64x64, 12 steps")
+    assert lines[3] == f"calibration: {kept}"
     assert (found.stages["conditioner"].precision, found.stages["conditioner"].base) == ("fp8", "fp32")
     before, lines[:] = kept.read_bytes(), []
     again = build(source, out, fp8=Fp8(base="fp32"), **options)
