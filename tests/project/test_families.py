@@ -79,9 +79,10 @@ EXPORTER = [
     path
     for path in sorted((ROOT / "exporter").rglob("*.py"))
     if not re.match(r"families/(flux\d|catalogue|recognise)", path.relative_to(ROOT / "exporter").as_posix())
-    and path.name != "foreign.py"
+    and path.relative_to(ROOT / "exporter").as_posix() not in ("checkpoints/foreign.py", "options.py")
 ]
-"""All but the families' own folders, the two lists of families, and the table of other models' names."""
+"""All but the families' own folders, the two lists of families, the table of other models' names, and the
+table of what people have that `build --help` shows."""
 VARIANTS = NAMES - {"clip", "t5"} | {"canny", "fill", "dedistilled"}
 """Parts of checkpoints may be called by their names: text encoders are shared by families and files."""
 
