@@ -12,6 +12,7 @@ import onnx_ir as ir
 from flux_trt.exporter import reuse
 from flux_trt.exporter.checkpoints.finite import Finite
 from flux_trt.exporter.checkpoints.open import Beside
+from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
 from flux_trt.exporter.families.stage import Stage
@@ -83,7 +84,7 @@ def build(
     model, plan, numbers = prepared.model, prepared.plan, prepared.numbers
     assert numbers is not None
     tell(f"{source}: {model.title} in {model.checkpoint.layout} layout")
-    for line in (*model.checkpoint.notes, *model.choices):
+    for line in prepared.notes:
         tell(line)
 
     with written_aside(out) as folder:
@@ -122,12 +123,14 @@ def _hashed(plan: Sequence[Stage], progress: Progress) -> dict[Path, File]:
     Raises:
         CheckpointError: inf or nan in it.
     """
-    watched = {place: Finite(tensors.items()) for place, tensors in as_they_lie(plan).items()}
+    used: dict[Path, list[tuple[str, TensorInfo]]] = {}
+    for (part, file), tensors in as_they_lie(plan).items():  # a file may hold several parts
+        used.setdefault(file, []).extend((f"{part}: {name}", info) for name, info in tensors.items())
+    watched = {file: Finite(tensors) for file, tensors in used.items()}
     files = {file for stage in plan for file in stage.files}
-    found = digests(files, progress, {file: each.see for (_, file), each in watched.items()})
-    for (part, _), each in watched.items():
-        if each.broken:
-            raise CheckpointError(broken(part, each.broken))
+    found = digests(files, progress, {file: each.see for file, each in watched.items()})
+    if names := [name for each in watched.values() for name in each.broken]:
+        raise CheckpointError(broken(names))
     return found
 
 

@@ -26,6 +26,8 @@ class Prepared:
     """None where they have a fault."""
     plan: list[Stage]
     tokenizers: Mapping[str, LoadedTokenizer]
+    notes: list[str]
+    """What is left out, and what was chosen: a line each, for people."""
 
 
 def prepare(
@@ -49,27 +51,32 @@ def prepare(
     checkpoint = open_checkpoint(source, faults=faults, **beside)
     model = recognise(checkpoint, variant)
     plan = make_stages(model, precision, stages, stage_precisions, base, faults)
-    for line in model.disagreements():
+    disagreements: list[str] = []
+    with faults.met():
+        disagreements = model.disagreements()
+    for line in disagreements:
         with faults.met():
             raise CheckpointError(line)
     numbers, tokenizers = None, dict[str, LoadedTokenizer]()
     with faults.met():
         numbers = model.numbers()
     wanted = list(model.parts) if stages is None else list(stages)
+    notes = [*checkpoint.notes, *model.choices]
     for name in wanted if numbers else ():
+        if name not in numbers.padding:
+            continue
+        if name not in checkpoint.tokenizers and set(wanted) != set(model.parts):
+            notes.append(f"{name} has no tokenizer, and the partial bundle will have none")
+            continue
         with faults.met():
-            whole = set(wanted) == set(model.parts)
-            if name in numbers.padding and (found := _tokenizer(model, numbers, name, whole)):
-                tokenizers[name] = found
-    return Prepared(model, numbers, plan, tokenizers)
+            tokenizers[name] = _tokenizer(model, numbers, name)
+    return Prepared(model, numbers, plan, tokenizers, notes)
 
 
-def _tokenizer(model: Model, numbers: Numbers, name: StageName, whole: bool) -> LoadedTokenizer | None:
-    """The tokenizer of a text stage; a partial bundle may do without."""
+def _tokenizer(model: Model, numbers: Numbers, name: StageName) -> LoadedTokenizer:
+    """The tokenizer of a text stage, which must not know more tokens than the encoder."""
     source = model.checkpoint
     if name not in source.tokenizers:
-        if not whole:
-            return None
         raise CheckpointError(
             f"{source.source} has no tokenizer for {name}; give a diffusers folder or a bundle that has it "
             "with --tokenizers"

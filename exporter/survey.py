@@ -133,7 +133,7 @@ def survey(
         found.parts = [_part(name, model.checkpoint.parts[name]) for name in used]
         found.tokenizers = {name: each.pad.most for name, each in prepared.tokenizers.items()}
         found.tasks = model.tasks([stage.name for stage in plan])
-        found.notes += [*model.checkpoint.notes, *model.choices]
+        found.notes += prepared.notes
         if out is not None:
             _weights(found, plan, out, link)
     if out is not None:
@@ -150,7 +150,7 @@ def _part(name: str, part: Part) -> PartRow:
     files = sorted({file for info in part.tensors.values() for file in info.files})
     return PartRow(
         name=name,
-        folder=files[0].parent,
+        folder=part.folder or (files[0].parent if files else Path()),
         files=len(files),
         tensors=len(part.tensors),
         bytes=sum(file.stat().st_size for file in files),

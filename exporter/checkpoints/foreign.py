@@ -8,7 +8,7 @@ from pathlib import Path
 
 AGAIN = "copy or download it again"
 STARTS: tuple[tuple[bytes, str], ...] = (
-    (b"GGUF", "a GGUF file; give the safetensors one"),
+    (b"GGUF", "a GGUF file; give it by itself, not in a folder"),
     (b"PK\x03\x04", "a pickle (a zip of torch.save), which is not loaded; give the safetensors one"),
     (b"\x80\x02", "a pickle, which is not loaded; give the safetensors one"),
     (b"version https://git-lfs", "a Git LFS pointer and not the weights; fetch them with git lfs pull"),

@@ -5,7 +5,7 @@ FLUX runs both encoders without a mask: padding is text like any other (diffuser
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -70,8 +70,10 @@ def clip_config(part: Part) -> Mapping[str, Any]:
     Raises:
         CheckpointError: a single file of a width that no published CLIP has.
     """
-    if part.config:
-        return part.config
+    return part.config or _told("clip", part, _clip_from_tensors)
+
+
+def _clip_from_tensors(part: Part) -> dict[str, Any]:
     found = {name.removeprefix("text_model."): info.shape for name, info in part.tensors.items()}
     vocabulary, hidden = found["embeddings.token_embedding.weight"]
     if hidden < NARROWEST:
@@ -94,8 +96,10 @@ def clip_config(part: Part) -> Mapping[str, Any]:
 
 def t5_config(part: Part) -> Mapping[str, Any]:
     """T5's config: its own, or of a single file what the shapes tell; all else is that of T5 v1.1."""
-    if part.config:
-        return part.config
+    return part.config or _told("t5", part, _t5_from_tensors)
+
+
+def _t5_from_tensors(part: Part) -> dict[str, Any]:
     found = {name: info.shape for name, info in part.tensors.items()}
     first = "encoder.block.0.layer."
     buckets, heads = found[f"{first}0.SelfAttention.relative_attention_bias.weight"]
@@ -112,6 +116,18 @@ def t5_config(part: Part) -> Mapping[str, Any]:
         "layer_norm_epsilon": 1e-6,
         "feed_forward_proj": "gated-gelu",
     }
+
+
+def _told(name: str, part: Part, read: Callable[[Part], dict[str, Any]]) -> dict[str, Any]:
+    """A config that the shapes tell.
+
+    Raises:
+        CheckpointError: a tensor that tells some of it is missing or misshapen.
+    """
+    try:
+        return read(part)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as fault:
+        raise CheckpointError(f"the {name} file lacks {fault}; copy or download it again") from None
 
 
 def _count(names: Iterable[str], blocks: str) -> int:

@@ -197,20 +197,18 @@ def _finite(tensor: torch.Tensor) -> bool:
 def _not_finite(stage: Stage, name: str) -> str:
     """Whose fault it is: the checkpoint's, or that of a precision with too small a range."""
     if not _finite(stage.recipes[name].load(stage.tensors).float()):
-        return broken(stage.part, [name])
+        return broken([f"{stage.part}: {name}"])
     return (
         f"{stage.name}: {name} has values that are not finite in {stage.base or stage.precision}; "
         "use --precision fp32 or bf16"
     )
 
 
-def broken(part: str, names: Sequence[str]) -> str:
-    """That a checkpoint holds inf or nan."""
+def broken(names: Sequence[str]) -> str:
+    """That a checkpoint holds inf or nan, in the tensors `names`."""
+    others = f", as have {len(names) - 1} others" if len(names) > 1 else ""
     return (
-        f"{part}: {names[0]} has values that are not finite, as do {len(names)} tensors in all; "
-        "the checkpoint is damaged: copy or download it again"
-        if len(names) > 1
-        else f"{part}: {names[0]} has values that are not finite; the checkpoint is damaged, "
+        f"{names[0]} has values that are not finite{others}; the checkpoint is damaged, "
         "copy or download it again"
     )
 

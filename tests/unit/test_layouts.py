@@ -19,6 +19,7 @@ from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import load_tokenizer
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
+from flux_trt.exporter.survey import survey
 from flux_trt.runtime.bundle.rules import Constant
 from flux_trt.runtime.errors import CheckpointError
 
@@ -67,6 +68,21 @@ def bfl(source: Path, folder: Path) -> Weights:
     return load_file(write_bfl(source, folder / "bfl.safetensors"))
 
 
+def all_in_one(source: Path, folder: Path, vae: str = "vae.") -> Weights:
+    """The prefixes of ComfyUI's supported_models; ComfyUI#4624 has the 17 GB file."""
+    clip, t5 = "text_encoders.clip_l.", "text_encoders.t5xxl."
+    found = prefixed("model.diffusion_model.", bfl(source, folder))
+    found |= prefixed(f"{clip}transformer.", published_clip(source))
+    found |= {
+        f"{clip}logit_scale": torch.ones(()),
+        f"{clip}transformer.text_projection.weight": torch.ones(4, 4),
+    }
+    found |= prefixed(f"{t5}transformer.", load_file(part_file(source, "text_encoder_2")))
+    found |= {f"{t5}logit_scale": torch.ones(())}
+    found |= prefixed(vae, load_file(source / "ae.safetensors"))
+    return found
+
+
 def same(found: dict[str, Weights], expected: dict[str, Weights]) -> bool:
     """Every parameter of every stage; a text encoder's file may hold more than the stage uses."""
     for stage, parameters in expected.items():
@@ -107,17 +123,7 @@ def test_a_single_file_with_diffusers_names(
 
 @pytest.mark.parametrize("vae", ["vae.", "first_stage_model."])
 def test_an_all_in_one_file(source: Path, expected: dict[str, Weights], tmp_path: Path, vae: str) -> None:
-    """The prefixes of ComfyUI's supported_models; ComfyUI#4624 has the 17 GB file."""
-    clip, t5 = "text_encoders.clip_l.", "text_encoders.t5xxl."
-    found = prefixed("model.diffusion_model.", bfl(source, tmp_path))
-    found |= prefixed(f"{clip}transformer.", published_clip(source))
-    found |= {
-        f"{clip}logit_scale": torch.ones(()),
-        f"{clip}transformer.text_projection.weight": torch.ones(4, 4),
-    }
-    found |= prefixed(f"{t5}transformer.", load_file(part_file(source, "text_encoder_2")))
-    found |= {f"{t5}logit_scale": torch.ones(())}
-    found |= prefixed(vae, load_file(source / "ae.safetensors"))
+    found = all_in_one(source, tmp_path, vae)
     file = tmp_path / "all in one.safetensors"
     save_file({name: value.contiguous().clone() for name, value in found.items()}, file)
     assert same(weights(file), expected)
@@ -306,3 +312,39 @@ def test_a_lora_beside_the_weights_is_told_of(source: Path, tmp_path: Path) -> N
         "pytorch_lora_weights.safetensors: a LoRA beside the weights is not used",
         "ae.safetensors: not read; the parts' own folders are",
     )
+
+
+@pytest.mark.parametrize(
+    "part", ["text_encoders.t5xxl.transformer.shared.weight", "vae.decoder.conv_in.weight"]
+)
+def test_a_nan_is_found_in_every_part_of_an_all_in_one_file(source: Path, tmp_path: Path, part: str) -> None:
+    found = {name: value.contiguous().clone() for name, value in all_in_one(source, tmp_path).items()}
+    found[part].view(-1)[0] = torch.nan
+    save_file(found, tmp_path / "flux.safetensors")
+    stages = ["t5", "conditioner", "denoiser", "vae_decoder"]
+    with pytest.raises(
+        CheckpointError, match=r"(t5: shared|vae: decoder.conv_in).weight has values that are not"
+    ):
+        build(str(tmp_path / "flux.safetensors"), tmp_path / "bundle", stages=stages)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "sub", "lost"),
+    [
+        ("clip", "text_encoder", "text_model.embeddings.token_embedding.weight"),
+        ("t5", "text_encoder_2", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+    ],
+)
+def test_a_loose_encoder_that_is_not_whole_is_one_line(
+    source: Path, tmp_path: Path, option: str, sub: str, lost: str
+) -> None:
+    """Also where other stages are built, and in a dry run beside other faults."""
+    tensors = published_clip(source) if option == "clip" else load_file(part_file(source, sub))
+    del tensors[lost]
+    save_file(tensors, tmp_path / "loose.safetensors")
+    beside = {option: tmp_path / "loose.safetensors", "vae": source / "ae.safetensors"}
+    for stages in (None, ["denoiser"]):
+        found = survey(str(source), tmp_path / "bundle", stages=stages, **beside)
+        assert any(f"the {option} file lacks" in fault for fault in found.faults)
+        assert found.title == "FLUX.1 dev"

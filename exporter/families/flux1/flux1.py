@@ -48,8 +48,9 @@ class Flux1:
 
     @staticmethod
     def tells(checkpoint: Checkpoint) -> bool:
-        """Whether the transformer has what every FLUX.1 has."""
-        return True
+        """Whether the transformer has double blocks under BFL's or diffusers' name."""
+        names = checkpoint.parts["transformer"].tensors
+        return any(name.startswith(("double_blocks.", "transformer_blocks.")) for name in names)
 
     @property
     def variant(self) -> str:
