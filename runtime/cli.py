@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from flux_trt.runtime.errors import FluxTrtError, RequestError
-from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures
+from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures, of_schedule
 
 if TYPE_CHECKING:
     from flux_trt.runtime.bundle.manifest import Manifest
@@ -54,6 +54,7 @@ def main() -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), help="How many steps the schedule has.  [default: the bundle's]"
 )
+@of_schedule
 @click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the bundle's]")
 @click.option("--negative", metavar="PROMPT", help="What to keep away from; needs --true-cfg.")
 @click.option("--true-cfg", type=float, help="Scale of true classifier-free guidance; twice the time.")
@@ -127,7 +128,8 @@ def generate(
     "--target", metavar="PROMPT", required=True, multiple=True, help="What to show; any number of times."
 )
 @of_pictures
-@click.option("--steps", type=click.IntRange(min=1), default=28, show_default=True, help="Of the schedule.")
+@click.option("--steps", type=click.IntRange(min=1), help="Of the schedule.  [default: 28]")
+@of_schedule
 @click.option(
     "--n-max",
     type=click.IntRange(min=1),

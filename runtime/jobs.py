@@ -54,6 +54,10 @@ class Fields(BaseModel):
         None, description="WxH or [w, h]"
     )
     steps: int | None = None
+    shift: float | None = None
+    sigmas: Annotated[tuple[float, ...] | None, _written(notation.sigmas)] = Field(
+        None, description="S,S,... or [s, s, ...]"
+    )
     guidance: float | None = None
     seed: int | None = None
     negative: str | None = None

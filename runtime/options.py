@@ -40,6 +40,40 @@ class Margins(click.ParamType):
             self.fail(str(fault), param, ctx)
 
 
+class Sigmas(click.ParamType):
+    """LEVEL,LEVEL,..., as floats."""
+
+    name = "S,S,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split "1,0.75,0.5"."""
+        try:
+            return notation.sigmas(str(value))
+        except ValueError as fault:
+            self.fail(str(fault), param, ctx)
+
+
+def of_schedule(command: Command) -> Command:
+    """Which noise levels are walked."""
+    for option in reversed(
+        [
+            click.option(
+                "--shift",
+                type=click.FloatRange(min=0, min_open=True),
+                help="Move the noise levels up, for every size alike; 1 is none.  [default: the bundle's way]",
+            ),
+            click.option(
+                "--sigmas",
+                type=Sigmas(),
+                metavar="S,S,...",
+                help="Noise levels falling from 1, before the shift; they say the number of steps.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 def of_pictures(command: Command) -> Command:
     """What becomes of the pictures: where, how large, how many, from which seed."""
     for option in reversed(

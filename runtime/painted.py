@@ -57,6 +57,10 @@ def parameters(bundle: Bundle, request: Request, index: int) -> dict[str, Any]:
         "width": request.width,
         "height": request.height,
     }
+    if request.levels.rule != bundle.manifest.schedule:
+        found |= {"schedule": request.levels.rule.model_dump()}
+    if request.levels.given is not None:
+        found |= {"sigmas": list(request.levels.given)}
     if request.negatives:
         found |= {"negative": request.negatives[index], "true_cfg": request.true_cfg}
     if edit := request.edit:

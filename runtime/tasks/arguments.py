@@ -24,6 +24,12 @@ class Shared(TypedDict, total=False):
     """Pictures per prompt. Default 1."""
     batch: int | None
     """How many pictures are painted at once, at most. Default 1, which needs the least memory."""
+    shift: float | None
+    """Moves the noise levels up, for every size alike: diffusers' FlowMatchEulerDiscreteScheduler with this
+    `shift` and without dynamic shifting. 1 is none. Default: the bundle's own schedule."""
+    sigmas: Sequence[float] | None
+    """Noise levels to walk, falling from 1, before the shift: the `sigmas` of diffusers' pipelines. They say
+    the number of steps."""
 
 
 class GenerateArguments(Shared, total=False):
@@ -58,7 +64,7 @@ class EditArguments(Shared, total=False):
     """What `edit` takes: FlowEdit's numbers, defaults of its authors for FLUX.1-dev."""
 
     steps: int
-    """Of the whole schedule. Default 28."""
+    """Of the whole schedule. Default 28, or as many as `sigmas`."""
     n_max: int
     """How many of the last steps are walked: fewer keep more of the picture. Default 24."""
     n_min: int

@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.pictures.latents import Grid
-from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.noise import Generator
 from flux_trt.runtime.sampling.trajectory import Known, Trajectory
 from flux_trt.runtime.tasks import fill, flowedit, image, inpaint
@@ -20,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest: Manifest) -> Trajectory:
     """The trajectory of the pictures `chosen`."""
     rows, columns = request.grid
-    levels = schedule.sigmas(manifest.schedule, request.steps, rows * columns)
+    levels = request.levels.sigmas(rows * columns)
     if request.edit:
         return flowedit.trajectory(
             request.edit, levels, encoded.images[chosen], request.seeds[chosen], manifest.model.noise

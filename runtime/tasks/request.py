@@ -19,8 +19,10 @@ from flux_trt.runtime.tasks import validate
 from flux_trt.runtime.tasks.arguments import PictureLike
 from flux_trt.runtime.tasks.flowedit import FlowEdit
 from flux_trt.runtime.tasks.guidance import guided, told
+from flux_trt.runtime.tasks.levels import Levels
 
 STRENGTH = 0.6
+STEPS = 28  # of an edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Request:
     width: int
     height: int
     grid: latents.Grid
-    steps: int
+    levels: Levels
     guidance: float | None
     """None for a model without guidance input."""
     batch: int
@@ -59,6 +61,8 @@ class Request:
         *,
         size: tuple[int, int] | None = None,
         steps: int | None = None,
+        shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance: float | None = None,
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
@@ -93,8 +97,9 @@ class Request:
             raise RequestError("a strength is given without a picture; give the picture with --image")
         if strength is None:
             strength = STRENGTH if images and task != "fill" else 1.0
-        steps = validate.at_least("steps", manifest.defaults.steps if steps is None else steps)
-        validate.expect_moves(steps, strength)
+        steps = None if steps is None else validate.at_least("steps", steps)
+        levels = Levels.asked(manifest.schedule, steps, manifest.defaults.steps, shift, sigmas)
+        validate.expect_moves(levels.steps, strength)
         references = tuple(reference_pictures.prepared(manifest, each, auto_resize) for each in references)
         width, height = size or _size(manifest, (*images, *controls), references)
         pull = guided(manifest, len(texts), guidance, negative, true_cfg)
@@ -105,7 +110,7 @@ class Request:
             width=width,
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
-            steps=steps,
+            levels=levels,
             guidance=pull.told,
             batch=validate.at_least("batch", 1 if batch is None else batch),
             negatives=validate.each(pull.negatives, count),
@@ -128,7 +133,9 @@ class Request:
         target: str | Sequence[str],
         *,
         size: tuple[int, int] | None = None,
-        steps: int = 28,
+        steps: int | None = None,
+        shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
         n_min: int = 0,
         n_max: int = 24,
         n_avg: int = 1,
@@ -149,7 +156,10 @@ class Request:
         if len(sources) != len(targets):
             raise RequestError(f"{len(sources)} sources are given for {len(targets)} targets; give as many")
         _expect(manifest, "edit")
-        steps, count = validate.at_least("steps", steps), validate.at_least("count", count)
+        count = validate.at_least("count", count)
+        given = None if steps is None else validate.at_least("steps", steps)
+        levels = Levels.asked(manifest.schedule, given, STEPS, shift, sigmas)
+        steps = levels.steps
         if not 0 <= n_min <= n_max <= steps or n_max == 0:
             raise RequestError(
                 f"n_min {n_min} and n_max {n_max} are not possible; they count the last of {steps} steps: "
@@ -165,7 +175,7 @@ class Request:
             width=width,
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
-            steps=steps,
+            levels=levels,
             guidance=told(manifest, target_guidance) if embedded else None,
             batch=validate.at_least("batch", 1 if batch is None else batch),
             images=validate.each(images, count),
@@ -178,6 +188,11 @@ class Request:
             ),
             patch=manifest.model.patch,
         )
+
+    @property
+    def steps(self) -> int:
+        """Of the whole schedule."""
+        return self.levels.steps
 
     def __len__(self) -> int:
         return len(self.prompts)
