@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from flux_trt.runtime.errors import FluxTrtError, RequestError
+from flux_trt.runtime.lines import lines
 from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures, of_schedule
 
 if TYPE_CHECKING:
@@ -183,7 +184,10 @@ def _read(prompts: tuple[str, ...]) -> list[str]:
     """The prompts, with the lines of standard input in the place of "-"; blank lines are no prompts."""
     found: list[str] = []
     for prompt in prompts:
-        found += filter(str.strip, sys.stdin.read().splitlines()) if prompt == "-" else [prompt]
+        try:
+            found += lines(sys.stdin.buffer.read()) if prompt == "-" else [prompt]
+        except ValueError as fault:
+            raise RequestError(f"standard input: {fault}") from None
     if not found:
         raise RequestError("standard input has no prompt; give one per line")
     return found

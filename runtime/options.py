@@ -60,7 +60,7 @@ def of_schedule(command: Command) -> Command:
             click.option(
                 "--shift",
                 type=click.FloatRange(min=0, min_open=True),
-                help="Move the noise levels up, for every size alike; 1 is none.  [default: the bundle's way]",
+                help="Move the noise levels up, for all sizes alike; 1 is none.  [default: the bundle's way]",
             ),
             click.option(
                 "--sigmas",

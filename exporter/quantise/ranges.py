@@ -19,6 +19,7 @@ from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
+from flux_trt.runtime.lines import lines
 from flux_trt.runtime.progress import Progress, silent
 
 
@@ -118,9 +119,9 @@ def _lines(path: Path) -> list[str]:
         BuildError: no prompts there.
     """
     try:
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as fault:
-        why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
+        found = lines(path.read_bytes())
+    except (OSError, ValueError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else fault
         raise BuildError(f"cannot read {path} ({why}); give a text file with a prompt on each line") from None
     if not found:
         raise BuildError(f"{path} has no prompts; give a text file with a prompt on each line")
