@@ -57,7 +57,14 @@ def main() -> None:
 )
 @of_schedule
 @click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the bundle's]")
+@click.option(
+    "--prompt-2",
+    metavar="PROMPT",
+    multiple=True,
+    help="What the second text encoder (T5) reads, and only it: one for all, or one for each PROMPT.",
+)
 @click.option("--negative", metavar="PROMPT", help="What to keep away from; needs --true-cfg.")
+@click.option("--negative-2", metavar="PROMPT", help="What the second text encoder reads of it.")
 @click.option("--true-cfg", type=float, help="Scale of true classifier-free guidance; twice the time.")
 @click.option("--image", type=PICTURE, help="Start from this picture.")
 @click.option(
@@ -99,6 +106,7 @@ def generate(
 
     The prompt - reads prompts from standard input, one per line.
     """
+    options["prompt_2"] = options["prompt_2"] or None
     if not prompts and jobs is None:
         raise click.UsageError("Missing argument 'PROMPT...'.")
     if jobs is not None:

@@ -60,7 +60,9 @@ class Fields(BaseModel):
     )
     guidance: float | None = None
     seed: int | None = None
+    prompt_2: str | None = None
     negative: str | None = None
+    negative_2: str | None = None
     true_cfg: float | None = None
     image: Path | None = None
     strength: float | None = None

@@ -57,6 +57,10 @@ def parameters(bundle: Bundle, request: Request, index: int) -> dict[str, Any]:
         "width": request.width,
         "height": request.height,
     }
+    if request.prompts_2:
+        found |= {"prompt_2": request.prompts_2[index]}
+    if request.negatives_2:
+        found |= {"negative_2": request.negatives_2[index]}
     if request.levels.rule != bundle.manifest.schedule:
         found |= {"schedule": request.levels.rule.model_dump()}
     if request.levels.given is not None:

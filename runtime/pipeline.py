@@ -32,11 +32,12 @@ from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
-from flux_trt.runtime.tasks import inpaint
+from flux_trt.runtime.tasks import inpaint, wording
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.tasks.wording import Words
 
 Floats = npt.NDArray[np.float32]
 Values = Mapping[str, Buffer | Floats]
@@ -201,18 +202,24 @@ class Pipeline:
                     done_image = _pasted(image, request, index) if request.paste else image
                     yield Painted.of(done_image, self.bundle, request, index, seconds[chosen.start])
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, Floats]:
-        """Tokenise and encode prompts; text that an encoder cannot read is logged as a warning.
+    def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
+        """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
+
+        Args:
+            prompts: one text for all encoders, or one for each in their order.
 
         Returns:
             What the text encoders give, by name, each [len(prompts), ...].
         """
         found: dict[str, Floats] = {}
-        for name, window in self._windows:
-            seen = window.of(prompts)
-            for text in filter(None, seen.lost):
-                _log.warning("%s reads only %d tokens; not read: %r", name, seen.ids.shape[1], text)
-            given = self._graphs[name].run(taken(self.bundle.stage(name), seen.inputs))
+        seen = {
+            name: window.of([wording.part(prompt, index) for prompt in prompts])
+            for index, (name, window) in enumerate(self._windows)
+        }
+        for line in (*wording.cut(seen), *wording.literal(prompts)):
+            _log.warning("%s", line)
+        for name, through in seen.items():
+            given = self._graphs[name].run(taken(self.bundle.stage(name), through.inputs))
             found |= {each: buffer.numpy() for each, buffer in given.items()}
         return found
 
@@ -306,9 +313,9 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _encode_once(self, request: Request, progress: Progress) -> dict[str, dict[str, Floats]]:
+    def _encode_once(self, request: Request, progress: Progress) -> dict[Words, dict[str, Floats]]:
         """What the encoders give for each different prompt, as batches of one."""
-        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[str, dict[str, Floats]]()
+        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[Words, dict[str, Floats]]()
         # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
         together = request.batch if all(window.fixed for _, window in self._windows) else 1
         for first in range(0, len(prompts), together):

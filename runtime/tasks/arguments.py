@@ -40,8 +40,13 @@ class GenerateArguments(Shared, total=False):
     guidance: float | None
     """How closely to follow the prompt; only for models that have a guidance. Where that is true
     classifier-free guidance, this is its scale."""
+    prompt_2: str | Sequence[str] | None
+    """What the second text encoder reads (T5 in FLUX.1), one for all or one for each prompt, which is then
+    the first one's alone: diffusers' argument of that name. Default: the prompt."""
     negative: str | Sequence[str] | None
     """What to keep away from; needs `true_cfg`, but where that is how the model is guided anyway."""
+    negative_2: str | Sequence[str] | None
+    """What the second text encoder reads instead of `negative`."""
     true_cfg: float | None
     """Scale of true classifier-free guidance (diffusers' `true_cfg_scale`); a run takes twice the time."""
     image: PictureLike | Sequence[PictureLike] | None

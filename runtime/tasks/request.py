@@ -20,6 +20,7 @@ from flux_trt.runtime.tasks.arguments import PictureLike
 from flux_trt.runtime.tasks.flowedit import FlowEdit
 from flux_trt.runtime.tasks.guidance import guided, told
 from flux_trt.runtime.tasks.levels import Levels
+from flux_trt.runtime.tasks.wording import Words
 
 STRENGTH = 0.6
 STEPS = 28  # of an edit
@@ -40,7 +41,10 @@ class Request:
     """None for a model without guidance input."""
     batch: int
     """How many pictures are painted at once, at most."""
+    prompts_2: tuple[str, ...] = ()
+    """What the text encoders after the first read; empty: the same."""
     negatives: tuple[str, ...] = ()
+    negatives_2: tuple[str, ...] = ()
     true_cfg: float | None = None
     """Scale of true classifier-free guidance; None without."""
     images: tuple[Image.Image, ...] = ()
@@ -67,7 +71,9 @@ class Request:
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
         batch: int | None = None,
+        prompt_2: str | Sequence[str] | None = None,
         negative: str | Sequence[str] | None = None,
+        negative_2: str | Sequence[str] | None = None,
         true_cfg: float | None = None,
         image: PictureLike | Sequence[PictureLike] | None = None,
         strength: float | None = None,
@@ -103,6 +109,13 @@ class Request:
         references = tuple(reference_pictures.prepared(manifest, each, auto_resize) for each in references)
         width, height = size or _size(manifest, (*images, *controls), references)
         pull = guided(manifest, len(texts), guidance, negative, true_cfg)
+        if negative_2 is not None and not pull.negatives:
+            raise RequestError("negative_2 is given without a negative prompt; give it with --negative")
+        encoders = len(manifest.encoders)
+
+        def second(name: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
+            return validate.second(name, given, len(texts), encoders)
+
         return cls(
             task=task,
             prompts=validate.each(texts, count),
@@ -113,7 +126,9 @@ class Request:
             levels=levels,
             guidance=pull.told,
             batch=validate.at_least("batch", 1 if batch is None else batch),
+            prompts_2=validate.each(second("prompt_2", prompt_2), count),
             negatives=validate.each(pull.negatives, count),
+            negatives_2=validate.each(second("negative_2", negative_2), count),
             true_cfg=pull.scale,
             images=validate.each(images, count),
             strength=strength,
@@ -218,11 +233,12 @@ class Request:
         """Whether there is a picture to encode."""
         return bool(self.images or self.controls or self.references)
 
-    def texts(self, chosen: slice) -> tuple[str, ...]:
+    def texts(self, chosen: slice) -> tuple[Words, ...]:
         """The prompts that these pictures go through the denoiser with, in its order."""
         if self.edit:
             return (*self.edit.sources[chosen], *self.prompts[chosen])
-        return (*self.prompts[chosen], *self.negatives[chosen])
+        prompts = _words(self.prompts[chosen], self.prompts_2[chosen])
+        return (*prompts, *_words(self.negatives[chosen], self.negatives_2[chosen]))
 
     def guidances(self, chosen: slice) -> npt.NDArray[np.float32] | None:
         """The guidance of each of those."""
@@ -241,6 +257,10 @@ class Request:
         """Pictures that are painted together."""
         for first in range(0, len(self), self.batch):
             yield slice(first, min(first + self.batch, len(self)))
+
+
+def _words(texts: tuple[str, ...], others: tuple[str, ...]) -> tuple[Words, ...]:
+    return tuple(zip(texts, others, strict=True)) if others else texts
 
 
 def _task(

@@ -26,6 +26,22 @@ def texts(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
     return found
 
 
+def second(name: str, given: str | Sequence[str] | None, prompts: int, encoders: int) -> tuple[str, ...]:
+    """What the second text encoder reads, for each prompt; empty where it reads the prompt itself."""
+    if given is None:
+        return ()
+    if encoders != 2:
+        raise RequestError(
+            f"{name} is for the second of two text encoders, and this bundle has {encoders}; leave it out"
+        )
+    found = texts(name, given)
+    if len(found) not in (1, prompts):
+        raise RequestError(
+            f"{len(found)} texts are given as {name} for {prompts} prompts; give one each, or one for all"
+        )
+    return found * (prompts // len(found))
+
+
 def each(given: tuple[T, ...], count: int) -> tuple[T, ...]:
     """Every one `count` times in a row."""
     return tuple(one for one in given for _ in range(count))

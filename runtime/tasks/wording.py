@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from flux_trt.runtime.bundle.window import Seen
+
+Words: TypeAlias = str | tuple[str, ...]
+"""A prompt: one text for all encoders, or one for each."""
 
 LONGEST = 80  # characters of a prompt that a line repeats
 WEIGHTS = re.compile(
     r"\([^()]+:\s*-?\d*\.?\d+\s*\)"  # (word:1.2), of A1111 and ComfyUI
     r"|<(?:lora|lyco|hypernet):[^<>]+>"  # of A1111
     r"|\(\([^()]+\)\)|\[\[[^\[\]]+\]\]|\{\{[^{}]+\}\}"  # ((word)), [[word]] of A1111, {{word}} of NovelAI
-    r"|\([^()]+\)(?:\d+\.\d+|\++|-+)(?=\W|$)|\w(?:\+\+|--)(?=[\s,.]|$)"  # (word)1.2, word++ of compel
+    r"|\([^()]+\)(?:\d+\.\d+|\++|-+)(?=\W|$)|\w{2,}(?:\+\+|--)(?=[\s,.]|$)"  # (word)1.2, word++ of compel
     r"|\[[^\[\]:|]+:[^\[\]:|]+:\s*\d*\.?\d+\s*\]"  # [from:to:0.5] of A1111
 )
 """Weights and the like, as other tools have them in prompts."""
 
 
-def literal(prompts: Sequence[str]) -> Iterator[str]:
-    """A line for each prompt that is written for a tool that reads weights."""
-    for prompt in dict.fromkeys(prompts):
-        if found := WEIGHTS.search(prompt):
+def part(prompt: Words, encoder: int) -> str:
+    """What an encoder, counted from 0, reads of a prompt."""
+    return prompt if isinstance(prompt, str) else prompt[encoder]
+
+
+def literal(prompts: Sequence[Words]) -> Iterator[str]:
+    """A line for each text that is written for a tool that reads weights."""
+    texts = [text for prompt in prompts for text in ((prompt,) if isinstance(prompt, str) else prompt)]
+    for text in dict.fromkeys(texts):
+        if found := WEIGHTS.search(text):
             yield (
                 f"{short(found.group())!r} in a prompt is read as plain text, as FLUX was trained; "
                 "say it in words instead of weights"

@@ -337,3 +337,29 @@ def test_an_image_started_late_on_a_schedule_of_ones_own(checkpoint: Get, bundle
         (plain,) = pipeline.generate(PROMPT, steps=len(sigmas), **asked)
     assert agreement(ours, expected) >= 0.999
     assert agreement(plain, expected) < 0.9
+
+
+def test_a_second_prompt(checkpoint: Get, bundle: Get) -> None:
+    """As the pipelines' prompt_2: the first encoder reads the one, the second the other."""
+    size, third, fourth = (64, 48), "a yellow triangle on a black background", "a gray cross"
+    asked = {"num_inference_steps": 6, "guidance_scale": 1.5}
+    plain = {"size": size, "steps": 6, "guidance": 1.5, "seed": SEED}
+    expected = [
+        theirs(checkpoint("flux-nano"), "FluxPipeline", size, prompt=PROMPT, **words, **asked)
+        for words in (
+            {"prompt_2": OTHER},
+            {"negative_prompt": third, "true_cfg_scale": 3.0, "prompt_2": OTHER},
+            {"negative_prompt": third, "negative_prompt_2": fourth, "true_cfg_scale": 3.0},
+        )
+    ]
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
+        true = {"negative": third, "true_cfg": 3.0}
+        ours = [
+            *pipeline.generate([PROMPT, OTHER], prompt_2=[OTHER, PROMPT], batch=2, **plain)[:1],
+            *pipeline.generate(PROMPT, prompt_2=OTHER, **true, **plain),
+            *pipeline.generate(PROMPT, negative_2=fourth, **true, **plain),
+        ]
+        (alone,) = pipeline.generate(PROMPT, **plain)
+    for image, wanted in zip(ours, expected, strict=True):
+        assert agreement(image, wanted) >= 0.999
+    assert agreement(alone, expected[0]) < 0.99

@@ -38,7 +38,7 @@ def test_what_stands_around_a_prompt_stays():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_standard_input_is_read_alike(form, tiny, tmp_path):
-    asked = ["generate", str(tiny), "-", "--steps", "1", "--size", "16x16", "--out", str(tmp_path / "o.png")]
+    asked = ["generate", str(tiny), "-", "--steps", "1", "--size", "32x32", "--out", str(tmp_path / "o.png")]
     found = CliRunner().invoke(main, asked, input=FORMS[form])
     assert found.exit_code == 0, found.output
     assert len(list(tmp_path.iterdir())) == len(PROMPTS)
