@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from flux_trt.runtime import signals, warned
 from flux_trt.runtime.errors import FluxTrtError, RequestError
 from flux_trt.runtime.lines import lines
 from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures, of_schedule
 
 if TYPE_CHECKING:
-    from flux_trt.runtime.bundle.manifest import Manifest
+    from collections.abc import Callable
+
+    from flux_trt.runtime.bundle.bundle import Bundle
     from flux_trt.runtime.tasks.request import Request
 
 # numpy, Pillow and onnxruntime are imported inside the commands: --help answers at once.
@@ -26,10 +29,21 @@ class Commands(click.Group):
     extras: ClassVar[Mapping[str, str]] = {}
     """The extra that brings a package; "" stands for those not named. Without either it is a bug."""
 
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        """Run as a program: warnings are lines, and signals end it when all is tidy, with their own code."""
+        try:
+            with signals.heard(), warned.lines():
+                return super().main(*arguments, **more)
+        except signals.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            signals.die(stopped.number)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as cause:
+            raise signals.Stopped(cause) from None
         except FluxTrtError as fault:
             raise click.ClickException(str(fault)) from None
         except ModuleNotFoundError as fault:
@@ -100,6 +114,7 @@ def generate(
     prompts: tuple[str, ...],
     output: Path,
     jobs: Path | None,
+    again: Path | None,
     **options: Any,
 ) -> None:
     """Paint every PROMPT with BUNDLE, a folder that flux-export build has written.
@@ -107,34 +122,37 @@ def generate(
     The prompt - reads prompts from standard input, one per line.
     """
     options["prompt_2"] = options["prompt_2"] or None
-    if not prompts and jobs is None:
+    if not prompts and jobs is None and again is None:
         raise click.UsageError("Missing argument 'PROMPT...'.")
     if jobs is not None:
         _expect_alone(ctx, prompts)
-    texts = [] if jobs else _read(prompts)
+    options["prompt"] = _read(prompts) if prompts else None
 
     from flux_trt.runtime import session
-    from flux_trt.runtime.tasks.shortcuts import expanded
+    from flux_trt.runtime.tasks import shortcuts
 
-    machine = session.split(options)
     if jobs is not None:
-        session.paint_jobs(bundle, jobs, machine)
+        from flux_trt.runtime.jobrun import paint_jobs
+
+        writing, batch = session.split_writing(options), options["batch"]
+        paint_jobs(bundle, jobs, session.split(options), writing, batch)
         return
+    ask = _as_recorded(ctx, again, options) if again else None
+    machine, writing = session.split(options), session.split_writing(options)
 
-    def ask(manifest: Manifest) -> Request:
-        from flux_trt.runtime.tasks.request import Request
+    def request(opened: Bundle) -> Request:
+        asked = ask(opened) if ask else options
+        return shortcuts.request(opened.manifest, asked.pop("prompt"), asked)
 
-        return Request.of(manifest, texts, **expanded(manifest, options))
-
-    session.paint(bundle, output, machine, ask)
+    session.paint(bundle, output, machine, request, writing)
 
 
 @main.command(short_help="Edit a picture by what it shows and should show.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--image", type=PICTURE, required=True, help="The picture.")
-@click.option("--source", metavar="PROMPT", required=True, help="What it shows.")
+@click.option("--image", type=PICTURE, help="The picture.  [required]")
+@click.option("--source", metavar="PROMPT", help="What it shows.  [required]")
 @click.option(
-    "--target", metavar="PROMPT", required=True, multiple=True, help="What to show; any number of times."
+    "--target", metavar="PROMPT", multiple=True, help="What to show; any number of times.  [required]"
 )
 @of_pictures
 @click.option("--steps", type=click.IntRange(min=1), help="Of the schedule.  [default: 28]")
@@ -142,9 +160,8 @@ def generate(
 @click.option(
     "--n-max",
     type=click.IntRange(min=1),
-    default=24,
-    show_default=True,
-    help="How many of the last steps are walked; fewer keep more of the picture.",
+    help="How many of the last steps are walked; fewer keep more of the picture.  "
+    "[default: 24 of 28, that share of others]",
 )
 @click.option(
     "--n-min",
@@ -159,23 +176,62 @@ def generate(
 @click.option("--source-guidance", type=float, default=1.5, show_default=True)
 @click.option("--target-guidance", type=float, default=5.5, show_default=True)
 @of_machine
-def edit(bundle: Path, output: Path, **options: Any) -> None:
+@click.pass_context
+def edit(ctx: click.Context, bundle: Path, output: Path, again: Path | None, **options: Any) -> None:
     """Edit a picture with BUNDLE by FlowEdit: no inversion, no mask, two prompts."""
+    for name in ("image", "source", "target"):
+        if not options[name] and again is None:
+            raise click.UsageError(f"Missing option '--{name}'.")
+
     from flux_trt.runtime import session
 
-    machine = session.split(options)
+    ask = _as_recorded(ctx, again, options) if again else None
+    machine, writing = session.split(options), session.split_writing(options)
 
-    def ask(manifest: Manifest) -> Request:
+    def request(opened: Bundle) -> Request:
         from flux_trt.runtime.tasks.request import Request
 
-        return Request.of_edit(manifest, **options)
+        return Request.of_edit(opened.manifest, **(ask(opened) if ask else options))
 
-    session.paint(bundle, output, machine, ask)
+    session.paint(bundle, output, machine, request, writing)
+
+
+def _as_recorded(
+    ctx: click.Context, path: Path, options: dict[str, Any]
+) -> Callable[[Bundle], dict[str, Any]]:
+    """Take from a picture's file what is not said on the command line, and say what is.
+
+    The machine's options are filled in at once, the others when the bundle is open.
+    """
+    from flux_trt.runtime.again import merged, recorded
+
+    found = recorded(path)
+    if found.command != ctx.command.name:
+        raise RequestError(f"{path} was painted by flux-run {found.command}; use flux-run {found.command} --from")
+    names = {"prompt": "prompts"}
+    said = {
+        name: value
+        for name, value in options.items()
+        if ctx.get_parameter_source(names.get(name, name)) == click.core.ParameterSource.COMMANDLINE
+    }
+    flags = {each.name: each.opts[0] for each in ctx.command.params} | {"prompt": "the prompt"}
+    options |= found.machine | {name: value for name, value in said.items() if name in found.machine}
+
+    def ask(bundle: Bundle) -> dict[str, Any]:
+        for doubt in found.doubts(bundle, said.get("backend", ""), said.get("device", "")):
+            print(warned.line(doubt), file=sys.stderr)
+        asked, changed = merged(found, said, options)
+        for name, (now, then) in changed.items():
+            click.echo(f"{flags.get(name, name)} is {now!r}; {path} has {then!r}", err=True)
+        return asked
+
+    return ask
 
 
 def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
     """With --jobs, what is painted stands in the file."""
     machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "bundle", "jobs"}
+    machine |= {"batch", "force", "quality"}
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params
@@ -199,3 +255,7 @@ def _read(prompts: tuple[str, ...]) -> list[str]:
     if not found:
         raise RequestError("standard input has no prompt; give one per line")
     return found
+
+
+if __name__ == "__main__":
+    main()

@@ -86,7 +86,24 @@ def of_pictures(command: Command) -> Command:
                 type=click.Path(path_type=Path),
                 default="out.png",
                 show_default=True,
-                help="Where to write; several pictures become OUT-0.png, OUT-1.png, ...",
+                help="Where to write: a .png, .jpg or .webp; several pictures become OUT-0.png, OUT-1.png, ...",
+            ),
+            click.option(
+                "--force",
+                is_flag=True,
+                help="Replace files that are there; without it only the same pictures are.",
+            ),
+            click.option(
+                "--quality",
+                type=click.IntRange(1, 100),
+                help="Of JPEG and WebP.  [default: 95]",
+            ),
+            click.option(
+                "--from",
+                "again",
+                type=PICTURE,
+                metavar="PICTURE",
+                help="Paint a picture of flux-run again, as its file says; options beside it take precedence.",
             ),
             click.option(
                 "--size",

@@ -26,7 +26,7 @@ from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.painted import Painted, Step
-from flux_trt.runtime.pictures import latents, picture, vae
+from flux_trt.runtime.pictures import latents, picture, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import schedule
@@ -133,7 +133,8 @@ class Pipeline:
             asked: see `GenerateArguments`; what is left out is the bundle's default.
 
         Returns:
-            The pictures, prompt by prompt; `image.info["parameters"]` has what was used, as JSON.
+            The pictures, prompt by prompt; `image.info["flux_trt"]` has what was used, as JSON, and `save` puts
+            it into the file.
 
         Raises:
             RequestError: something that the bundle cannot do.
@@ -200,7 +201,10 @@ class Pipeline:
                 progress("decode", chosen.stop, pictures)
                 for index, image in zip(range(pictures)[chosen], images, strict=True):
                     done_image = _pasted(image, request, index) if request.paste else image
-                    yield Painted.of(done_image, self.bundle, request, index, seconds[chosen.start])
+                    took = seconds[chosen.start]
+                    yield Painted.of(
+                        done_image, self.bundle, request, index, took, self.backend, self._tiling
+                    )
 
     def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
         """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
@@ -298,6 +302,20 @@ class Pipeline:
         graph, model = self._graphs[VAE_DECODER], self.bundle.manifest.model
         pixels = vae.decode(graph, packed, grid, model, self._tiling, partial(progress, "decode tiles"))
         return [Image.fromarray(each) for each in pixels]
+
+    @staticmethod
+    def save(image: Image.Image, path: str | Path, quality: int | None = None) -> None:
+        """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with.
+
+        Args:
+            image: from `generate`, `edit` or `paint`.
+            path: where to; a file that is there is replaced, and never by half a picture.
+            quality: of JPEG and WebP, 1 to 100. None: 95.
+
+        Raises:
+            RequestError: another ending, or a place that cannot be written.
+        """
+        written.write(image, path, quality)
 
     def close(self) -> None:
         """Free all graphs and recordings; closing twice is harmless."""

@@ -356,3 +356,7 @@ def _report(out: Path, name: str, found: Result) -> None:
     save(out / name, found)
     write_all(out)
     click.echo(markdown(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -242,6 +242,7 @@ class TensorRT:
         Raises:
             BackendError: the flavour or cuda-python is not installed, or there is no GPU.
         """
+        self.name: str = flavour
         self.flavour: Flavour = FLAVOURS[flavour]
         self.trt = module or self.flavour.module()
         self.version = str(self.trt.__version__)

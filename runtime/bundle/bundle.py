@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class Bundle:
         if check:
             opened.verify()
         return opened
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the manifest without its provenance: the same for a bundle that was built again from the
+        same, at another time or place."""
+        facts = self.manifest.model_dump(mode="json", exclude={"provenance"})
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def verify(self) -> None:
         """Compare every file's SHA-256.

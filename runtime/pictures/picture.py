@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that know how they were painted, and whatever is given to paint from."""
+"""Pictures that are given to paint from, on disk or open."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import profile
@@ -20,41 +19,10 @@ from flux_trt.runtime.pictures.strokes import strokes
 Source: TypeAlias = str | os.PathLike[str] | IO[bytes] | Image.Image
 """Where a picture is read from: a file's name, an open binary file, or a picture that is open."""
 
-PARAMETERS = "parameters"
-"""The PNG tEXt keyword, and the key in `Image.info`, of the JSON text with a picture's parameters."""
-
 MOST_PIXELS = 2 * 89_478_485
 """Of a picture that is read: what Pillow itself refuses from; decoded, that takes 0.7 GB."""
 
 _SMALLER = f"scale it down to {MOST_PIXELS / 1e6:.0f} megapixels or less"
-
-
-def write(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG with the image's parameters in it; `path` never holds half a picture.
-
-    Args:
-        image: `image.info["parameters"]`, where it has some, goes into the file.
-        path: where to; a file that is there is replaced.
-
-    Raises:
-        RequestError: a place that cannot be written.
-    """
-    path = Path(path)
-    metadata = PngImagePlugin.PngInfo()
-    if PARAMETERS in image.info:
-        metadata.add_text(PARAMETERS, image.info[PARAMETERS])
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with aside.open("wb") as file:
-                image.save(file, "PNG", pnginfo=metadata)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as fault:
-        raise RequestError(f"cannot write {path}: {fault.strerror or fault}; choose another place") from None
 
 
 def read(given: Source, what: str = "") -> Image.Image:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from flux_trt.runtime.tasks import image as image_to_image
 from flux_trt.runtime.tasks import references as reference_pictures
 from flux_trt.runtime.tasks import validate
 from flux_trt.runtime.tasks.arguments import PictureLike
-from flux_trt.runtime.tasks.flowedit import FlowEdit
+from flux_trt.runtime.tasks.flowedit import FlowEdit, most_moves
 from flux_trt.runtime.tasks.guidance import guided, told
 from flux_trt.runtime.tasks.levels import Levels
 from flux_trt.runtime.tasks.wording import Words
+from flux_trt.runtime.tasks.sources import Source, sources_of
 
 STRENGTH = 0.6
 STEPS = 28  # of an edit
@@ -56,6 +57,16 @@ class Request:
     """For all pictures, each of the size it is encoded at."""
     edit: FlowEdit | None = None
     patch: int = 16
+    auto_resize: bool = True
+    """Whether the references were brought to the model's sizes."""
+    size: tuple[int, int] | None = None
+    """As it was asked for."""
+    sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    """What was given, by argument: for each picture, but for "reference", which are for all."""
+    outpaint: tuple[int, int, int, int] | None = None
+    """The margins that `images` were extended by; `sources` has the pictures before that."""
+    canny: bool = False
+    """Whether `controls` are edges; `sources` has the pictures that they were found in."""
 
     @classmethod
     def of(
@@ -94,6 +105,12 @@ class Request:
             for name, given in (("image", image), ("mask", mask), ("control", control))
         )
         references = _pictures("reference", reference or None, None)
+        given = {
+            "image": validate.each(sources_of(image, images), count),
+            "mask": validate.each(sources_of(mask, masks), count),
+            "control": validate.each(sources_of(control, controls), count),
+            "reference": sources_of(reference, references),
+        }
         task = _task(manifest, images, masks, controls, references)
         if masks and not images:
             raise RequestError("a mask is given without a picture; give the picture with --image")
@@ -137,6 +154,9 @@ class Request:
             controls=validate.each(controls, count),
             references=references,
             patch=manifest.model.patch,
+            auto_resize=auto_resize,
+            size=size,
+            sources=given,
         )
 
     @classmethod
@@ -152,7 +172,7 @@ class Request:
         shift: float | None = None,
         sigmas: Sequence[float] | None = None,
         n_min: int = 0,
-        n_max: int = 24,
+        n_max: int | None = None,
         n_avg: int = 1,
         source_guidance: float = 1.5,
         target_guidance: float = 5.5,
@@ -175,6 +195,7 @@ class Request:
         given = None if steps is None else validate.at_least("steps", steps)
         levels = Levels.asked(manifest.schedule, given, STEPS, shift, sigmas)
         steps = levels.steps
+        n_max = most_moves(steps) if n_max is None else n_max
         if not 0 <= n_min <= n_max <= steps or n_max == 0:
             raise RequestError(
                 f"n_min {n_min} and n_max {n_max} are not possible; they count the last of {steps} steps: "
@@ -202,6 +223,8 @@ class Request:
                 n_avg=validate.at_least("n_avg", n_avg),
             ),
             patch=manifest.model.patch,
+            size=size,
+            sources={"image": validate.each(sources_of(image, images), count)},
         )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from flux_trt.runtime.bundle.manifest import Manifest
@@ -9,6 +11,24 @@ from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.tasks import edges
 from flux_trt.runtime.tasks.fill import outpaint
+from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.tasks.sources import sources_of
+
+
+def request(manifest: Manifest, prompt: str | Sequence[str], options: dict[str, Any]) -> Request:
+    """The request of a prompt and the options of `flux-run generate`, or the fields of a job.
+
+    Raises:
+        RequestError: options that say two things at once, or something that the bundle cannot do.
+    """
+    made = Request.of(manifest, prompt, **expanded(manifest, options))
+    if (margins := options.get("outpaint")) is not None:
+        image = sources_of(options["image"], [picture.read(options["image"])]) * len(made)
+        made = replace(made, outpaint=margins, sources={**made.sources, "image": image, "mask": ()})
+    if (canny := options.get("canny")) is not None:
+        control = sources_of(canny, [picture.read(canny)]) * len(made)
+        made = replace(made, canny=True, sources={**made.sources, "control": control})
+    return made
 
 
 def expanded(manifest: Manifest, options: dict[str, Any]) -> dict[str, Any]:
