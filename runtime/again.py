@@ -12,7 +12,6 @@ from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.painted import PICTURES
 from flux_trt.runtime.pictures import picture, texts
-from flux_trt.runtime.tasks import shortcuts
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.request import Request
 from flux_trt.runtime.tasks.sources import digest
@@ -115,7 +114,7 @@ class Recorded:
         asked = self.options | self.found(given)
         if self.command == "edit":
             return Request.of_edit(manifest, **asked)
-        return shortcuts.request(manifest, asked.pop("prompt"), asked)
+        return Request.of(manifest, asked.pop("prompt"), **asked)
 
     def doubts(self, bundle: Bundle, backend: str = "", device: str = "") -> list[str]:
         """Why the picture may not become the same again, a sentence each."""

@@ -87,6 +87,15 @@ def main() -> None:
     help="How much of it to paint anew.  [default: 0.6; where a hole is filled: 1]",
 )
 @click.option("--mask", type=PICTURE, help="Paint only where this picture is white.")
+@click.option(
+    "--mask-blur", type=click.FloatRange(min=0), metavar="PX", help="Soften the mask's edges, for --paste."
+)
+@click.option(
+    "--mask-crop",
+    type=click.IntRange(min=0),
+    metavar="PAD",
+    help="Paint only what the mask has and PAD pixels around, at --size, and put it back.",
+)
 @click.option("--outpaint", type=Margins(), metavar="L,T,R,B", help="Extend --image by so many pixels.")
 @click.option("--paste", is_flag=True, help="Put the picture's own pixels back where the mask is black.")
 @click.option("--reference", type=PICTURE, multiple=True, help="Follow this picture; any number of times.")
@@ -129,7 +138,6 @@ def generate(
     options["prompt"] = _read(prompts) if prompts else None
 
     from flux_trt.runtime import session
-    from flux_trt.runtime.tasks import shortcuts
 
     if jobs is not None:
         from flux_trt.runtime.jobrun import paint_jobs
@@ -141,8 +149,10 @@ def generate(
     machine, writing = session.split(options), session.split_writing(options)
 
     def request(opened: Bundle) -> Request:
+        from flux_trt.runtime.tasks.request import Request
+
         asked = ask(opened) if ask else options
-        return shortcuts.request(opened.manifest, asked.pop("prompt"), asked)
+        return Request.of(opened.manifest, asked.pop("prompt"), **asked)
 
     session.paint(bundle, output, machine, request, writing)
 
@@ -207,7 +217,9 @@ def _as_recorded(
 
     found = recorded(path)
     if found.command != ctx.command.name:
-        raise RequestError(f"{path} was painted by flux-run {found.command}; use flux-run {found.command} --from")
+        raise RequestError(
+            f"{path} was painted by flux-run {found.command}; use flux-run {found.command} --from"
+        )
     names = {"prompt": "prompts"}
     said = {
         name: value

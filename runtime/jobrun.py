@@ -24,7 +24,6 @@ from flux_trt.runtime.progress import Progress, bars
 from flux_trt.runtime.results import Results
 from flux_trt.runtime.session import Machine
 from flux_trt.runtime.signals import Stopped
-from flux_trt.runtime.tasks import shortcuts
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.company import gathered, joined
 from flux_trt.runtime.tasks.request import Request
@@ -157,7 +156,9 @@ class Run:
         """Say that, and where the results are."""
         if as_json:
             counts = {each: self.count[each] for each in OUTCOMES}
-            click.echo(json.dumps({"results": str(place), **counts} | ({"stopped": stopped} if stopped else {})))
+            click.echo(
+                json.dumps({"results": str(place), **counts} | ({"stopped": stopped} if stopped else {}))
+            )
         else:
             click.echo(f"{self.told()}; results in {place}")
 
@@ -207,9 +208,9 @@ def asked_by(job: Job, manifest: Manifest) -> Request:
     foreign = set(asked) - set(
         EditArguments.__annotations__ if kind == "source" else GenerateArguments.__annotations__
     )
-    foreign -= {*needed, *(("canny", "outpaint") if kind == "prompt" else ())}
+    foreign -= {*needed}
     if foreign:
         raise RequestError(f"a job with {kind!r} has no field {min(foreign)!r}; leave it out")
     if kind == "source":
         return Request.of_edit(manifest, **asked)
-    return shortcuts.request(manifest, asked.pop("prompt"), asked)
+    return Request.of(manifest, asked.pop("prompt"), **asked)

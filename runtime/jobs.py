@@ -1,6 +1,6 @@
 """A manifest of jobs: many pictures from one file, JSONL, one object a line. A job is one picture:
 
-    {"prompt": "a red circle", "size": "64x64", "seed": 3, "output": "circle.png"}
+{"prompt": "a red circle", "size": "64x64", "seed": 3, "output": "circle.png"}
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Fields(BaseModel):
     image: Path | None = None
     strength: float | None = None
     mask: Path | None = None
+    mask_blur: float | None = None
+    mask_crop: int | None = None
     outpaint: Annotated[tuple[int, int, int, int] | None, _written(notation.margins)] = Field(
         None, description="L,T,R,B or [l, t, r, b]"
     )

@@ -26,13 +26,14 @@ from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.painted import Painted, Step
-from flux_trt.runtime.pictures import latents, picture, vae, written
+from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
-from flux_trt.runtime.tasks import inpaint, wording
+from flux_trt.runtime.tasks import wording
+from flux_trt.runtime.tasks.apart import Part, apart, in_order
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
@@ -141,8 +142,8 @@ class Pipeline:
             PaintError: latents that are not finite.
             BackendError: a stage that failed, for example without enough memory.
         """
-        request = Request.of(self.bundle.manifest, prompt, **asked)
-        return [painted.image for painted in self.paint(request, progress)]
+        ask = partial(Request.of, self.bundle.manifest)
+        return self._images(apart(ask, "prompt", prompt, dict(asked)), progress)
 
     def edit(
         self,
@@ -165,8 +166,8 @@ class Pipeline:
         Returns:
             The edited pictures. Errors are `generate`'s.
         """
-        request = Request.of_edit(self.bundle.manifest, image, source, target, **asked)
-        return [painted.image for painted in self.paint(request, progress)]
+        ask, given = partial(Request.of_edit, self.bundle.manifest), {"image": image, "source": source}
+        return self._images(apart(ask, "target", target, given | dict(asked)), progress)
 
     def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
         """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
@@ -200,7 +201,7 @@ class Pipeline:
                     images = [image for part in parts for image in self.decode(part, request.grid, progress)]
                 progress("decode", chosen.stop, pictures)
                 for index, image in zip(range(pictures)[chosen], images, strict=True):
-                    done_image = _pasted(image, request, index) if request.paste else image
+                    done_image = request.finished(image, index)
                     took = seconds[chosen.start]
                     yield Painted.of(
                         done_image, self.bundle, request, index, took, self.backend, self._tiling
@@ -331,6 +332,11 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _images(self, parts: list[Part], progress: Progress) -> list[Image.Image]:
+        """The pictures of all parts of a call, in its order."""
+        painted = ([each.image for each in self.paint(part, progress)] for part, _ in parts)
+        return list(in_order(zip(painted, (places for _, places in parts), strict=True)))
+
     def _encode_once(self, request: Request, progress: Progress) -> dict[Words, dict[str, Floats]]:
         """What the encoders give for each different prompt, as batches of one."""
         prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[Words, dict[str, Floats]]()
@@ -396,11 +402,6 @@ def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:
     if tokens == trajectory.target:
         return [last]
     return [last[row].head(trajectory.target).reshape(1, trajectory.target, channels) for row in range(batch)]
-
-
-def _pasted(image: Image.Image, request: Request, index: int) -> Image.Image:
-    original = picture.as_pixels(request.images[index], image.size)
-    return Image.fromarray(inpaint.paste(np.asarray(image), original, request.mask(index)))
 
 
 @contextmanager

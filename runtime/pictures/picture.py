@@ -55,8 +55,8 @@ def read_mask(given: Source, what: str = "") -> Image.Image:
 def rgb(image: Image.Image) -> Image.Image:
     """sRGB of any picture: what is transparent lies over white, 16-bit greys are rounded to 8 bits.
 
-    An embedded colour profile is obeyed, see `profile`; without one, CMYK is taken as plain inks, RGB as sRGB.
-    Of 16-bit RGB files Pillow reads the upper 8 bits.
+    An embedded colour profile is obeyed, see `profile`; without one, CMYK is taken as plain inks, RGB as
+    sRGB. Of 16-bit RGB files Pillow reads the upper 8 bits.
 
     Raises:
         RequestError: values without a known white, such as floats.
@@ -72,7 +72,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """The mask in any picture, "L": its luminance, or its transparency; see `strokes`. No profile is looked at.
+    """The mask in any picture, "L": its luminance, or its transparency (see `strokes`); no profile is obeyed.
 
     Raises:
         RequestError: as `rgb`.

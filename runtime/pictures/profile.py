@@ -39,7 +39,9 @@ def srgb(image: Image.Image) -> Image.Image:
         if base.mode == "RGB" and _is_same(transform):
             return image
         found = ImageCms.applyTransform(base, transform)
-    except Exception as fault:  # ImageCms raises PyCMSError, OSError or ValueError, whatever LittleCMS stumbles over
+    except (
+        Exception
+    ) as fault:  # ImageCms raises PyCMSError, OSError or ValueError, whatever LittleCMS stumbles over
         why = " ".join(str(fault).split())
         _log.warning(
             "the picture's colour profile is ignored (%s); its colours may be off: save it as sRGB", why

@@ -8,7 +8,17 @@ from typing import Any, TypeVar
 
 from flux_trt.runtime.tasks.request import Request
 
-PER_PICTURE = ("prompts", "seeds", "negatives", "images", "masks", "controls")
+PER_PICTURE = (
+    "prompts",
+    "prompts_2",
+    "seeds",
+    "negatives",
+    "negatives_2",
+    "images",
+    "masks",
+    "places",
+    "controls",
+)
 """The fields of a request that have one value for each picture; all others must be the same."""
 
 T = TypeVar("T")

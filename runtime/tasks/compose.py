@@ -50,8 +50,15 @@ def _one(
     def noise_of(grid: Grid) -> Floats:
         return generator.latents(model.noise, grid)
 
+    if encoded.controls and request.masks and encoded.images[index].deviation is not None:
+        noise_of(
+            request.grid
+        )  # FluxControlInpaintPipeline draws it for the masked picture, and does not use it
     condition = encoded.controls[index].sample(noise_of) if encoded.controls else None
-    clean = encoded.images[index].sample(noise_of) if encoded.images else None
+    clean = None
+    if encoded.images:  # FluxKontextInpaintPipeline alone takes the mode, and draws nothing
+        taken = encoded.images[index]
+        clean = taken.mode if request.masks and request.references else taken.sample(noise_of)
     noise = noise_of(request.grid)
     start = noise if clean is None else image.noised(clean, noise, levels[0])
     known = None
