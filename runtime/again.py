@@ -135,7 +135,9 @@ class Recorded:
             )
         for word, value in (("backend", backend), ("device", device)):
             if value not in ("", "auto", told.get(word, value)):
-                found.append(f"{self.path} was painted on {told[word]}, not {value}; values may differ by a little")
+                found.append(
+                    f"{self.path} was painted on {told[word]}, not {value}; values may differ by a little"
+                )
         return found
 
     def _place(self, option: str, record: Mapping[str, str], given: Path | None) -> Path:

@@ -196,7 +196,9 @@ def _as_recorded(
 
     found = recorded(path)
     if found.command != ctx.command.name:
-        raise RequestError(f"{path} was painted by flux-run {found.command}; use flux-run {found.command} --from")
+        raise RequestError(
+            f"{path} was painted by flux-run {found.command}; use flux-run {found.command} --from"
+        )
     names = {"prompt": "prompts"}
     said = {
         name: value

@@ -38,7 +38,6 @@ def _fields(parameters: Mapping[str, Any], family: str) -> dict[str, Any]:
         "Model": f"{family} {parameters['variant']}",
         "Denoising strength": _number(parameters.get("strength")),
         "Task": parameters["task"],
-        "FlowEdit source": parameters.get("source"),
         "Version": f"flux_trt {parameters['flux_trt']}",
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -157,7 +157,9 @@ class Run:
         """Say that, and where the results are."""
         if as_json:
             counts = {each: self.count[each] for each in OUTCOMES}
-            click.echo(json.dumps({"results": str(place), **counts} | ({"stopped": stopped} if stopped else {})))
+            click.echo(
+                json.dumps({"results": str(place), **counts} | ({"stopped": stopped} if stopped else {}))
+            )
         else:
             click.echo(f"{self.told()}; results in {place}")
 

@@ -1,12 +1,11 @@
 """A manifest of jobs: many pictures from one file, JSONL, one object a line. A job is one picture:
 
-    {"prompt": "a red circle", "size": "64x64", "seed": 3, "output": "circle.png"}
+{"prompt": "a red circle", "size": "64x64", "seed": 3, "output": "circle.png"}
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -136,6 +136,7 @@ def _given(request: Request, index: int) -> dict[str, Any]:
     if request.controls:
         found["canny"] = request.canny
     if request.references:
+        found["references"] = len(request.references)
         found["reference"] = [each.record for each in request.sources["reference"]]
         found["auto_resize"] = request.auto_resize
     return found

@@ -63,9 +63,7 @@ def paint(
     request = ask(opened)
     places = several(output, len(request))
     tiling = Tiling.of(opened.manifest.model, machine.tile)
-    writing.expect_free(
-        places, [parameters(opened, request, index, tiling) for index in range(len(request))]
-    )
+    writing.expect_free(places, [parameters(opened, request, index, tiling) for index in range(len(request))])
     report = Report(machine.as_json, len(places))
     try:
         with load(opened, machine, request) as pipeline:

@@ -26,7 +26,9 @@ def joined(requests: Sequence[Request]) -> Request:
         requests: `alike`, at least one.
     """
     first = requests[0]
-    found: dict[str, Any] = {name: sum((getattr(each, name) for each in requests), ()) for name in PER_PICTURE}
+    found: dict[str, Any] = {
+        name: sum((getattr(each, name) for each in requests), ()) for name in PER_PICTURE
+    }
     if first.edit:
         texts = sum((each.edit.sources for each in requests if each.edit), ())
         found["edit"] = replace(first.edit, sources=texts)

@@ -49,9 +49,7 @@ def sources_of(given: Any, opened: Sequence[Image.Image]) -> tuple[Source, ...]:
     known: dict[int, str] = {}
     for image in opened:
         known[id(image)] = known.get(id(image)) or digest(image)
-    return tuple(
-        Source(known[id(image)], _path(one)) for one, image in zip(several, opened, strict=True)
-    )
+    return tuple(Source(known[id(image)], _path(one)) for one, image in zip(several, opened, strict=True))
 
 
 def _path(given: Any) -> str | None:
