@@ -177,7 +177,7 @@ def merged(
     """
     pictures = found.found(said)
     asked = {**options, **found.options, **said, **pictures}
-    silent = {*found.machine, *pictures, "output", "force", "quality", "again", "batch"}
+    silent = {*found.machine, *pictures, "output", "force", "quality", "again", "batch", "count"}
     changed = {
         name: (_plain(value), _plain(found.options.get(name)))
         for name, value in said.items()
