@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from flux_trt.runtime import recorded
 from flux_trt.runtime.cli import main
+from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.pipeline import Pipeline
 
 CPU = ("--backend", "onnxruntime", "--device", "cpu")
@@ -63,7 +65,7 @@ def done(bundle, tmp_path):
     """A job with a picture and its output, painted."""
     root = bundle("dev-like")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save("photo.png")
-    path = written(tmp_path, {"prompt": "a", "image": "photo.png", "steps": 2, "output": "o.png"})
+    path = written(tmp_path, {"prompt": "a", "image": "photo.png", "strength": 0.5, "steps": 4, "output": "o.png"})
     assert counted(run(root, "--jobs", path)) == [1, 0, 0]
     again = run(root, "--jobs", path)
     assert (counted(again), again.stderr) == ([0, 1, 0], "")
@@ -107,7 +109,7 @@ def test_another_bundle_paints_again(done, bundle):
     _, path = done
     found = run(bundle("kontext-like"), "--jobs", path)
     assert counted(found) == [1, 0, 0]
-    assert "it differs in content, variant" in found.stderr
+    assert "it differs in content, guidance, variant" in found.stderr
 
 
 def test_another_tile_paints_again(done, bundle):
@@ -160,8 +162,6 @@ def test_results_of_an_earlier_version(tiny, bundle, tmp_path):
     assert counted(run(tiny, "--jobs", path)) == [2, 0, 0]
     noted = results(path)
     names = ("task", "prompt", "seed", "steps", "guidance", "width", "height", "variant", "bundle", "flux_trt")
-    from PIL.PngImagePlugin import PngInfo
-
     for number, each in enumerate(noted, 1):
         info = PngInfo()
         facts = {name: each["parameters"][name] for name in names} | ({"seed": 8} if number == 2 else {})
@@ -231,8 +231,6 @@ def test_jobs_painted_together_are_those_of_each_alone(bundle, tmp_path, monkeyp
 
 
 def test_one_that_fails_in_company_leaves_the_others(tiny, tmp_path, monkeypatch):
-    from flux_trt.runtime.errors import PaintError
-
     paint = Pipeline.paint
 
     def failing(self, request, *more):
