@@ -1,4 +1,4 @@
-"""A run of a file of jobs: what is done is kept, what is alike is painted together, each result is on disk at once."""
+"""A run of a file of jobs: what is done is kept, and what is alike is painted together."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ OUTCOMES = ("painted", "kept", "failed")
 def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, batch: int = 1) -> None:
     """Paint the jobs of a file, with results beside it; what is done already is kept.
 
-    A job is done when the picture at its place says itself that it was painted with the same bundle, the same given
-    pictures and the same parameters.
+    A job is done when the picture at its place says itself that it was painted with the same bundle, the same
+    given pictures and the same parameters.
 
     Args:
         bundle: a folder that `flux-export build` has written.

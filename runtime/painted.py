@@ -97,9 +97,9 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
 def same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """The names of the parameters in which a picture that is there differs from one that is asked for.
 
-    What stands for itself is not compared: the machine, where given pictures lay, and the digest of a manifest
-    where that of its content is known. A picture of an earlier version, which recorded less, is taken at its word
-    when no other picture was given for it; else "version" is among the names.
+    What stands for itself is not compared: the machine, where given pictures lay, and the digest of a
+    manifest where that of its content is known. A picture of an earlier version, which recorded less, is
+    taken at its word when no other picture was given for it; else "version" is among the names.
     """
     old, new = _compared(recorded), _compared(asked)
     if "content" not in recorded:

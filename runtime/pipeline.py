@@ -132,8 +132,8 @@ class Pipeline:
             asked: see `GenerateArguments`; what is left out is the bundle's default.
 
         Returns:
-            The pictures, prompt by prompt; `image.info["flux_trt"]` has what was used, as JSON, and `save` puts
-            it into the file.
+            The pictures, prompt by prompt; `image.info["flux_trt"]` has what was used, as JSON, and `save`
+            puts it into the file.
 
         Raises:
             RequestError: something that the bundle cannot do.

@@ -65,7 +65,10 @@ def picture(path: Path) -> dict[str, Any]:
     """Pixels and parameters; the PNG's own bytes have the manifest's digest among them."""
     with Image.open(path) as image:
         pixels = f"{image.mode} {image.width}x{image.height} ".encode() + image.tobytes()
-        return {"pixels": digest(pixels), "parameters": lasting(json.loads(image.info.get("flux_trt") or image.info["parameters"]))}
+        return {
+            "pixels": digest(pixels),
+            "parameters": lasting(json.loads(image.info.get("flux_trt") or image.info["parameters"])),
+        }
 
 
 def record(programs: Path, examples: Path, work: Path) -> Found:

@@ -1,4 +1,4 @@
-"""Requests that can be painted together: one of several, whose pictures are those of each alone, bit for bit."""
+"""Requests that can be painted together: the pictures are those of each alone, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def alike(one: Request, other: Request) -> bool:
-    """Whether two can be painted together: task, size, schedule and everything else that is not a picture's own."""
+    """Whether two can be painted together: all that is not a picture's own is the same."""
     return _shared(one) == _shared(other)
 
 

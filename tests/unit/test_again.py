@@ -1,4 +1,4 @@
-"""Painted again from its file: every task, every format, bit for bit; and what is said where that cannot be."""
+"""Painted again from its file: every task and format, bit for bit; and what is said where it cannot be."""
 
 import json
 
@@ -21,10 +21,13 @@ TASKS = {
     "reference": ("kontext-like", ["generate", "a", "--reference", "photo.png", "--reference", "other.png"]),
     "own sizes": ("kontext-like", ["generate", "a", "--reference", "photo.png", "--no-auto-resize"]),
     "fill": ("fill-like", ["generate", "a", "--image", "photo.png", "--mask", "mask.png"]),
-    "outpaint": ("fill-like", ["generate", "a", "--image", "photo.png", "--outpaint", "16,0,0,16", "--paste"]),
+    "outpaint": (
+        "fill-like",
+        ["generate", "a", "--image", "photo.png", "--outpaint", "16,0,0,16", "--paste"],
+    ),
     "control": ("canny-like", ["generate", "a", "--control", "photo.png"]),
     "canny": ("canny-like", ["generate", "a", "--canny", "photo.png"]),
-    "no guidance": ("schnell-like", ["generate", "caf\u00e9,\n \"x\"", "--size", "32x32"]),
+    "no guidance": ("schnell-like", ["generate", 'caf\u00e9,\n "x"', "--size", "32x32"]),
     "edit": ("dev-like", ["edit", "--image", "photo.png", "--source", "a", "--target", "b", "--n-avg", "2"]),
     "tiles": ("dev-like", ["generate", "a", "--size", "96x64", "--tile", "64"]),
 }
@@ -111,7 +114,9 @@ def test_pictures_are_found_beside_the_picture_or_given_again(first, given):
     np.testing.assert_array_equal(pixels("c.png"), pixels("b.png"))
 
 
-@pytest.mark.parametrize(("task", "name", "option"), [("inpaint", "mask.png", "mask"), ("edit", "photo.png", "image")])
+@pytest.mark.parametrize(
+    ("task", "name", "option"), [("inpaint", "mask.png", "mask"), ("edit", "photo.png", "image")]
+)
 def test_a_changed_picture_is_refused(first, given, task, name, option):
     root, verb = first(task, "a.png")
     with Image.open(given / name) as image:
@@ -158,14 +163,27 @@ def test_another_bundle_and_another_backend_are_warned_of(first, bundle, given):
 def test_a_picture_of_an_earlier_version(first, bundle, given):
     root, _ = first("generate", "a.png")
     facts = dict(recorded("a.png").parameters)
-    names = ("task", "prompt", "seed", "steps", "guidance", "width", "height", "variant", "bundle", "flux_trt")
+    names = (
+        "task",
+        "prompt",
+        "seed",
+        "steps",
+        "guidance",
+        "width",
+        "height",
+        "variant",
+        "bundle",
+        "flux_trt",
+    )
     info = PngInfo()
     info.add_text("parameters", json.dumps({name: facts[name] for name in names}))
     with Image.open("a.png") as image:
         image.save("old.png", pnginfo=info)
     found = run("generate", root, "--from", "old.png", "-o", "b.png", *CPU)
     assert found.exit_code == 0, found.output
-    assert found.stderr.startswith("warning: old.png is of an earlier version, which did not record everything")
+    assert found.stderr.startswith(
+        "warning: old.png is of an earlier version, which did not record everything"
+    )
     np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
 
 

@@ -1,7 +1,6 @@
 """Runs of a file of jobs: what counts as done, what is never lost, and what is painted together."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -65,7 +64,9 @@ def done(bundle, tmp_path):
     """A job with a picture and its output, painted."""
     root = bundle("dev-like")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save("photo.png")
-    path = written(tmp_path, {"prompt": "a", "image": "photo.png", "strength": 0.5, "steps": 4, "output": "o.png"})
+    path = written(
+        tmp_path, {"prompt": "a", "image": "photo.png", "strength": 0.5, "steps": 4, "output": "o.png"}
+    )
     assert counted(run(root, "--jobs", path)) == [1, 0, 0]
     again = run(root, "--jobs", path)
     assert (counted(again), again.stderr) == ([0, 1, 0], "")
@@ -161,14 +162,25 @@ def test_results_of_an_earlier_version(tiny, bundle, tmp_path):
     path = written(tmp_path, {"prompt": "a"}, {"prompt": "red"})
     assert counted(run(tiny, "--jobs", path)) == [2, 0, 0]
     noted = results(path)
-    names = ("task", "prompt", "seed", "steps", "guidance", "width", "height", "variant", "bundle", "flux_trt")
+    names = (
+        "task",
+        "prompt",
+        "seed",
+        "steps",
+        "guidance",
+        "width",
+        "height",
+        "variant",
+        "bundle",
+        "flux_trt",
+    )
     for number, each in enumerate(noted, 1):
         info = PngInfo()
         facts = {name: each["parameters"][name] for name in names} | ({"seed": 8} if number == 2 else {})
         info.add_text("parameters", json.dumps(facts))
         with Image.open(each["path"]) as image:
             image.save(f"j-{number}.png", pnginfo=info)
-        os.unlink(each["path"])
+        (tmp_path / each["path"]).unlink()
     old = [{**each, "path": f"j-{number}.png"} for number, each in enumerate(noted, 1)]
     path.with_name("j.results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in old))
     found = run(tiny, "--jobs", path)
@@ -215,7 +227,17 @@ def test_jobs_painted_together_are_those_of_each_alone(bundle, tmp_path, monkeyp
             shutil.copy(name, folder)
         path = written(folder, *({**each, "output": f"{k}.png"} for k, each in enumerate(BATCHED)))
         result = CliRunner().invoke(
-            main, ["generate", str(bundle("dev-like")), "--jobs", str(path), "--batch", str(batch), "--backend", backend]
+            main,
+            [
+                "generate",
+                str(bundle("dev-like")),
+                "--jobs",
+                str(path),
+                "--batch",
+                str(batch),
+                "--backend",
+                backend,
+            ],
         )
         assert counted(result) == [len(BATCHED), 0, 0], result.output
         found[batch] = folder
@@ -227,7 +249,7 @@ def test_jobs_painted_together_are_those_of_each_alone(bundle, tmp_path, monkeyp
             for each in (one, other):
                 each.pop(name, {})
         assert one == other
-    assert sorted((each["line"] for each in results(found[3] / "j.jsonl"))) == list(range(1, 14))
+    assert sorted(each["line"] for each in results(found[3] / "j.jsonl")) == list(range(1, 14))
 
 
 def test_one_that_fails_in_company_leaves_the_others(tiny, tmp_path, monkeypatch):

@@ -124,7 +124,11 @@ def test_a_next_run_knows_what_was_painted_and_where(tmp_path, three):
         assert [results.place(job) for job in three] == [tmp_path / "a.png", tmp_path / "b.png", None]
         results.failed(a, "painted again, and this time it failed")
         assert results.place(a) is None
-        assert [results.owner(tmp_path / name) for name in ("a.png", "b.png", "c.png")] == [a.key, b.key, None]
+        assert [results.owner(tmp_path / name) for name in ("a.png", "b.png", "c.png")] == [
+            a.key,
+            b.key,
+            None,
+        ]
 
 
 def test_pictures_elsewhere_keep_their_whole_path(tmp_path, three):
@@ -197,9 +201,9 @@ def test_foreign_lines_among_the_results_say_nothing(tmp_path_factory, foreign):
 
 
 def test_only_one_run_has_the_results_at_a_time(tmp_path):
-    with Results(tmp_path / "results.jsonl"):
-        with pytest.raises(RequestError, match="another run is at work on .*; wait for it to end"):
-            Results(tmp_path / "results.jsonl")
+    busy = pytest.raises(RequestError, match="another run is at work on .*; wait for it to end")
+    with Results(tmp_path / "results.jsonl"), busy:
+        Results(tmp_path / "results.jsonl")
     Results(tmp_path / "results.jsonl").close()
 
 
@@ -223,6 +227,10 @@ def test_a_place_follows_the_job_and_not_its_line(tmp_path):
 
 
 def test_two_jobs_with_one_output_are_refused(tmp_path):
-    lines = [json.dumps({"prompt": text, "output": place}) for text, place in (("a", "x.png"), ("b", "./x.png"))]
-    with pytest.raises(RequestError, match=r"lines 1 and 3 both write .*x\.png; give each an output of its own"):
+    lines = [
+        json.dumps({"prompt": text, "output": place}) for text, place in (("a", "x.png"), ("b", "./x.png"))
+    ]
+    with pytest.raises(
+        RequestError, match=r"lines 1 and 3 both write .*x\.png; give each an output of its own"
+    ):
         jobs.expect_apart(jobs.read(written(tmp_path, lines[0], "", lines[1])))

@@ -54,7 +54,8 @@ EDIT = {
     "target_guidance": ({}, 1.0, 2.0),
 }
 NOT_OF_A_PICTURE = {"count", "batch"}
-"""How many pictures there are, and how many are painted at once: each has its seed, and comes out the same."""
+"""How many pictures there are, and how many are painted at once: each has its seed, and comes out the
+same."""
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,18 @@ def test_a_bundle_built_again_has_the_same_content(opened):
 def test_a_record_of_an_earlier_version_is_trusted_where_it_says_all(opened):
     bundle = opened("dev-like")
     asked = told(bundle, Request.of(bundle.manifest, "a"))
-    names = ("task", "prompt", "seed", "steps", "guidance", "width", "height", "variant", "bundle", "flux_trt")
+    names = (
+        "task",
+        "prompt",
+        "seed",
+        "steps",
+        "guidance",
+        "width",
+        "height",
+        "variant",
+        "bundle",
+        "flux_trt",
+    )
     old = {name: asked[name] for name in names}
     assert painted.same(old, asked) == []
     assert painted.same(old | {"seed": 9}, asked) == ["seed"]

@@ -1,4 +1,4 @@
-"""Signals, with real processes: tidy, told, and with the code of the signal; and every command line as a module."""
+"""Signals to real processes: tidy, told, and ended by the signal; and every command line as a module."""
 
 import json
 import os
@@ -62,7 +62,9 @@ def test_jobs_go_on_after_a_signal(tiny, tmp_path, name):
     assert process.returncode == -getattr(signal, name)
     done = results.read_bytes().count(b"\n")
     assert said == f"{done} painted, 0 kept, 0 failed; results in {results}\n"
-    assert told == f"stopped by {name}: {done} painted, 0 kept, 0 failed; the same command goes on from there\n"
+    assert (
+        told == f"stopped by {name}: {done} painted, 0 kept, 0 failed; the same command goes on from there\n"
+    )
     with started("generate", tiny, "--jobs", path, "--device", "cpu") as process:
         said, _ = process.communicate(timeout=120)
     assert said.startswith(f"{6 - done} painted, {done} kept, 0 failed")
