@@ -1,7 +1,5 @@
 """Where the commands write: nothing that is there is lost, and what is in the way is said before any work."""
 
-import os
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -44,14 +42,14 @@ def test_another_file_is_replaced_only_by_force(tiny, tmp_path, name, there, mon
         path.write_text("mine")
     else:
         path.symlink_to(tmp_path / "nowhere")
-    before = os.readlink(path) if path.is_symlink() else path.read_bytes()
+    before = path.readlink() if path.is_symlink() else path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("flux_trt.runtime.session.connect", lambda *all, **more: 1 / 0)
         found = line(run("generate", tiny, "a", "-o", path))
     assert f"{path} is there and is another file (" in found
     assert found.endswith("; give another name, or --force to replace it")
     assert ("it differs in seed" in found) == (there == "another seed")
-    assert (os.readlink(path) if path.is_symlink() else path.read_bytes()) == before
+    assert (path.readlink() if path.is_symlink() else path.read_bytes()) == before
     assert run("generate", tiny, "a", "-o", path, "--force").exit_code == 0
     assert recorded(path).parameters["seed"] == 0
 
