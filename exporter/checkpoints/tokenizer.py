@@ -8,6 +8,7 @@ from typing import Any
 
 from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
+from flux_trt.exporter.written import write_file
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import CheckpointError
 
@@ -38,12 +39,12 @@ class LoadedTokenizer:
         """One more than the largest id."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
-    def write(self, folder: Path) -> manifest.Tokenizer:
+    def write(self, folder: Path) -> tuple[manifest.Tokenizer, manifest.File]:
         """Write `tokenizers/<name>.json` into the bundle `folder`, as transformers itself would tokenise."""
         inside = f"tokenizers/{self.name}.json"
         (folder / "tokenizers").mkdir(exist_ok=True)
-        self.backend.save(str(folder / inside))
-        return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False)
+        file = write_file(folder / inside, self.backend.to_str(pretty=True).encode())
+        return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False), file
 
 
 def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer:
