@@ -164,7 +164,7 @@ def edit(bundle: Path, output: Path, **options: Any) -> None:
 
 def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
     """With --jobs, what is painted stands in the file."""
-    machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "bundle", "jobs"}
+    machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "engines", "bundle", "jobs"}
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params

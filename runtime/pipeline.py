@@ -97,6 +97,7 @@ class Pipeline:
         memory: MemoryMode = "resident",
         record: bool = True,
         tile: int | None = None,
+        engines: str | Path | None = None,
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -109,12 +110,13 @@ class Pipeline:
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
             tile: pixels of the tiles that larger pictures are encoded and decoded in. None: tiles of 1024 for
                 pictures of more than two megapixels; 0: never.
+            engines: a folder with TensorRT engines beside those in the bundle.
 
         Raises:
             BundleError: a bundle that is not whole.
             BackendError: a backend, device or precision that does not work here, or too little memory.
         """
-        opened = Bundle.open(bundle, check=False)
+        opened = Bundle.open(bundle, check=False, engines=engines)
         connected = connect(backend, device, opened, memory, check)
         if check:
             opened.verify()

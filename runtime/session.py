@@ -23,6 +23,7 @@ from flux_trt.runtime.bundle.flow import VAE_ENCODER, Flow
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import FluxTrtError, PaintError, RequestError
 from flux_trt.runtime.jobs import BadLine, Job
+from flux_trt.runtime.options import ENGINES
 from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.pipeline import Pipeline
 from flux_trt.runtime.progress import bars
@@ -44,6 +45,7 @@ class Machine:
     tile: int | None
     as_json: bool
     no_check: bool
+    engines: Path | None = None
 
 
 def paint(bundle: Path, output: Path, machine: Machine, ask: Callable[[Manifest], Request]) -> None:
@@ -60,7 +62,7 @@ def paint(bundle: Path, output: Path, machine: Machine, ask: Callable[[Manifest]
     """
     expect_writable(output)
     start = time.perf_counter()
-    opened = Bundle.open(bundle, check=not machine.no_check)
+    opened = _open(bundle, machine)
     request = ask(opened.manifest)
     with load(opened, machine, request) as pipeline:
         loaded = time.perf_counter()
@@ -89,7 +91,7 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine) -> None:
     Raises:
         FluxTrtError: nothing could be painted, or some jobs failed: the others are done.
     """
-    opened = Bundle.open(bundle, check=not machine.no_check)
+    opened = _open(bundle, machine)
     place = path.with_name(f"{path.stem}.results.jsonl")
     count = Counter[str]()
     found = list(jobs.read(path))
@@ -146,6 +148,13 @@ def asked_by(job: Job, manifest: Manifest) -> Request:
     if kind == "source":
         return Request.of_edit(manifest, **asked)
     return Request.of(manifest, asked.pop("prompt"), **expanded(manifest, asked))
+
+
+def _open(bundle: Path, machine: Machine) -> Bundle:
+    given = machine.engines is not None and str(machine.engines) != os.environ.get(ENGINES)
+    if given and not machine.backend.startswith("tensorrt"):
+        raise RequestError("--engines is for --backend tensorrt and tensorrt-rtx; leave it out")
+    return Bundle.open(bundle, check=not machine.no_check, engines=machine.engines)
 
 
 def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pipeline:

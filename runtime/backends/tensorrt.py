@@ -316,6 +316,7 @@ class TensorRT:
             self.version,
             self.gpu.capability,
             self.memory == "streaming",
+            self._bundle.engines,
         )
 
 

@@ -22,7 +22,8 @@ from flux_trt.exporter.engines import child, engine
 from flux_trt.exporter.engines.engine import Options, build_engines, keep_engines
 from flux_trt.exporter.engines.profile import Shapes
 from flux_trt.exporter.families.catalogue import STAGES
-from flux_trt.exporter.folder import digest
+from flux_trt.exporter.folder import digest, lock_of
+from flux_trt.exporter.lock import alone
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 from flux_trt.runtime.bundle import manifest
@@ -159,9 +160,8 @@ def test_a_graph_that_tensorrt_cannot_read(nano: Path, tmp_path: Path) -> None:
 
 
 def test_one_build_at_a_time(nano: Path) -> None:
-    (nano / "engines").mkdir(exist_ok=True)
     with (
-        engine._alone(nano / "engines"),
+        alone(lock_of(nano), nano),
         pytest.raises(BuildError, match="another build is at work"),
     ):
         build_engines(nano, ADA, stages=["clip"])
