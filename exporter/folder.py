@@ -41,8 +41,8 @@ class Aside:
 def written_aside(out: Path, tell: Tell = lambda line: None) -> Iterator[Aside]:
     """A fresh directory beside `out` that takes its place when the block ends well, and vanishes when not.
 
-    What killed builds of that name have left is removed, and a bundle that one of them was about to replace is
-    put back; both under the lock that `engines` takes too.
+    What killed builds of that name have left is removed, and a bundle that one of them was about to replace
+    is put back; both under the lock that `engines` takes too.
 
     Raises:
         BuildError: `out` is something other than a bundle or an empty directory, or cannot be written, or
@@ -99,7 +99,7 @@ def _put(aside: Path, out: Path) -> None:
 
 
 def _replace(aside: Path, out: Path) -> None:
-    """In two steps; a build that is killed between them leaves both, and the next one puts the old one back."""
+    """In two steps; a build killed between them leaves both, and the next one puts the old one back."""
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
     try:
         out.rename(old / out.name)
@@ -134,7 +134,7 @@ def remove(folder: Path) -> None:
     """Remove a folder of ours, also one that was made read-only, as far as that is allowed."""
     for each, _, _ in os.walk(folder):
         try:
-            os.chmod(each, 0o700)
+            Path(each).chmod(0o700)
         except OSError:
             continue
     shutil.rmtree(folder, ignore_errors=True)

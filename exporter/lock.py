@@ -102,7 +102,8 @@ def _lock(handle: int, place: Path, tell: Callable[[str], None]) -> bool:
     if fault.errno in BUSY:
         raise BuildError(f"another build is at work in {place}; wait for it to end")
     tell(
-        f"warning: {place} cannot be locked ({fault.strerror}); see to it that no other build is at work there"
+        f"warning: {place} cannot be locked ({fault.strerror}); "
+        "see to it that no other build is at work there"
     )
     return False
 
@@ -110,6 +111,6 @@ def _lock(handle: int, place: Path, tell: Callable[[str], None]) -> bool:
 def _is_at(path: Path, handle: int) -> bool:
     """Whether the open file is still the one of that name."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
+        return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False

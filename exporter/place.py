@@ -66,7 +66,7 @@ def foreign(out: Path, found: manifest.Manifest) -> Iterator[str]:
     """The files in a bundle's folder that no build has made, by their paths in it."""
     ours = {manifest.NAME, *found.files}
     for folder, folders, files in os.walk(out):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        links = [name for name in folders if Path(folder, name).is_symlink()]
         for name in sorted([*links, *files]):
             inside = Path(folder, name).relative_to(out)
             if inside.as_posix() not in ours and not LITTER.fullmatch(name) and not _of_engines(inside):

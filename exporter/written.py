@@ -42,8 +42,8 @@ def cannot_write(path: Path, fault: OSError) -> BuildError:
 class Written:
     """A file that is written from its beginning to its end, hashed on the way.
 
-    Use as a context manager; leaving it flushes the file to the disk and compares sizes. `record` has size and
-    SHA-256 then.
+    Use as a context manager; leaving it flushes the file to the disk and compares sizes. `record` has size
+    and SHA-256 then.
 
     Raises:
         OSError: with the file's name: it cannot be written, or the disk has not all of it.

@@ -32,6 +32,7 @@ from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
+from flux_trt.runtime.taken import expect_taken
 from flux_trt.runtime.tasks import inpaint
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
 from flux_trt.runtime.tasks.compose import compose
@@ -171,6 +172,7 @@ class Pipeline:
     def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
         """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
         manifest, pictures = self.bundle.manifest, len(request)
+        expect_taken(self.backend, manifest, self.flow, request, self._tiling)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             texts = self._encode_once(request, progress)

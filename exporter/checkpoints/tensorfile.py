@@ -172,8 +172,8 @@ def _entry(path: Path, entry: Mapping[str, object], base: int, size: int) -> Ten
 class Writer:
     """Writes a safetensors file tensor by tensor: the header first, since all shapes are known.
 
-    Use as a context manager; leaving it checks that every announced tensor was written and is on the disk, and
-    leaves `entries` (where each tensor lies), `nbytes` (of `total`) and `sha256`.
+    Use as a context manager; leaving it checks that every announced tensor was written and is on the
+    disk, and leaves `entries` (where each tensor lies), `nbytes` (of `total`) and `sha256`.
     """
 
     def __init__(self, path: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:

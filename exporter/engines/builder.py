@@ -126,7 +126,7 @@ def _monitor(trt: ModuleType, tell: Any) -> Any:
 
 
 def _writer(trt: ModuleType, file: Written) -> Any:
-    """An IStreamWriter into a file. TensorRT looks at no return value and swallows faults: `fault` has one."""
+    """An IStreamWriter into a file; TensorRT swallows faults and short counts, and `fault` keeps them."""
 
     class Writer(trt.IStreamWriter):  # type: ignore[name-defined]
         def __init__(self) -> None:

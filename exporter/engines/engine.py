@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -27,7 +26,7 @@ from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles
 from flux_trt.exporter.folder import digest, lock_of, remove
 from flux_trt.exporter.lock import alone
 from flux_trt.exporter.place import refuse_odd_name
-from flux_trt.exporter.written import RANDOM, cannot_write, link_or_copy, sync, write_file
+from flux_trt.exporter.written import cannot_write, link_or_copy, sync, write_file
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
@@ -154,8 +153,7 @@ def _build_missing(
 
 def _unwritable(place: Path, fault: OSError) -> BuildError:
     where = Path(fault.filename) if isinstance(fault.filename, str) else place
-    shown = re.sub(rf"\.partial-{RANDOM}/", "", str(where))
-    said = str(cannot_write(Path(shown), fault))
+    said = str(cannot_write(where, fault))
     return BuildError(f"{said}, with --engines DIR" if fault.errno in ELSEWHERE else said)
 
 
@@ -282,6 +280,9 @@ def _build(bundle: Bundle, place: Path, job: Job, flavour: Flavour, tell: Tell, 
         sync(aside)
         aside.rename(final)
         sync(final.parent)
+    except OSError as fault:
+        inside = Path(fault.filename).name if isinstance(fault.filename, str) else ""
+        raise OSError(fault.errno, fault.strerror, str(final / inside)) from None
     finally:
         remove(aside)
     for line in built.warnings:
