@@ -38,12 +38,12 @@ def default_shapes(found: Manifest) -> Shapes:
 
 
 def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> list[Profile]:
-    """One profile for each size, and wide ones that take every shape of at most their tokens; equal ones once.
+    """One profile for each size, and wide ones that take every shape of at most their tokens; none twice.
 
     True guidance and FlowEdit send every picture through the loop's graphs twice at once, so these take two
-    rows a picture, where `pairs` are wanted. The VAE never sees more than a tile of a picture that is cut; its
-    wide profiles are two, one for pictures that lie and one for those that stand: of a picture with at most N
-    tokens the shorter side has at most sqrt(N), so the two take all that the denoiser takes.
+    rows a picture, where `pairs` are wanted. The VAE never sees more than a tile of a picture that is cut.
+    Its wide profiles are two, one for pictures that lie and one for those that stand: of a picture with at
+    most N tokens the shorter side has at most sqrt(N), so the two take all that the denoiser takes.
 
     Args:
         found: of the bundle; it knows the text length, the patch and the smallest side.

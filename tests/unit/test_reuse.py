@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -112,4 +111,4 @@ def test_a_hub_cache_of_symlinks_is_linked_to_its_blobs(
     placed = tmp_path / "a" / "transformer" / "flux.safetensors"
     assert not placed.is_symlink()
     assert placed.read_bytes() == blob.read_bytes()
-    assert os.path.samefile(placed, blob) or placed.stat().st_nlink == 1
+    assert placed.samefile(blob) or placed.stat().st_nlink == 1

@@ -51,7 +51,9 @@ KINDS = {
         "    import torch\n"
         "    save_state(out, 'facts', {'a': torch.ones(9000)})\n"
     ),
-    "calibration": "    from flux_trt.exporter.written import write_whole\n    write_whole(out, bytes(36000))\n",
+    "calibration": (
+        "    from flux_trt.exporter.written import write_whole\n    write_whole(out, bytes(36000))\n"
+    ),
 }
 
 
