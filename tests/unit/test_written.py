@@ -104,13 +104,12 @@ def test_a_bundle_that_does_not_fit_leaves_the_old_one(
 
 
 def test_a_disk_that_has_less_than_was_written(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OSError, match="5 bytes were written and 2 are there"),
-        Written(tmp_path / "a") as file,
-    ):
-        file.write(b"hello")
-        file._file.flush()
-        os.truncate(tmp_path / "a", 2)
+    file = Written(tmp_path / "a")
+    file.write(b"hello")
+    file._file.flush()
+    os.truncate(tmp_path / "a", 2)
+    with pytest.raises(OSError, match="5 bytes were written and 2 are there"):
+        file.close()
 
 
 def test_the_record_is_that_of_the_bytes(tmp_path: Path) -> None:
