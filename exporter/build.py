@@ -17,7 +17,7 @@ from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
 from flux_trt.exporter.families.stage import Stage, roughly_quantised
 from flux_trt.exporter.faults import Faults
-from flux_trt.exporter.folder import digests, refuse_full_disk, written_aside
+from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
 from flux_trt.exporter.graphs.trace import trace
 from flux_trt.exporter.graphs.weights import Links, as_they_lie, attach, broken, bytes_to_write, plan_links
@@ -117,10 +117,8 @@ def build(
                 seconds = time.perf_counter() - started
                 tell(f"{stage.name}: {stage.precision}, {size:.1f} MB written in {seconds:.1f} s")
             files |= new
-        tokenizers: dict[str, manifest.Tokenizer] = {}
-        for name, each in prepared.tokenizers.items():
-            tokenizers[name], file = each.write(folder)
-            files[tokenizers[name].file] = file
+        tokenizers = {name: each.write(folder) for name, each in prepared.tokenizers.items()}
+        files |= {each.file: digest(folder / each.file) for each in tokenizers.values()}
         glue, new = write_glue(folder, numbers.model.channels) if "denoiser" in built else ({}, {})
         files |= new
         found = describe(model, sources, built, glue, tokenizers, files)

@@ -39,12 +39,12 @@ class LoadedTokenizer:
         """One more than the largest id."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
-    def write(self, folder: Path) -> tuple[manifest.Tokenizer, manifest.File]:
+    def write(self, folder: Path) -> manifest.Tokenizer:
         """Write `tokenizers/<name>.json` into the bundle `folder`, as transformers itself would tokenise."""
         inside = f"tokenizers/{self.name}.json"
         (folder / "tokenizers").mkdir(exist_ok=True)
-        file = write_file(folder / inside, self.backend.to_str(pretty=True).encode())
-        return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False), file
+        write_file(folder / inside, self.backend.to_str(pretty=True).encode())
+        return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False)
 
 
 def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer:
