@@ -107,7 +107,7 @@ def test_a_hub_cache_of_symlinks_is_linked_to_its_blobs(
         tmp_path / "blobs" / "0123"
     )
     (tmp_path / "snapshot" / "flux.safetensors").symlink_to("../blobs/0123")
-    build(str(tmp_path / "snapshot" / "flux.safetensors"), tmp_path / "a", stages=["conditioner"])
+    build(str(tmp_path / "snapshot" / "flux.safetensors"), tmp_path / "a", stages=["conditioner", "denoiser"])
     placed = tmp_path / "a" / "transformer" / "flux.safetensors"
     assert not placed.is_symlink()
     assert placed.read_bytes() == blob.read_bytes()
