@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.reuse import versions
+from flux_trt.exporter.stamp import stamp
 from flux_trt.runtime.bundle.manifest import (
     File,
     GlueName,
@@ -57,6 +57,6 @@ def describe(
             ],
             tool=f"flux_trt {version('flux_trt')}",
             packages=versions(),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created=stamp(),
         ),
     )

@@ -47,7 +47,7 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, bat
         FluxTrtError: nothing could be painted, or some jobs failed: the others are done.
         Stopped: a signal; what is painted is noted in the results.
     """
-    opened = Bundle.open(bundle, check=not machine.no_check)
+    opened = session.open_bundle(bundle, machine)
     place = path.with_name(f"{path.stem}.results.jsonl")
     found = list(jobs.read(path))
     jobs.expect_apart(found)

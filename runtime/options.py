@@ -11,6 +11,8 @@ import click
 from flux_trt.runtime import notation
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+ENGINES = "FLUX_TRT_ENGINES"
+"""The environment variable of `--engines`."""
 PICTURE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -166,6 +168,13 @@ def of_machine(command: Command) -> Command:
                 type=click.IntRange(min=0),
                 help="Pixels of the tiles that the VAE works in; 0: never tile.  "
                 "[default: 1024 for pictures of more than 2 megapixels]",
+            ),
+            click.option(
+                "--engines",
+                type=click.Path(path_type=Path, file_okay=False),
+                envvar=ENGINES,
+                show_envvar=True,
+                help="A folder with TensorRT engines beside those in the bundle.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not file names."),
             click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files."),

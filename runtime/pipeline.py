@@ -32,6 +32,7 @@ from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
+from flux_trt.runtime.taken import expect_taken
 from flux_trt.runtime.tasks import wording
 from flux_trt.runtime.tasks.apart import Part, apart, in_order
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
@@ -99,6 +100,7 @@ class Pipeline:
         memory: MemoryMode = "resident",
         record: bool = True,
         tile: int | None = None,
+        engines: str | Path | None = None,
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -111,12 +113,13 @@ class Pipeline:
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
             tile: pixels of the tiles that larger pictures are encoded and decoded in. None: tiles of 1024 for
                 pictures of more than two megapixels; 0: never.
+            engines: a folder with TensorRT engines beside those in the bundle.
 
         Raises:
             BundleError: a bundle that is not whole.
             BackendError: a backend, device or precision that does not work here, or too little memory.
         """
-        opened = Bundle.open(bundle, check=False)
+        opened = Bundle.open(bundle, check=False, engines=engines)
         connected = connect(backend, device, opened, memory, check)
         if check:
             opened.verify()
@@ -172,6 +175,7 @@ class Pipeline:
     def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
         """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
         manifest, pictures = self.bundle.manifest, len(request)
+        expect_taken(self.backend, manifest, self.flow, request, self._tiling)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             texts = self._encode_once(request, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from flux_trt.runtime.backends.memory import MemoryMode
 from flux_trt.runtime.backends.protocols import Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import VAE_ENCODER, Flow
+from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.options import ENGINES
 from flux_trt.runtime.outputs import Writing, several
 from flux_trt.runtime.painted import Painted, parameters
 from flux_trt.runtime.pictures import part
@@ -38,6 +41,7 @@ class Machine:
     tile: int | None
     as_json: bool
     no_check: bool
+    engines: Path | None = None
 
 
 def paint(
@@ -59,7 +63,7 @@ def paint(
     writing.expect_writable(output)
     part.sweep(output.parent)
     start = time.perf_counter()
-    opened = Bundle.open(bundle, check=not machine.no_check)
+    opened = open_bundle(bundle, machine)
     request = ask(opened)
     places = several(output, len(request))
     tiling = Tiling.of(opened.manifest.model, machine.tile)
@@ -111,6 +115,14 @@ class Report:
         seconds = {**self.seconds, "total": round(time.perf_counter() - start, 4)}
         answer = {"device": self.device, "seconds": seconds, "pictures": self.pictures}
         click.echo(json.dumps(answer | ({"asked": self.asked, "stopped": stopped} if stopped else {})))
+
+
+def open_bundle(bundle: Path, machine: Machine) -> Bundle:
+    """The bundle, and where its engines are."""
+    given = machine.engines is not None and str(machine.engines) != os.environ.get(ENGINES)
+    if given and not machine.backend.startswith("tensorrt"):
+        raise RequestError("--engines is for --backend tensorrt and tensorrt-rtx; leave it out")
+    return Bundle.open(bundle, check=not machine.no_check, engines=machine.engines)
 
 
 def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pipeline:

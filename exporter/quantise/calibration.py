@@ -60,7 +60,7 @@ class Calibration(Record):
         description="stage -> linear layer, of its input, and block.attention.q, .k, .v"
     )
     tool: str
-    created: str
+    created: str | None
 
     def dumps(self) -> str:
         """The canonical text: sorted keys, two spaces, a newline at the end."""

@@ -131,7 +131,7 @@ class Provenance(Record):
     sources: list[Source]
     tool: str
     packages: dict[str, str]
-    created: str
+    created: str | None = Field(description="None: equal builds give equal bytes")
 
 
 class Manifest(Record):
