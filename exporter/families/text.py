@@ -174,6 +174,12 @@ def t5_stage(part: Part) -> Stage:
     )
 
 
+def layers(name: str, names: Iterable[str]) -> int:
+    """How many layers a CLIP or blocks a T5 has."""
+    inside = [each.removeprefix("text_model.") for each in names]
+    return _count(inside, {"clip": "encoder.layers.", "t5": "encoder.block."}[name])
+
+
 def _ids(*dims: int | str) -> manifest.Tensor:
     return manifest.Tensor(name="ids", dtype="int64", dims=list(dims))
 
