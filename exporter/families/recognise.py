@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
+from flux_trt.exporter.checkpoints.lora import keys
+from flux_trt.exporter.checkpoints.lora.file import asked, read_lora
+from flux_trt.exporter.checkpoints.lora.term import Lora
+from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
+from flux_trt.exporter.checkpoints.tensorfile import read_header
 from flux_trt.exporter.families.adapted import adapted
 from flux_trt.exporter.families.flux1.flux1 import Flux1
 from flux_trt.exporter.families.model import Model
@@ -31,3 +38,24 @@ def recognise(checkpoint: Checkpoint, variant: str | None = None, faults: Faults
         if family.tells(checkpoint):
             return family(adapted(checkpoint, family, faults or Faults()), variant)
     raise CheckpointError(f"{checkpoint.source}: the transformer is of no family that is known here")
+
+
+def recognise_lora(path: Path) -> tuple[Lora, str] | None:
+    """A LoRA by itself and the family that it is for, its keys without a place listed; None: it is no LoRA.
+
+    Raises:
+        CheckpointError: a LoRA that is for no known family, or of a kind that is not read.
+    """
+    try:
+        path = asked(str(path)).path
+    except CheckpointError:
+        return None
+    if is_gguf(path) or not keys.is_lora(list(read_header(path))):
+        return None
+    for family in FAMILIES[:-1]:
+        try:
+            return read_lora(asked(str(path)), family.modules(None), family.family, partial=True), family.family
+        except CheckpointError:
+            continue
+    last = FAMILIES[-1]
+    return read_lora(asked(str(path)), last.modules(None), last.family, partial=True), last.family

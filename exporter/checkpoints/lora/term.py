@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 
@@ -92,13 +92,34 @@ class Lora:
         return dict(Counter(part for part, _ in {(term.place.part, term.module) for term in self.terms}))
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "file": str(self.path),
+            "form": self.form,
+            "kinds": self.kinds,
+            "ranks": self.ranks,
+            "targets": self.targets,
+            "scaled_by": self.scaled_by,
+            "unknown": list(self.unknown),
+            "notes": list(self.notes),
+        }
+
+    @property
+    def ranks(self) -> list[int]:
+        """All that occur, of its LoRAs."""
+        return sorted({term.rank for term in self.terms if term.rank is not None})
+
+    @property
     def describe(self) -> str:
         """For people, in one line."""
-        ranks = sorted({term.rank for term in self.terms if term.rank is not None})
+        ranks = self.ranks
         between = f" of rank {ranks[0]}{f' to {ranks[-1]}' if len(ranks) > 1 else ''}" if ranks else ""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        kinds = next(iter(self.kinds))
+        if len(self.kinds) > 1:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
         parts = ", ".join(f"{count} modules of {part}" for part, count in self.targets.items())
-        return f"{self.form} form, {kinds}{between}: {parts}"
+        return f"{self.form} form, {kinds}{between}, {parts}"
 
 
 def _kind(term: Term) -> str:
