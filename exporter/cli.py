@@ -221,8 +221,8 @@ def inspect(what: str, as_json: bool) -> None:
 
 
 def _inspect_checkpoint(checkpoint: str, as_json: bool) -> None:
-    from flux_trt.exporter.survey import survey
     from flux_trt.exporter.families.recognise import recognise_lora
+    from flux_trt.exporter.survey import survey
     from flux_trt.exporter.survey_view import show_checkpoint, show_lora
 
     if (lora := recognise_lora(Path(checkpoint))) is not None:

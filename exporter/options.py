@@ -26,7 +26,9 @@ _BESIDE = (
         multiple=True,
         help="A LoRA of any form to merge into the weights; several are merged in order.  [strength: 1]",
     ),
-    click.option("--lora-partial", is_flag=True, help="Leave out what of a LoRA finds no place in the model."),
+    click.option(
+        "--lora-partial", is_flag=True, help="Leave out what of a LoRA finds no place in the model."
+    ),
 )
 
 CASES = """\b

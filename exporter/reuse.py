@@ -47,9 +47,13 @@ def key(stage: Stage, sources: Mapping[Path, File], link: bool) -> str:
         "quantisation": repr(stage.quantisation),
         "config": {name: repr(value) for name, value in stage.config.items()},
         "recipes": {name: repr(recipe) for name, recipe in recipes.items()},
-        "made": {name: (each.told, [sources[file].sha256 for file in each.files]) for name, each in made.items()},
+        "made": {
+            name: (each.told, [sources[file].sha256 for file in each.files]) for name, each in made.items()
+        },
         "link": link,
-        "sources": [sources[file].sha256 for file in sorted({file for each in own.values() for file in each.files})],
+        "sources": [
+            sources[file].sha256 for file in sorted({file for each in own.values() for file in each.files})
+        ],
         "exporter": _exporter_digest(),
         "packages": versions(),
     }

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flux_trt.exporter.checkpoints.open import open_checkpoint
-from flux_trt.exporter.checkpoints.recipe import Concat, SwapHalves
+from flux_trt.exporter.checkpoints.recipe import SwapHalves
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import flux_params
 
@@ -52,7 +52,7 @@ def update(source: Path, seed: int = 0, size: float = 0.05) -> dict[str, tuple[T
 
 
 def ours(source: Path, changed: Mapping[str, Tensor]) -> State:
-    """BFL's parameters of diffusers' tensors, those in `changed` in the place of the checkpoint's, float64."""
+    """BFL's parameters of diffusers' tensors, those in `changed` instead of the checkpoint's, float64."""
     state = {name: tensor.double() for name, tensor in (theirs(source) | dict(changed)).items()}
     p = flux_params(open_checkpoint(str(source)).parts["transformer"])
     every = transformer_from_diffusers(p.depth, p.depth_single_blocks, p.guidance_embed)
@@ -211,7 +211,7 @@ def loha(source: Path, made: Made) -> Written:
 
 
 def lokr(source: Path, made: Made) -> Written:
-    """The first factor is 1 and the second the whole update; an alpha without a meaning, as ai-toolkit has it."""
+    """The first factor is 1, the second the whole update; an alpha without a meaning, as ai-toolkit has."""
     state = {}
     for name, (down, up) in made.items():
         key = "lycoris_" + name.replace(".", "_")
@@ -256,8 +256,81 @@ FORMS: dict[str, Callable[[Path, Made], Written]] = {
 }
 """Those that can write any update of weights."""
 
-BY_PART = Concat
-"""What makes a fused parameter of diffusers' tensors."""
+
+def xlabs(source: Path, seed: int = 0) -> tuple[State, Made]:
+    """Attention alone, one A for q, k and v; and the same update by diffusers' modules."""
+    state, made = {}, update(source, seed)
+    modules: Made = {}
+
+    def attention(key: str, parts: list[str], proj: str, number: str) -> None:
+        down, ups = made[parts[0]][0], [made[part][1] for part in parts]
+        modules.update({part: (down, up) for part, up in zip(parts, ups, strict=True)})
+        modules[proj] = made[proj]
+        for name, (a, b) in (("qkv", (down, torch.cat(ups))), ("proj", made[proj])):
+            state[f"{key}.processor.{name}_lora{number}.down.weight"] = a
+            state[f"{key}.processor.{name}_lora{number}.up.weight"] = b
+
+    for i in range(sum(".norm1_context.linear" in name for name in made)):
+        block, key = f"transformer_blocks.{i}", f"double_blocks.{i}"
+        attn = f"{block}.attn"
+        attention(key, [f"{attn}.to_{each}" for each in "qkv"], f"{attn}.to_out.0", "1")
+        attention(key, [f"{attn}.add_{each}_proj" for each in "qkv"], f"{attn}.to_add_out", "2")
+    for i in range(sum(name.endswith(".proj_mlp") for name in made)):
+        block = f"single_transformer_blocks.{i}"
+        attention(
+            f"single_blocks.{i}", [f"{block}.attn.to_{each}" for each in "qkv"], f"{block}.proj_out", ""
+        )
+    return state, modules
+
+
+def control(source: Path, spelled: str = "bfl") -> tuple[State, State]:
+    """A control LoRA, as BFL wrote it or as ComfyUI does, and what it makes of the parameters, float64."""
+    draw, base = torch.Generator().manual_seed(7), ours(source, {})
+    state: State = {}
+    for name in [name for name in base if name.endswith(".weight")]:
+        module = name.removesuffix(".weight")
+        out, into = base[name].shape[0], base[name].shape[1] * (2 if module == "img_in" else 1)
+        down, up = (0.05 * torch.randn(shape, generator=draw) for shape in ((RANK, into), (out, RANK)))
+        bias = 0.05 * torch.randn(out, generator=draw)
+        state |= {
+            f"{module}.lora_A.weight": down,
+            f"{module}.lora_B.weight": up,
+            f"{module}.lora_B.bias": bias,
+        }
+        wide = torch.nn.functional.pad(base[name], (0, into - base[name].shape[1]))
+        base[name] = wide + up.double() @ down.double()
+        base[f"{module}.bias"] = base[f"{module}.bias"] + bias.double()
+    for name in [name for name in base if name.endswith(".scale")]:
+        state[name] = 1 + 0.1 * torch.randn(base[name].shape, generator=draw)
+        base[name] = state[name].double()
+    if spelled == "comfy":
+        to = {".lora_B.bias": ".diff_b", "_norm.scale": "_norm.set_weight"}
+        state = {f"diffusion_model.{_spelled(name, to)}": tensor for name, tensor in state.items()}
+        state["diffusion_model.img_in.reshape_weight"] = torch.tensor(base["img_in.weight"].shape)
+    return state, base
+
+
+def _spelled(name: str, to: Mapping[str, str]) -> str:
+    for old, new in to.items():
+        name = name.replace(old, new)
+    return name
+
+
+def encoder(source: Path, folder: str, ends: tuple[str, ...]) -> tuple[Made, State]:
+    """An update of a text encoder's linear layers, by their names, and what it makes of them, float64."""
+    (path,) = (source / folder).glob("*.safetensors")
+    base, draw = load_file(path), torch.Generator().manual_seed(9)
+    made, changed = {}, {}
+    for name in sorted(name for name in base if name.removesuffix(".weight").endswith(ends)):
+        module = name.removesuffix(".weight").removeprefix("text_model.")
+        shapes = ((RANK, base[name].shape[1]), (base[name].shape[0], RANK))
+        down, up = made[module] = tuple(0.1 * torch.randn(shape, generator=draw) for shape in shapes)
+        changed[f"{module}.weight"] = base[name].double() + up.double() @ down.double()
+    return made, changed
+
+
+CLIP = (*tuple(f"self_attn.{each}_proj" for each in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")
+T5 = (*tuple(f"SelfAttention.{each}" for each in "qkvo"), "wi_0", "wi_1", ".wo")
 
 
 def save(path: Path, written: Written) -> Path:

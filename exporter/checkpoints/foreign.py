@@ -54,11 +54,18 @@ LORAS: tuple[tuple[str, str], ...] = (
     ),
     (r".*joint_blocks[._].*", "Stable Diffusion 3"),
     (
-        r".*transformer_blocks[._]\d+[._](img|txt)_(mlp[._]net|mod[._]1).*|.*transformer_blocks[._][2-5]\d[._]attn.*add_q.*",
+        r".*transformer_blocks[._]\d+[._](img|txt)_(mlp[._]net|mod[._]1).*"
+        r"|.*transformer_blocks[._][45]\d[._]attn[._]add_q.*",
         "Qwen-Image",
     ),
+    (r".*transformer_blocks[._][23]\d[._]attn[._]add_q.*", "Stable Diffusion 3"),
     (r".*img_(mod[._]linear|mlp[._]fc[12]|attn_(qkv|proj)\.).*|.*individual_token_refiner.*", "HunyuanVideo"),
-    (r"(.*[._])?(?<!double_)(?<!single_)(?<!joint_)(?<!transformer_)blocks[._]\d+[._](self_attn|cross_attn|ffn)[._].*", "Wan"),
+    (
+        r"(.*[._])?blocks[._]\d+[._](self_attn|cross_attn)[._][qkvo][._].*|(.*[._])?blocks[._]\d+[._]ffn[._].*",
+        "Wan",
+    ),
+    (r"(.*[._])?blocks[._]\d+[._](self_attn|cross_attn)[._][qkv]_proj[._].*", "Anima or Cosmos"),
+    (r"(.*[._])?blocks[._]\d+[._]attn[._](gate|wq)[._].*", "Krea 2"),
     (r".*transformer_blocks[._]\d+[._]attn[12][._].*", "LTX-Video, PixArt or CogVideoX"),
     (r".*double_stream_blocks[._].*", "HiDream"),
     (r"(.*[._])?layers[._]\d+[._](attention|feed_forward|adaLN_modulation)[._].*", "Z-Image or Lumina"),

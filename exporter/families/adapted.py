@@ -38,7 +38,7 @@ def adapted(checkpoint: Checkpoint, family: Adaptable, faults: Faults) -> Checkp
     """The checkpoint, its parts changed by every LoRA that was asked for, in order.
 
     Raises:
-        CheckpointError: a LoRA that cannot be read, or does not fit; where faults are collected it is left out.
+        CheckpointError: a LoRA that cannot be read, or does not fit; where faults are collected, left out.
     """
     if not checkpoint.asked:
         return checkpoint
@@ -85,7 +85,9 @@ def _notes(lora: Lora, checkpoint: Checkpoint) -> list[str]:
     found = [f"{name} at {lora.strength:g}: {lora.describe}", *(f"{name}: {note}" for note in lora.notes)]
     for part, count in lora.targets.items():
         if part not in checkpoint.parts:
-            found.append(f"{name}: {count} modules of {part} are not merged, for the checkpoint has no {part}")
+            found.append(
+                f"{name}: {count} modules of {part} are not merged, for the checkpoint has no {part}"
+            )
     if lora.strength != 1:
         if any(term.kind == "set" for term in lora.terms):
             found.append(f"{name}: some of its values replace the model's, whatever the strength")

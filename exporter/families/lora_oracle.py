@@ -1,4 +1,4 @@
-"""diffusers and PEFT as the oracle of merged LoRAs: loaded and fused by the public loader, where it reads them.
+"""diffusers and PEFT as the oracle of merged LoRAs, fused by the public loader where it reads them.
 
 diffusers passes over keys in silence that it does not know, and in two forms over scales, so its loader is an
 oracle only where it has found every module that ours did and no more. Where it is none, the public model gets
@@ -8,6 +8,7 @@ the weights that we have merged, and a verification says so.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,7 +64,7 @@ def _faithful(lora: Lora, part: str) -> bool:
 
 
 def _fuse(model: nn.Module, component: str, loras: Iterable[Lora], wanted: Iterable[set[str]]) -> bool:
-    """Let diffusers load and fuse the files; False: it could not, or found other modules, and the model is spoilt."""
+    """Let diffusers load and fuse the files; False: it did not find the same, and the model is spoilt."""
     from diffusers import FluxPipeline
 
     parts = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
@@ -77,9 +78,7 @@ def _fuse(model: nn.Module, component: str, loras: Iterable[Lora], wanted: Itera
             except Exception:  # whatever it stumbles over, it cannot read the file
                 return False
             found = {
-                name
-                for name, module in model.named_modules()
-                if adapter in getattr(module, "lora_A", {})
+                name for name, module in model.named_modules() if adapter in getattr(module, "lora_A", {})
             }
             if {name.removeprefix("text_model.") for name in found} != modules:
                 return False
@@ -98,7 +97,9 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

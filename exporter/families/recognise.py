@@ -54,7 +54,9 @@ def recognise_lora(path: Path) -> tuple[Lora, str] | None:
         return None
     for family in FAMILIES[:-1]:
         try:
-            return read_lora(asked(str(path)), family.modules(None), family.family, partial=True), family.family
+            return read_lora(
+                asked(str(path)), family.modules(None), family.family, partial=True
+            ), family.family
         except CheckpointError:
             continue
     last = FAMILIES[-1]

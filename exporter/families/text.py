@@ -214,13 +214,13 @@ def clip_case(part: Part) -> Case:
 def _clip_model(part: Part) -> tuple[CLIPTextModel, str]:
     def of_tensors(part: Part) -> tuple[CLIPTextModel, str]:
         config = CLIPTextConfig(**clip_config(part))
-        return opened(CLIPTextModel, part, "transformers", lambda: filled(CLIPTextModel(config), _state(part)))
+        return opened(
+            CLIPTextModel, part, "transformers", lambda: filled(CLIPTextModel(config), _state(part))
+        )
 
     if part.plain is None:
         return of_tensors(part)
-    return with_loras(
-        "clip", part, of_tensors, of_tensors, lambda term: [term.parameter.rpartition(".")[0]]
-    )
+    return with_loras("clip", part, of_tensors, of_tensors, lambda term: [term.parameter.rpartition(".")[0]])
 
 
 def t5_case(part: Part) -> Case:

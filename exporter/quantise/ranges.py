@@ -54,7 +54,7 @@ def with_ranges(
         found, parts = read(fp8.calibration), {stage.part for stage in quantised}
         if model.checkpoint.loras and any(found.weights.get(part) != weights[part] for part in parts):
             weights = identity(model, sources, progress, plain=True)
-            tell(f"{fp8.calibration} is not of the model with its LoRAs; it is used if it is of the model without")
+            tell(f"{fp8.calibration} is not of the model with its LoRAs; that of the model without is used")
         refuse_foreign(found, weights, parts, fp8.calibration)
     else:
         settings = settings_of(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,10 +62,8 @@ def asked(text: str) -> Asked:
     path, strength = Path(text).expanduser(), 1.0
     if not path.exists() and ":" in text:
         name, _, number = text.rpartition(":")
-        try:
+        with suppress(ValueError):
             path, strength = Path(name).expanduser(), float(number)
-        except ValueError:
-            pass
     if not math.isfinite(strength):
         raise CheckpointError(f"the strength of {path} is {strength}; give a number such as 0.8")
     if path.is_dir():
@@ -73,7 +72,9 @@ def asked(text: str) -> Asked:
             raise CheckpointError(f"{path} has neither {' nor '.join(NAMES)}; give the LoRA's file")
         path = there[0]
     if not path.is_file():
-        raise CheckpointError(f"no LoRA at {path}; give a .safetensors file, with :STRENGTH behind it if not 1")
+        raise CheckpointError(
+            f"no LoRA at {path}; give a .safetensors file, with :STRENGTH behind it if not 1"
+        )
     return Asked(path, strength)
 
 
@@ -135,7 +136,9 @@ def _grouped(
     lora = keys.is_lora(list(tensors))
     for name, info in tensors.items():
         if (kind := keys.other_kind(name)) is not None:
-            raise CheckpointError(f"{path} is {kind} ({name}), which is not read; merge it into the model first")
+            raise CheckpointError(
+                f"{path} is {kind} ({name}), which is not read; merge it into the model first"
+            )
         at = keys.split(name)
         if at is None and lora and (norm := name.rpartition(".")[0]):
             whole = modules.find(norm)
@@ -166,7 +169,9 @@ def _once(placed: list[_Module], notes: list[str]) -> list[_Module]:
         if taken.setdefault((place.part, place.weight, place.rows), each) is not each:
             twice.append(each)
     if twice:
-        notes.append(f"{twice[0].name}{_others(twice)}: stands there under another name, too, and is used once")
+        notes.append(
+            f"{twice[0].name}{_others(twice)}: stands there under another name, too, and is used once"
+        )
     return [each for each in placed if each not in twice]
 
 
@@ -186,12 +191,16 @@ def _terms(path: Path, module: _Module, said: Mapping[str, Settings], notes: lis
     for role, info in tensors.items():
         if role not in ("alpha", "reshape") and info.dtype not in FLOATS:
             kind = str(info.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{path}: {module.name} is {kind}: a quantised LoRA is not read; give the bf16 one")
+            raise CheckpointError(
+                f"{path}: {module.name} is {kind}: a quantised LoRA is not read; give the bf16 one"
+            )
     alpha, bias = tensors.pop("alpha", None), tensors.pop("bias", None)
     tensors.pop("reshape", None)  # the columns that `down` has say the same
     if bias is not None:
         if place.bias is None:
-            raise CheckpointError(f"{path}: {module.name} has no bias in this model, and the LoRA changes it; {AGAIN}")
+            raise CheckpointError(
+                f"{path}: {module.name} has no bias in this model, and the LoRA changes it; {AGAIN}"
+            )
         yield Term(place, place.bias, "diff", {"diff": bias}, 1.0, module.name)
     if not tensors:
         if bias is None:
@@ -211,7 +220,9 @@ def _kind(path: Path, module: _Module, tensors: Mapping[str, TensorInfo]) -> Kin
             if "magnitude" in tensors and kind in ("set", "diff"):
                 break
             return kind
-    raise CheckpointError(f"{path}: {module.name} has {', '.join(sorted(tensors))}, which is no whole update; {AGAIN}")
+    raise CheckpointError(
+        f"{path}: {module.name} has {', '.join(sorted(tensors))}, which is no whole update; {AGAIN}"
+    )
 
 
 def _scale(
@@ -233,7 +244,9 @@ def _scale(
         bare = module.name.removeprefix(module.found.prefix)
         found = scale.peft_scale(settings, bare, rank, path)
         if alpha is not None and not math.isclose(scale.alpha_of(alpha, module.name) / rank, found):
-            raise CheckpointError(f"{path}: {module.name} has an alpha, and the settings say another; {AGAIN}")
+            raise CheckpointError(
+                f"{path}: {module.name} has an alpha, and the settings say another; {AGAIN}"
+            )
         return found
     if alpha is None or rank is None:
         return 1.0  # of LoKr without a decomposed factor alpha has no meaning
@@ -248,4 +261,8 @@ def _rank(kind: Kind, tensors: Mapping[str, TensorInfo]) -> int | None:
 
 
 def _form(placed: list[_Module]) -> str:
-    return ", ".join(form for form, _ in Counter(each.found.form for each in placed if each.found).most_common())
+    """Whose names the transformer's modules have, or where there are none, those that there are."""
+    placed = [each for each in placed if each.found and each.found.place.part == "transformer"] or placed
+    return ", ".join(
+        form for form, _ in Counter(each.found.form for each in placed if each.found).most_common()
+    )

@@ -30,7 +30,7 @@ def check(lora: Lora, shapes: Shapes, model: str) -> None:
     """Every term has the shape of what it changes, and nothing but finite numbers.
 
     Raises:
-        CheckpointError: one has not; whether it is one or all of them tells a damaged file from another model's.
+        CheckpointError: one has not; if most have not, it is for another model.
     """
     terms = [term for term in lora.terms if term.place.part in shapes]
     wrong = [(term, why) for term in terms if (why := _misfit(term, shapes[term.place.part]))]
@@ -44,7 +44,9 @@ def check(lora: Lora, shapes: Shapes, model: str) -> None:
     for term in terms:
         for role, info in term.tensors.items():
             if not all(math.isfinite(bound) for bound in map(float, info.read().float().aminmax())):
-                raise CheckpointError(f"{lora.path}: {term.module} ({role}) has values that are not finite; {AGAIN}")
+                raise CheckpointError(
+                    f"{lora.path}: {term.module} ({role}) has values that are not finite; {AGAIN}"
+                )
 
 
 def _misfit(term: Term, shapes: Mapping[str, Shape]) -> str | None:

@@ -3,7 +3,7 @@
 Names with underscores cannot be split again, so the tables are made from the modules' own names.
 
 Sources: diffusers' loaders/lora_conversion_utils.py, ComfyUI's comfy/lora.py and lora_convert.py,
-kohya-ss/sd-scripts networks/lora_flux.py, OneTrainer, LyCORIS, XLabs-AI/x-flux, and lora_loader of BFL's flux.
+kohya-ss/sd-scripts networks/lora_flux.py, OneTrainer, LyCORIS, XLabs-AI/x-flux, BFL's src/flux/util.py.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class Modules:
 
     def __init__(self, tables: Tables) -> None:
         """Args: tables: by a family."""
-        self._tables = {
-            (part, "."): dict(table) for part, table in tables.items()
-        } | {
+        self._tables = {(part, "."): dict(table) for part, table in tables.items()} | {
             (part, "_"): {name.replace(".", "_"): place for name, place in table.items()}
             for part, table in tables.items()
         }

@@ -23,7 +23,9 @@ from flux_trt.runtime.errors import CheckpointError
 Step = tuple[Lora, Term]
 
 
-def merged(part: str, own: Part, recipes: Mapping[str, Recipe], loras: Sequence[Lora], columns: int | None) -> Part:
+def merged(
+    part: str, own: Part, recipes: Mapping[str, Recipe], loras: Sequence[Lora], columns: int | None
+) -> Part:
     """The part with LoRAs in it, one after the other.
 
     Args:
@@ -55,7 +57,9 @@ def _made(name: str, own: Part, recipe: Recipe, steps: Sequence[Step], columns: 
     shape = recipe.shape(own.tensors)
     if columns is not None and any(term.place.widens and term.parameter == name for _, term in steps):
         shape = (shape[0], columns) if len(shape) == 2 else shape
-    parts = [piece for source in sources for piece in (source.parts if isinstance(source, Decoded) else [source])]
+    parts = [
+        piece for source in sources for piece in (source.parts if isinstance(source, Decoded) else [source])
+    ]
     types = {source.dtype for source in sources}
     plain = types.pop() if len(types) == 1 and not steps else torch.float32
     return Decoded(
@@ -91,7 +95,7 @@ class _Make:
             weight = changed(weight, term, {role: next(given) for role in term.tensors}, lora.strength)
             if not weight.isfinite().all() and made.isfinite().all():
                 raise CheckpointError(
-                    f"{lora.path}: at a strength of {lora.strength:g} {self.name} is not finite; give it a smaller one"
+                    f"{lora.path}: at a strength of {lora.strength:g} {self.name} is not finite; use less"
                 )
         return weight
 

@@ -35,14 +35,16 @@ def settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Settings]:
     if (said := metadata.get(METADATA)) is not None:
         found = _object(path, said, f"the header's {METADATA}")
         return {
-            part: {name.partition(".")[2]: each for name, each in found.items() if name.startswith(f"{owner}.")}
+            part: {
+                name.partition(".")[2]: each for name, each in found.items() if name.startswith(f"{owner}.")
+            }
             for part, owner in OWNERS.items()
         }
     if path.name == "adapter_model.safetensors" and side.is_file():
         own = _object(side, side.read_text(encoding="utf-8", errors="replace"), "it")
         if own.get("peft_type", "LORA") != "LORA":
             raise CheckpointError(
-                f"{side} is of a PEFT adapter of the kind {str(own['peft_type'])[:20]}; LoRA and DoRA are read"
+                f"{side} is PEFT's {str(own['peft_type'])[:20]}, which is not read; LoRA and DoRA are"
             )
         return {"transformer": own}
     return {}
@@ -70,7 +72,9 @@ def peft_scale(said: Settings, module: str, rank: int, path: Path) -> float:
         raise CheckpointError(f"{path}: its alpha_pattern is no JSON object; {AGAIN}")
     for name, each in patterns.items():
         if not re.fullmatch(r"[\w.]+", name):  # PEFT takes expressions, and a file's may never end
-            raise CheckpointError(f"{path}: {name[:40]!r} of its alpha_pattern is no module's name; merge it first")
+            raise CheckpointError(
+                f"{path}: {name[:40]!r} of its alpha_pattern is no module's name; merge it first"
+            )
         if module == name or module.endswith(f".{name}"):
             alpha = each
             break

@@ -123,6 +123,8 @@ class Lora:
 
 
 def _kind(term: Term) -> str:
+    if term.kind == "diff" and term.parameter == term.place.bias:
+        return "biases"
     if "magnitude" in term.tensors:
         return "DoRA" if term.kind == "LoRA" else f"{term.kind} with magnitudes"
     return term.kind

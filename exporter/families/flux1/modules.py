@@ -46,6 +46,8 @@ def _transformer(p: FluxParams) -> Iterator[tuple[str, Place]]:
         bias = f"{module}.bias" if kind == "weight" else None
         whole = Place("transformer", name, bias, widens=module == "img_in", norm=kind == "scale")
         yield module, whole
+        if whole.norm:
+            yield name, whole  # ComfyUI: `query_norm.scale.set_weight`
         theirs = [each.removesuffix(".weight") for each in recipe.names]
         if isinstance(recipe, Concat):
             sides = [p.hidden_size] * 3 + [p.mlp_hidden_dim] * (len(theirs) - 3)
@@ -65,7 +67,10 @@ def _transformer(p: FluxParams) -> Iterator[tuple[str, Place]]:
         qkv = 3 * p.hidden_size
         attention = Place("transformer", f"{first}.weight", f"{first}.bias", rows=(0, qkv))
         mlp = Place("transformer", f"{first}.weight", f"{first}.bias", rows=(qkv, qkv + p.mlp_hidden_dim))
-        yield f"single_blocks.{i}.processor.qkv", attention  # XLabs: `qkv_lora`, of which `keys` takes `_lora`
+        yield (
+            f"single_blocks.{i}.processor.qkv",
+            attention,
+        )  # XLabs: `qkv_lora`, of which `keys` takes `_lora`
         yield f"single_blocks.{i}.processor.proj", Place("transformer", f"{last}.weight", f"{last}.bias")
         yield f"{first}_qkv", attention
         yield f"{first}_mlp", mlp

@@ -30,7 +30,9 @@ OWN_AXES = (16, 56, 56)
 def transformer(part: Part) -> tuple[FluxTransformer2DModel, str]:
     """diffusers' FluxTransformer2DModel with the checkpoint's weights in float32, and who read them.
 
-    A part with LoRAs gets them from diffusers where it reads them. diffusers itself cannot open a config without `axes_dims_rope` whose heads are not FLUX.1's own.
+    A part with LoRAs gets them from diffusers where it reads them.
+
+    diffusers itself cannot open a config without `axes_dims_rope` whose heads are not FLUX.1's own.
     """
     if part.plain is not None:
         modules = lora_modules(flux_params(part))
