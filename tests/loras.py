@@ -310,6 +310,20 @@ def control(source: Path, spelled: str = "bfl") -> tuple[State, State]:
     return state, base
 
 
+def control_by_diffusers(source: Path) -> State:
+    """A control LoRA under diffusers' names, without biases: what its pipeline reads of a model of any size."""
+    draw, state, found = torch.Generator().manual_seed(7), theirs(source), {}
+    for name, (down, up) in update(source, 3).items():
+        if name == "x_embedder":
+            down = 0.05 * torch.randn((RANK, 2 * down.shape[1]), generator=draw)
+        found |= plain(f"transformer.{name}", (down, up))
+    for name in [
+        name for name in state if ".norm_" in name and state[name].ndim == 1 and "linear" not in name
+    ]:
+        found[f"transformer.{name}"] = 1 + 0.1 * torch.randn(state[name].shape, generator=draw)
+    return found
+
+
 def _spelled(name: str, to: Mapping[str, str]) -> str:
     for old, new in to.items():
         name = name.replace(old, new)

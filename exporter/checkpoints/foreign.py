@@ -42,7 +42,7 @@ NAMES: tuple[tuple[str, str], ...] = (
 LORAS: tuple[tuple[str, str], ...] = (
     (
         r".*(double|single)_stream_modulation.*|.*to_qkv_mlp_proj.*|.*[._]ff(_context)?[._]linear_(in|out).*"
-        r"|.*time_guidance_embed.*|.*sformer_blocks\..*",
+        r"|.*time_guidance_embed.*|(.*\.)?sformer_blocks\..*",
         "FLUX.2",
     ),
     (r".*mode_blocks.*", "FLUX.3"),
@@ -60,11 +60,11 @@ LORAS: tuple[tuple[str, str], ...] = (
     ),
     (r".*transformer_blocks[._][23]\d[._]attn[._]add_q.*", "Stable Diffusion 3"),
     (r".*img_(mod[._]linear|mlp[._]fc[12]|attn_(qkv|proj)\.).*|.*individual_token_refiner.*", "HunyuanVideo"),
+    (r"(.*[._])?blocks[._]\d+[._](self_attn|cross_attn)[._][qkv]_proj[._].*", "Anima or Cosmos"),
     (
         r"(.*[._])?blocks[._]\d+[._](self_attn|cross_attn)[._][qkvo][._].*|(.*[._])?blocks[._]\d+[._]ffn[._].*",
         "Wan",
     ),
-    (r"(.*[._])?blocks[._]\d+[._](self_attn|cross_attn)[._][qkv]_proj[._].*", "Anima or Cosmos"),
     (r"(.*[._])?blocks[._]\d+[._]attn[._](gate|wq)[._].*", "Krea 2"),
     (r".*transformer_blocks[._]\d+[._]attn[12][._].*", "LTX-Video, PixArt or CogVideoX"),
     (r".*double_stream_blocks[._].*", "HiDream"),

@@ -85,9 +85,8 @@ def _notes(lora: Lora, checkpoint: Checkpoint) -> list[str]:
     found = [f"{name} at {lora.strength:g}: {lora.describe}", *(f"{name}: {note}" for note in lora.notes)]
     for part, count in lora.targets.items():
         if part not in checkpoint.parts:
-            found.append(
-                f"{name}: {count} modules of {part} are not merged, for the checkpoint has no {part}"
-            )
+            many = f"{count} modules of {part} are" if count > 1 else f"1 module of {part} is"
+            found.append(f"{name}: {many} not merged, for the checkpoint has no {part}")
     if lora.strength != 1:
         if any(term.kind == "set" for term in lora.terms):
             found.append(f"{name}: some of its values replace the model's, whatever the strength")

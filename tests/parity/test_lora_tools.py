@@ -1,8 +1,8 @@
 """LoRA files written by the tools themselves, beside the weights that the tools make of them.
 
-LyCORIS' modules are given random values, and are asked what they make of the unit vectors (its
-`get_merged_weight` applies the scale of LoHa and LoKr twice in 4.1.3, its `forward`, which is trained, once); diffusers' model gets PEFT's adapters, saves
-them with `save_lora_weights`, and fuses them. float32 on both sides.
+LyCORIS' modules are given random values, and are asked what they make of the unit vectors: their `forward` is
+what was trained (`get_merged_weight` of LyCORIS 4.1.3 applies the scale of LoHa and LoKr twice). diffusers'
+model gets PEFT's adapters, saves them with `save_lora_weights`, and fuses them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ MADE_OF = {
     "kohya": ("kohya", {"LoRA": 304}, {"transformer": 304}),
     "kohya-te1": ("kohya", {"LoRA": 376}, {"transformer": 304, "clip": 72}),
     "xlabs": ("XLabs", {"LoRA": 12}, {"transformer": 12}),
-    "lokr-bfl": ("ComfyUI", {"LoKr": 6}, {"transformer": 6}),
 }
 
 

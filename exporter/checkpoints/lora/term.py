@@ -118,7 +118,9 @@ class Lora:
         kinds = next(iter(self.kinds))
         if len(self.kinds) > 1:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        parts = ", ".join(f"{count} modules of {part}" for part, count in self.targets.items())
+        parts = ", ".join(
+            f"{count} module{'s' * (count > 1)} of {part}" for part, count in self.targets.items()
+        )
         return f"{self.form} form, {kinds}{between}, {parts}"
 
 
