@@ -284,7 +284,7 @@ def xlabs(source: Path, seed: int = 0) -> tuple[State, Made]:
 
 
 def control(source: Path, spelled: str = "bfl") -> tuple[State, State]:
-    """A control LoRA, as BFL wrote it or as ComfyUI does, and what it makes of the parameters, float64."""
+    """A control LoRA, as BFL wrote it or as newer or older ComfyUI does, and what it makes, float64."""
     draw, base = torch.Generator().manual_seed(7), ours(source, {})
     state: State = {}
     for name in [name for name in base if name.endswith(".weight")]:
@@ -303,15 +303,16 @@ def control(source: Path, spelled: str = "bfl") -> tuple[State, State]:
     for name in [name for name in base if name.endswith(".scale")]:
         state[name] = 1 + 0.1 * torch.randn(base[name].shape, generator=draw)
         base[name] = state[name].double()
-    if spelled == "comfy":
-        to = {".lora_B.bias": ".diff_b", "_norm.scale": "_norm.set_weight"}
+    if spelled != "bfl":
+        norm = "_norm.set_weight" if spelled == "comfy" else "_norm.scale.set_weight"
+        to = {".lora_B.bias": ".diff_b", "_norm.scale": norm}
         state = {f"diffusion_model.{_spelled(name, to)}": tensor for name, tensor in state.items()}
         state["diffusion_model.img_in.reshape_weight"] = torch.tensor(base["img_in.weight"].shape)
     return state, base
 
 
 def control_by_diffusers(source: Path) -> State:
-    """A control LoRA under diffusers' names, without biases: what its pipeline reads of a model of any size."""
+    """A control LoRA under diffusers' names, without biases, as its pipeline reads it of any model."""
     draw, state, found = torch.Generator().manual_seed(7), theirs(source), {}
     for name, (down, up) in update(source, 3).items():
         if name == "x_embedder":

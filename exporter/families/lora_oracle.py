@@ -11,12 +11,16 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.lora.term import Lora, Term
+from flux_trt.exporter.checkpoints.tensorfile import read_header, read_metadata
 
 FUSED = "LoRA loaded and fused by diffusers"
 MERGED = "LoRA merged by flux_trt"
@@ -43,7 +47,7 @@ def with_loras(
     if part.plain is not None and name in COMPONENTS and all(_faithful(lora, name) for lora in part.loras):
         model, read_by = plain(part.plain)
         wanted = [{each for term in _of(lora, name) for each in modules(term)} for lora in part.loras]
-        if _fuse(model, COMPONENTS[name], part.loras, wanted):
+        if _fuse(model, name, part.loras, wanted):
             return model.eval(), f"{read_by}, {FUSED}"
     model, read_by = filled(part)
     return model, f"{read_by}, {MERGED}"
@@ -63,18 +67,19 @@ def _faithful(lora: Lora, part: str) -> bool:
     return not (lora.form == "diffusers" and lora.scaled_by == "alpha")
 
 
-def _fuse(model: nn.Module, component: str, loras: Iterable[Lora], wanted: Iterable[set[str]]) -> bool:
+def _fuse(model: nn.Module, part: str, loras: Iterable[Lora], wanted: Iterable[set[str]]) -> bool:
     """Let diffusers load and fuse the files; False: it did not find the same, and the model is spoilt."""
     from diffusers import FluxPipeline
 
     parts = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
-    names, weights = [], []
-    with _quiet():
+    names, weights, component = [], [], COMPONENTS[part]
+    with _quiet(), TemporaryDirectory() as folder:
         pipeline = FluxPipeline(**(dict.fromkeys(parts) | {component: model}))
         for number, (lora, modules) in enumerate(zip(loras, wanted, strict=True)):
             adapter = f"lora{number}"
             try:
-                pipeline.load_lora_weights(str(lora.path), adapter_name=adapter, local_files_only=True)
+                path = _alone(lora, part, Path(folder) / f"{adapter}.safetensors")
+                pipeline.load_lora_weights(str(path), adapter_name=adapter, local_files_only=True)
             except Exception:  # whatever it stumbles over, it cannot read the file
                 return False
             found = {
@@ -87,6 +92,16 @@ def _fuse(model: nn.Module, component: str, loras: Iterable[Lora], wanted: Itera
         pipeline.set_adapters(names, weights)
         pipeline.fuse_lora(components=[component], adapter_names=names)
     return True
+
+
+def _alone(lora: Lora, part: str, aside: Path) -> Path:
+    """The file, or a copy of it without other parts: a pipeline that lacks those cannot load them."""
+    others = tuple(f"{term.module}." for term in lora.terms if term.place.part != part)
+    if not others:
+        return lora.path
+    kept = {name: info.read() for name, info in read_header(lora.path).items() if not name.startswith(others)}
+    save_file(kept, aside, read_metadata(lora.path))
+    return aside
 
 
 @contextmanager

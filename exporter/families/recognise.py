@@ -52,12 +52,11 @@ def recognise_lora(path: Path) -> tuple[Lora, str] | None:
         return None
     if is_gguf(path) or not keys.is_lora(list(read_header(path))):
         return None
-    for family in FAMILIES[:-1]:
+    first: CheckpointError | None = None
+    for family in FAMILIES:
         try:
-            return read_lora(
-                asked(str(path)), family.modules(None), family.family, partial=True
-            ), family.family
-        except CheckpointError:
-            continue
-    last = FAMILIES[-1]
-    return read_lora(asked(str(path)), last.modules(None), last.family, partial=True), last.family
+            return read_lora(asked(str(path)), family.modules(None), family.family, True), family.family
+        except CheckpointError as fault:
+            first = first or fault
+    assert first is not None
+    raise first

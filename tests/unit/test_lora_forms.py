@@ -82,7 +82,7 @@ def test_xlabs(source: Path, tmp_path: Path) -> None:
         assert found.loras[0].form == "XLabs"
 
 
-@pytest.mark.parametrize("spelled", ["bfl", "comfy"])
+@pytest.mark.parametrize("spelled", ["bfl", "comfy", "older comfy"])
 def test_a_control_lora_widens_and_replaces(spelled: str, source: Path, tmp_path: Path) -> None:
     state, wanted = loras.control(source, spelled)
     path = loras.save(tmp_path / "control.safetensors", (state, {}))

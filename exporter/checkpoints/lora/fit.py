@@ -16,7 +16,7 @@ Shapes = Mapping[str, Mapping[str, Shape]]
 
 def widened(lora: Lora, shapes: Shapes) -> dict[str, Shape]:
     """Parameters of the transformer that get more columns, and the shape that they then have."""
-    found = {}
+    found: dict[str, Shape] = {}
     for term in lora.terms:
         own = shapes.get(term.place.part, {}).get(term.parameter, ())
         if term.place.widens and term.kind == "LoRA" and len(own) == 2:
