@@ -79,7 +79,7 @@ def _fuse(model: nn.Module, part: str, loras: Iterable[Lora], wanted: Iterable[s
             adapter = f"lora{number}"
             try:
                 path = _alone(lora, part, Path(folder) / f"{adapter}.safetensors")
-                pipeline.load_lora_weights(str(path), adapter_name=adapter, local_files_only=True)
+                _load(pipeline, component, path, adapter)
             except Exception:  # whatever it stumbles over, it cannot read the file
                 return False
             found = {
@@ -92,6 +92,24 @@ def _fuse(model: nn.Module, part: str, loras: Iterable[Lora], wanted: Iterable[s
         pipeline.set_adapters(names, weights)
         pipeline.fuse_lora(components=[component], adapter_names=names)
     return True
+
+
+def _load(pipeline: Any, component: str, path: Path, adapter: str) -> None:
+    """As `load_lora_weights`, which cannot do without a transformer."""
+    if component == "transformer":
+        pipeline.load_lora_weights(str(path), adapter_name=adapter, local_files_only=True)
+        return
+    asked = {"local_files_only": True, "return_alphas": True, "return_lora_metadata": True}
+    state, alphas, metadata = pipeline.lora_state_dict(str(path), **asked)
+    pipeline.load_lora_into_text_encoder(
+        state,
+        alphas,
+        pipeline.text_encoder,
+        prefix=component,
+        adapter_name=adapter,
+        metadata=metadata,
+        _pipeline=pipeline,
+    )
 
 
 def _alone(lora: Lora, part: str, aside: Path) -> Path:
