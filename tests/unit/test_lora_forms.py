@@ -18,6 +18,7 @@ from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
+from flux_trt.exporter.quantise.ranges import identity
 
 Get = Callable[[str], Path]
 NEAR = 1e-6
@@ -251,3 +252,15 @@ def test_a_strength_of_nothing_is_left_out(source: Path, made: loras.Made, tmp_p
     assert found.parts["transformer"].plain is None and found.notes == (
         "a.safetensors: a strength of 0 leaves it out",
     )
+
+
+def test_a_calibration_is_of_one_strength(source: Path, made: loras.Made, tmp_path: Path) -> None:
+    path = loras.save(tmp_path / "a.safetensors", loras.peft(source, made))
+
+    def identified(*wanted: str, plain: bool = False) -> dict[str, str]:
+        return identity(recognise(open_checkpoint(str(source), lora=wanted)), {}, plain=plain)
+
+    none, half, more = identified(), identified(f"{path}:0.5"), identified(f"{path}:0.6")
+    assert len({each["transformer"] for each in (none, half, more)}) == 3
+    assert none["t5"] == half["t5"] == more["t5"]
+    assert identified(f"{path}:0.5") == half and identified(f"{path}:0.5", plain=True) == none

@@ -147,6 +147,15 @@ def test_no_file_and_no_number(wanted: str, said: str, source: Path) -> None:
         merged(source, wanted)
 
 
+def test_a_word_is_no_strength(source: Path, tmp_path: Path) -> None:
+    path = loras.save(tmp_path / "a.safetensors", (pair(QKV), {}))
+    with pytest.raises(CheckpointError, match=r"'much' is no strength of .*a.safetensors; give a number"):
+        merged(source, f"{path}:much")
+    odd = path.rename(tmp_path / "b:0.5")
+    assert merged(source, str(odd)).loras[0].strength == 1.0
+    assert merged(source, f"{odd}:2").loras[0].strength == 2.0
+
+
 def test_what_finds_no_place_is_listed_and_refused(source: Path, tmp_path: Path) -> None:
     state = pair(QKV) | pair("diffusion_model.double_blocks.7.img_attn.qkv") | {"stray": torch.ones(1)}
     path = loras.save(tmp_path / "more.safetensors", (state, {}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,10 +59,15 @@ def asked(text: str) -> Asked:
         CheckpointError: no file there, or a strength that is no number.
     """
     path, strength = Path(text).expanduser(), 1.0
-    if not path.exists() and ":" in text:
-        name, _, number = text.rpartition(":")
-        with suppress(ValueError):
+    name, _, number = text.rpartition(":")
+    if name and not path.exists():
+        try:
             path, strength = Path(name).expanduser(), float(number)
+        except ValueError:
+            if Path(name).exists():
+                raise CheckpointError(
+                    f"{number!r} is no strength of {name}; give a number such as 0.8"
+                ) from None
     if not math.isfinite(strength):
         raise CheckpointError(f"the strength of {path} is {strength}; give a number such as 0.8")
     if path.is_dir():

@@ -39,7 +39,11 @@ def check(lora: Lora, shapes: Shapes, model: str) -> None:
         raise CheckpointError(
             f"{lora.path} does not fit {model}: {term.module} {why}"
             + (f", and {len(wrong) - 1} more of {len(terms)}" if len(wrong) > 1 else "")
-            + ("; it is for a model of another size" if len(wrong) > len(terms) / 2 else f"; {AGAIN}")
+            + (
+                "; it is for a model of another size"
+                if len(wrong) > len(terms) / 2
+                else "; it is damaged, or for another model"
+            )
         )
     for term in terms:
         for role, info in term.tensors.items():
