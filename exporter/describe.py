@@ -13,6 +13,7 @@ from flux_trt.runtime.bundle.manifest import (
     File,
     GlueName,
     Manifest,
+    MergedLora,
     Provenance,
     Source,
     Stage,
@@ -51,6 +52,17 @@ def describe(
             checkpoint=checkpoint.source,
             beside=dict(checkpoint.beside),
             layout=checkpoint.layout,
+            loras=[
+                MergedLora(
+                    file=str(lora.path),
+                    bytes=sources[lora.path].bytes,
+                    sha256=sources[lora.path].sha256,
+                    strength=lora.strength,
+                    form=lora.describe,
+                )
+                for lora in checkpoint.loras
+                if lora.path in sources
+            ],
             sources=[
                 Source(name=f"{path.parent.name}/{path.name}", bytes=file.bytes, sha256=file.sha256)
                 for path, file in sources.items()

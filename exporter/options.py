@@ -20,6 +20,15 @@ _BESIDE = (
         "--tokenizers", help="A diffusers folder, bundle, hub id or T5 in GGUF: its tokenizers alone."
     ),
     click.option("--scheduler", type=PATH, help="A scheduler_config.json, for another schedule."),
+    click.option(
+        "--lora",
+        metavar="FILE[:STRENGTH]",
+        multiple=True,
+        help="A LoRA of any form to merge into the weights; several are merged in order.  [strength: 1]",
+    ),
+    click.option(
+        "--lora-partial", is_flag=True, help="Leave out what of a LoRA finds no place in the model."
+    ),
 )
 
 CASES = """\b
@@ -33,7 +42,7 @@ What you have, and what CHECKPOINT and the options are:
   fp8, NF4, GGUF          as flux1-dev.safetensors; GGUF needs flux_trt[gguf]
   T5 in GGUF              --t5 t5.gguf: its tokenizer comes with it
   Krea, Depth, Kontext    also --variant krea, depth, kontext
-  a LoRA                  not yet: merge it into the model first
+  a LoRA                  the model and --lora style.safetensors:0.8
 
 \b
 FOLDER is a diffusers folder of any FLUX.1. WHERE is that, a bundle, or a hub

@@ -9,7 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from flux_trt.exporter.families.stage import Stage
+from flux_trt.exporter.checkpoints.tensorfile import Decoded
+from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 from flux_trt.exporter.folder import digest
 from flux_trt.exporter.written import link_or_copy
 from flux_trt.runtime.bundle import manifest
@@ -59,16 +60,27 @@ def _installed(name: str) -> str:
 
 
 def key(stage: Stage, sources: Mapping[Path, File], link: bool) -> str:
-    """A digest of all that a stage is made from: weights, recipes, config, precision, code and packages."""
+    """A digest of all that a stage is made from: weights, recipes, config, precision, code and packages.
+
+    Of a part that several stages share, a stage is made from its own tensors only.
+    """
+    recipes = {name: stage.recipes[name] for name in parameters(stage, skeleton(stage))}
+    own = {each: stage.tensors[each] for recipe in recipes.values() for each in recipe.names}
+    made = {name: info for name, info in own.items() if isinstance(info, Decoded) and info.told}
     facts = {
         "stage": stage.name,
         "precision": stage.precision,
         "base": stage.base,
         "quantisation": repr(stage.quantisation),
         "config": {name: repr(value) for name, value in stage.config.items()},
-        "recipes": {name: repr(recipe) for name, recipe in stage.recipes.items()},
+        "recipes": {name: repr(recipe) for name, recipe in recipes.items()},
+        "made": {
+            name: (each.told, [sources[file].sha256 for file in each.files]) for name, each in made.items()
+        },
         "link": link,
-        "sources": [sources[file].sha256 for file in stage.files],
+        "sources": [
+            sources[file].sha256 for file in sorted({file for each in own.values() for file in each.files})
+        ],
         "code": _code_digest(),
         "packages": {**versions(), **{name: _installed(name) for name in UNDER}},
     }

@@ -151,7 +151,7 @@ def _part(name: str, part: Part) -> PartRow:
     files = sorted({file for info in part.tensors.values() for file in info.files})
     return PartRow(
         name=name,
-        folder=part.folder or (files[0].parent if files else Path()),
+        folder=(part.plain or part).folder or (files[0].parent if files else Path()),
         files=len(files),
         tensors=len(part.tensors),
         bytes=sum(file.stat().st_size for file in files),

@@ -83,6 +83,8 @@ class Decoded:
     dtype: torch.dtype = torch.float32
     input_scale: TensorInfo | None = None
     """What its layer's input is divided by before it is quantised, where the file has that."""
+    told: str = ""
+    """How it is made, where its parts' bytes alone do not say it: with which LoRA, how strongly."""
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,7 @@ __all__ = [
     "GlueName",
     "Guidance",
     "Manifest",
+    "MergedLora",
     "Model",
     "Noise",
     "Pad",
@@ -122,12 +123,23 @@ class Source(Record):
     sha256: str
 
 
+class MergedLora(Record):
+    """A LoRA that was merged into the weights."""
+
+    file: str
+    bytes: int
+    sha256: str
+    strength: float
+    form: str = Field(description="whose names it has, and what it changes, for people")
+
+
 class Provenance(Record):
     """Where the bundle comes from."""
 
     checkpoint: str
     beside: dict[str, str] = Field(description="option -> what was given with it for what that lacks")
     layout: str
+    loras: list[MergedLora] = Field(default=[], description="in the order in which they were merged")
     sources: list[Source]
     tool: str
     packages: dict[str, str]
