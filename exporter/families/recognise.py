@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
 from flux_trt.exporter.families.flux1.flux1 import Flux1
+from flux_trt.exporter.families.flux2.flux2 import Flux2
 from flux_trt.exporter.families.model import Model
 from flux_trt.runtime.errors import CheckpointError
 
-FAMILIES = (Flux1,)
+FAMILIES = (Flux2, Flux1)
 """A new family stands before those whose tensors it shares."""
 
 
