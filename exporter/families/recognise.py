@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
+from flux_trt.exporter.families.catalogue import VARIANTS
 from flux_trt.exporter.families.flux1.flux1 import Flux1
 from flux_trt.exporter.families.flux2.flux2 import Flux2
 from flux_trt.exporter.families.model import Model
@@ -29,3 +30,19 @@ def recognise(checkpoint: Checkpoint, variant: str | None = None) -> Model:
         if family.tells(checkpoint):
             return family(checkpoint, variant)
     raise CheckpointError(f"{checkpoint.source}: the transformer is of no family that is known here")
+
+
+def recognise_as(checkpoint: Checkpoint, label: str) -> Model:
+    """The checkpoint as the variant that a bundle of it says it is, even where no file tells it.
+
+    Raises:
+        CheckpointError: as `recognise`.
+    """
+    found = recognise(checkpoint)
+    for name in VARIANTS if found.variant != label else ():
+        try:
+            if (other := recognise(checkpoint, name)).variant == label:
+                return other
+        except CheckpointError:  # not with these tensors
+            continue
+    return found

@@ -90,6 +90,9 @@ class Reference:
             name: torch.from_numpy(table).to(self._device)
             for name, table in zip(("cos", "sin"), tables, strict=True)
         }
+        for tensor in (each for stage in self._those("picture") for each in stage.outputs):
+            dims = {"batch": prompts, "reference": 0}  # no reference pictures are painted from
+            known[tensor.name] = torch.zeros([dims.get(dim, dim) for dim in tensor.dims])
         if settings.guidance is not None:
             known["guidance"] = torch.full((prompts,), settings.guidance)
         now, first = state.get(LATENTS), int(state.get(STEP, 0))

@@ -48,6 +48,8 @@ class Request:
     controls: tuple[Image.Image, ...] = ()
     references: tuple[Image.Image, ...] = ()
     """For all pictures, each of the size it is encoded at."""
+    leads: bool = False
+    """Whether the picture that is painted into is the first of its own reference pictures."""
     edit: FlowEdit | None = None
     patch: int = 16
 
@@ -116,6 +118,7 @@ class Request:
             paste=paste,
             controls=validate.each(controls, count),
             references=references,
+            leads=task == "inpaint" and manifest.model.inpaint.source,
             patch=manifest.model.patch,
         )
 
@@ -196,7 +199,8 @@ class Request:
     def grids(self) -> tuple[latents.Grid, ...]:
         """Of the target, then of the reference pictures."""
         patch = self.patch
-        return (self.grid, *((each.height // patch, each.width // patch) for each in self.references))
+        own = [self.grid] * self.leads
+        return (self.grid, *own, *((each.height // patch, each.width // patch) for each in self.references))
 
     @property
     def has_pictures(self) -> bool:

@@ -169,11 +169,11 @@ class DoubleStreamBlock(nn.Module):
         txt_mod: Tensor,
         cos: Tensor,
         sin: Tensor,
-        known: tuple[Tensor, Tensor] | None = None,
+        *known: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """img [B, L, D], txt [B, T, D], each with its modulation [B, 6, D] -> the new img and txt.
 
-        `known`: keys and values [B, H, R, E] that are attended too.
+        `known`: nothing, or keys and values [B, H, R, E] that are attended too.
         """
         img_shift1, img_scale1, img_gate1, img_shift2, img_scale2, img_gate2 = img_mod.split(1, dim=1)
         txt_shift1, txt_scale1, txt_gate1, txt_shift2, txt_scale2, txt_gate2 = txt_mod.split(1, dim=1)
@@ -184,7 +184,7 @@ class DoubleStreamBlock(nn.Module):
         txt_heads = split_heads(txt_qkv, self.txt_attn.norm, self.params, cos[:T], sin[:T])
         img_heads = split_heads(img_qkv, self.img_attn.norm, self.params, cos[T:], sin[T:])
         q, k, v = (torch.cat(pair, 2) for pair in zip(txt_heads, img_heads, strict=True))
-        joint = attention(q, *beside(k, v, known))
+        joint = attention(q, *beside(k, v, *known))
         txt_attn, img_attn = joint[:, :T], joint[:, T:]
 
         img = residual(img, img_gate1, self.img_attn.proj(img_attn))
@@ -213,27 +213,25 @@ class SingleStreamBlock(nn.Module):
         self.linear2 = plain(D + inner, D)
         self.norm = QKNorm(params.head_dim)
 
-    def forward(
-        self, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor, known: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor, *known: Tensor) -> Tensor:
         """x [B, T + L, D] with its modulation [B, 3, D] -> the new x; `known` as in a double block."""
-        return self.alone(x, mod, cos, sin, known)[0]
+        return self.alone(x, mod, cos, sin, *known)[0]
 
     def alone(
-        self, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor, known: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor, *known: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The new x, and the keys and values of its attention."""
         shift, scale, gate = mod.split(1, dim=1)
         qkv_mlp = self.linear1(modulate(x, shift, scale))
         q, k, v = split_heads(qkv_mlp, self.norm, self.params, cos, sin)
-        attn = attention(q, *beside(k, v, known))
+        attn = attention(q, *beside(k, v, *known))
         inner = gated(qkv_mlp[..., 3 * self.params.hidden_size :])
         return residual(x, gate, self.linear2(torch.cat([attn, inner], dim=2))), k, v
 
 
-def beside(k: Tensor, v: Tensor, known: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def beside(k: Tensor, v: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values [B, H, L, E], with those that are known already behind them."""
-    if known is None:
+    if not known:
         return k, v
     return torch.cat([k, known[0].to(k.dtype)], 2), torch.cat([v, known[1].to(v.dtype)], 2)
 
@@ -278,15 +276,14 @@ class Denoiser(nn.Module):
         stream = _stream(self.img_in)
         img, txt = self.img_in(latents).to(stream), context.to(stream)
         img_mod, txt_mod, single_mod = modulation[:, :6], modulation[:, 6:12], modulation[:, 12:15]
-        known = [
-            None if keys is None or values is None else (keys[:, i], values[:, i])
-            for i in range(self.params.blocks)
-        ]
+        known: list[tuple[Tensor, ...]] = [()] * self.params.blocks
+        if keys is not None and values is not None:
+            known = [(keys[:, i], values[:, i]) for i in range(self.params.blocks)]
         for i, block in enumerate(self.double_blocks):
-            img, txt = block(img, txt, img_mod, txt_mod, cos, sin, known[i])
+            img, txt = block(img, txt, img_mod, txt_mod, cos, sin, *known[i])
         x = torch.cat([txt, img], dim=1)
         for i, block in enumerate(self.single_blocks, self.params.depth):
-            x = block(x, single_mod, cos, sin, known[i])
+            x = block(x, single_mod, cos, sin, *known[i])
         shift, scale = modulation[:, 15:17].split(1, dim=1)
         img = x[:, txt.shape[1] :]
         velocity = self.final_layer["linear"](modulate(img, shift, scale)).float()
