@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flux_trt.runtime.bundle.engine import Profile, Range
+from flux_trt.runtime.bundle.flow import REFERENCES
 from flux_trt.runtime.bundle.manifest import GlueName, Manifest, StageName
+from flux_trt.runtime.bundle.rules import Shrunk
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.vae import Tiling
 
@@ -54,12 +56,15 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
         grids = [_tile(found, grid) for grid in grids]
     least, most = found.sizes.smallest // patch, max(max(grid) for grid in grids)
     tokens = max(rows * columns for rows, columns in grids)
+    makes_keys = any(each.name == REFERENCES for each in found.graph(name).inputs)
+    follow, kept = _references(found, shapes, tokens, makes_keys)
     wide = _dims(
         found,
         shapes,
         rows=(least, most, most),
         columns=(least, most, most),
-        tokens=(least * least, tokens, tokens * (1 + shapes.max_references)),
+        tokens=(least * least, tokens, tokens + follow),
+        reference=kept,
     )
     tuned = [
         _dims(
@@ -67,16 +72,32 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
             shapes,
             rows=(rows,) * 3,
             columns=(columns,) * 3,
-            tokens=(rows * columns, rows * columns, rows * columns * (1 + shapes.max_references)),
+            tokens=(rows * columns, rows * columns, rows * columns + _references(found, shapes, rows * columns, False)[0]),
+            reference=kept,
         )
         for rows, columns in grids
     ]
     varying = {dim for tensor in found.graph(name).inputs for dim in tensor.dims if isinstance(dim, str)}
     taken = [*tuned, wide] if shapes.wide else tuned
-    if shapes.pairs and found.graph(name).runs in (None, "schedule", "step"):
+    if shapes.pairs and (makes_keys or found.graph(name).runs in (None, "schedule", "step")):
         taken = [{**each, "batch": (1, 1, 2 * shapes.max_batch)} for each in taken]
     cut = [{dim: each[dim] for dim in sorted(varying)} for each in taken]
     return [each for index, each in enumerate(cut) if each not in cut[:index]]
+
+
+def _references(found: Manifest, shapes: Shapes, tokens: int, first: bool) -> tuple[int, Range]:
+    """Tokens of reference pictures: of those that follow the picture's own at most, and of those kept as keys.
+
+    A picture that keeps its own size may be larger than the one that is painted. A stage that makes keys does
+    not run for no picture (`first`); what takes them may be given none.
+    """
+    rule, each = found.model.references, tokens
+    if rule is not None and isinstance(rule.size, Shrunk):
+        each = max(tokens, rule.size.area // found.model.patch**2)
+    most = shapes.max_references * each
+    if rule is None or rule.enters == "latents":
+        return most, (1, 1, 1)
+    return 0, (int(first), min(tokens, max(most, 1)), max(most, 1))
 
 
 def _tile(found: Manifest, grid: latents.Grid) -> latents.Grid:
@@ -85,7 +106,9 @@ def _tile(found: Manifest, grid: latents.Grid) -> latents.Grid:
     return (min(grid[0], tiling.side), min(grid[1], tiling.side)) if tiling.cuts(grid) else grid
 
 
-def _dims(found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range) -> Profile:
+def _dims(
+    found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range, reference: Range
+) -> Profile:
     patch, window = found.model.patch, found.text
     text: Range = (window.multiple, window.most, window.most) if window else (512,) * 3
     return {
@@ -93,6 +116,7 @@ def _dims(found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: 
         "text": text,
         "steps": (1, min(found.defaults.steps, MAX_STEPS), MAX_STEPS),
         "tokens": tokens,
+        "reference": reference,
         "sequence": (tokens[0] + text[0], tokens[1] + text[1], tokens[2] + text[2]),
         "h": rows,
         "w": columns,
