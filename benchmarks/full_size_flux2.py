@@ -1,9 +1,9 @@
-"""The exporter at FLUX.2's full sizes: klein 4B, klein 9B and dev, from files with Black Forest Labs' names in bf16.
+"""The exporter at FLUX.2's full sizes: klein 4B, klein 9B and dev, from BFL-named files in bf16.
 
     python benchmarks/full_size_flux2.py [--out benchmarks/results] [--members klein-4b,klein-9b,dev]
 
-The checkpoints are sparse files: names, shapes and types are those of diffusers' and transformers' own classes,
-the tensors are holes on the disk. What is measured (time, peak memory, bytes on disk) does not depend on the
+The checkpoints are sparse files: names and shapes are those of diffusers' and transformers' own classes, the
+tensors are holes on the disk. What is measured (time, peak memory, bytes on disk) does not depend on the
 tensors' values. Every file is hashed, as a build always does; that is most of the time.
 """
 
@@ -83,7 +83,8 @@ def transformer(member: str) -> Shapes:
     theirs = model.state_dict()
     recipes = transformer_from_diffusers(double, single, member == "dev")
     return {
-        ours: tuple(recipe.make(*(theirs[name] for name in recipe.names)).shape) for ours, recipe in recipes.items()
+        ours: tuple(recipe.make(*(theirs[name] for name in recipe.names)).shape)
+        for ours, recipe in recipes.items()
     }
 
 
@@ -177,7 +178,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--members", default=",".join(SIZES))
-    parser.add_argument("--sparse", type=Path, help="only write the sparse checkpoint of the one member, here")
+    parser.add_argument(
+        "--sparse", type=Path, help="only write the sparse checkpoint of the one member, here"
+    )
     args = parser.parse_args()
     members = args.members.split(",")
     if args.sparse:

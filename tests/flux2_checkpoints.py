@@ -29,7 +29,8 @@ LENGTH = {"klein": 64, "dev": 300}
 QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
 )
 MISTRAL_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -38,9 +39,24 @@ MISTRAL_TEMPLATE = (
 )
 SIGNS = {
     "klein": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
-    "dev": ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]"],
+    "dev": [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<pad>",
+        "[INST]",
+        "[/INST]",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        "[IMG]",
+    ],
 }
-PIPELINES = {"distilled": Flux2KleinPipeline, "base": Flux2KleinPipeline, "kv": Flux2KleinKVPipeline, "dev": Flux2Pipeline}
+PIPELINES = {
+    "distilled": Flux2KleinPipeline,
+    "base": Flux2KleinPipeline,
+    "kv": Flux2KleinKVPipeline,
+    "dev": Flux2Pipeline,
+}
 
 
 def tokenizer(family: str, side: str) -> PreTrainedTokenizerFast:
@@ -114,7 +130,9 @@ def text_encoder(family: str, hidden: int = 32, layers: int = 8) -> nn.Module:
     )
 
 
-def transformer(guidance: bool, context: int = 96, heads: int = 4, head_dim: int = 16, **more: Any) -> nn.Module:
+def transformer(
+    guidance: bool, context: int = 96, heads: int = 4, head_dim: int = 16, **more: Any
+) -> nn.Module:
     asked = {"num_layers": 2, "num_single_layers": 3, **more}
     return Flux2Transformer2DModel(
         in_channels=16,
@@ -127,7 +145,9 @@ def transformer(guidance: bool, context: int = 96, heads: int = 4, head_dim: int
     )
 
 
-def vae(channels: tuple[int, ...] = (8, 16, 16, 16), groups: int = 4, decoder: Any = (4, 8, 16, 16)) -> nn.Module:
+def vae(
+    channels: tuple[int, ...] = (8, 16, 16, 16), groups: int = 4, decoder: Any = (4, 8, 16, 16)
+) -> nn.Module:
     return AutoencoderKLFlux2(
         block_out_channels=channels,
         decoder_block_out_channels=decoder,
@@ -196,7 +216,5 @@ def pipeline(kind: str, found: dict[str, Any]) -> Any:
 def write(kind: str, folder: Path, **more: Any) -> Path:
     """A whole diffusers folder."""
     found = parts(kind, **more)
-    if kind == "dev":  # a plain tokenizer stands for its processor, which save_pretrained does not take
-        pass
     pipeline(kind, found).save_pretrained(folder)
     return folder

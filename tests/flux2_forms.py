@@ -65,7 +65,11 @@ def save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -
 
 
 def official_metadata(tensors: Tensors) -> dict[str, str]:
-    layers = {name.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"} for name in tensors if name.endswith("weight_scale")}
+    layers = {
+        name.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"}
+        for name in tensors
+        if name.endswith("weight_scale")
+    }
     return {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
 
 

@@ -31,7 +31,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that was found, by part name: transformer, vae, clip, t5, text; a part that is not there is left out.
+    """All that was found, by part name: transformer, vae, clip, t5, text; what is not there is left out.
 
     `text` is a language model: a decoder, which prompts are read with.
     """

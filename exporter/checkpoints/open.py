@@ -30,7 +30,7 @@ class Beside(TypedDict, total=False):
     """What is given beside a checkpoint; each replaces what the checkpoint itself has."""
 
     text_encoders: Path | None
-    """A diffusers folder whose text encoders and tokenizers are used, an encoder's own folder, or its file."""
+    """A diffusers folder whose text encoders and tokenizers are used, an encoder's folder, or its file."""
     clip: Path | None
     """A single file with CLIP, or its folder with a config.json."""
     t5: Path | None

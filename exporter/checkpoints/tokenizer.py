@@ -119,7 +119,8 @@ def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer
     chat = padding.chat
     if chat is not None:
         _refuse_other(source, backend, chat)
-        chat = replace(chat, **_template(source, tokenizer, chat))
+        prefix, suffix = _template(source, tokenizer, chat)
+        chat = replace(chat, prefix=prefix, suffix=suffix)
     return LoadedTokenizer(name, backend, pad, chat)
 
 
@@ -127,7 +128,7 @@ def _refuse_other(source: Path, backend: Any, chat: Chat) -> None:
     """See that a tokenizer is one that knows the template, and let it add no tokens of its own to it."""
     if strange := [mark for mark in chat.marks if len(backend.encode(mark, add_special_tokens=False)) != 1]:
         raise CheckpointError(
-            f"the tokenizer {source} does not know {strange[0]}; give the text encoder's own with --tokenizers"
+            f"the tokenizer {source} does not know {strange[0]}; give the encoder's own with --tokenizers"
         )
     if backend.encode("a").ids != backend.encode("a", add_special_tokens=False).ids:
         backend.post_processor = processors.Sequence([])  # the template has the start token already
@@ -143,10 +144,10 @@ def _side(source: Path) -> Literal["left", "right"] | None:
     return said if said in ("left", "right") else None
 
 
-def _template(source: Path, tokenizer: Any, chat: Chat) -> dict[str, str]:
+def _template(source: Path, tokenizer: Any, chat: Chat) -> tuple[str, str]:
     """What the tokenizer's own template puts around a prompt, or the published one's where it has none."""
     if not tokenizer.chat_template:
-        return {}
+        return chat.prefix, chat.suffix
     try:
         text = tokenizer.apply_chat_template(chat.messages(PROMPT), tokenize=False, **chat.options)
         prefix, suffix = text.split(PROMPT)
@@ -155,7 +156,7 @@ def _template(source: Path, tokenizer: Any, chat: Chat) -> dict[str, str]:
         raise CheckpointError(
             f"the chat template of {source} takes no plain prompt ({said[:200]}); give another --tokenizers"
         ) from None
-    return {"prefix": prefix, "suffix": suffix}
+    return prefix, suffix
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -201,8 +202,6 @@ def _of_gguf(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
     )
 
 
-def _pad(
-    number: int, token: str, length: int, side: Literal["left", "right"] = "right"
-) -> manifest.Pad:
+def _pad(number: int, token: str, length: int, side: Literal["left", "right"] = "right") -> manifest.Pad:
     """All prompts get one length."""
     return manifest.Pad(id=number, token=token, side=side, multiple=length, most=length)

@@ -72,7 +72,11 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
             shapes,
             rows=(rows,) * 3,
             columns=(columns,) * 3,
-            tokens=(rows * columns, rows * columns, rows * columns + _references(found, shapes, rows * columns, False)[0]),
+            tokens=(
+                rows * columns,
+                rows * columns,
+                rows * columns + _references(found, shapes, rows * columns, False)[0],
+            ),
             reference=kept,
         )
         for rows, columns in grids
@@ -86,7 +90,7 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
 
 
 def _references(found: Manifest, shapes: Shapes, tokens: int, first: bool) -> tuple[int, Range]:
-    """Tokens of reference pictures: of those that follow the picture's own at most, and of those kept as keys.
+    """Tokens of reference pictures: of those that follow the picture's own, and of those kept as keys.
 
     A picture that keeps its own size may be larger than the one that is painted. A stage that makes keys does
     not run for no picture (`first`); what takes them may be given none.

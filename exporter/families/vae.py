@@ -143,6 +143,7 @@ def _recipes(part: Part, config: Mapping[str, Any]) -> dict[str, Recipe]:
 
 
 def latents_of(name: str, config: Mapping[str, Any]) -> manifest.Tensor:
+    """A tensor of latent tokens: [batch, h, w, 4 C]."""
     return f32(name, "batch", "h", "w", 4 * config["latent_channels"])
 
 

@@ -27,6 +27,7 @@ def _vae(part: Part) -> tuple[Any, str]:
 
 
 def pack(z: Tensor) -> Tensor:
+    """[B, C, 2 h, 2 w] -> [B, h, w, 4 C]."""
     B, C, H, W = z.shape
     return z.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(B, H // 2, W // 2, 4 * C)
 

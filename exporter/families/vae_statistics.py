@@ -75,8 +75,8 @@ def config_of(part: Part) -> Mapping[str, Any]:
     """
     if MARK not in part.tensors:
         raise CheckpointError(
-            f"the VAE has no statistics of its latents ({MARK}), so it is another model's, such as FLUX.1's; "
-            "give FLUX.2's with --vae"
+            f"the VAE has no statistics of its latents ({MARK}): it is another family's; "
+            "give this model's own with --vae"
         )
     if part.config:
         return part.config

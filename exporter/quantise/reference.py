@@ -73,7 +73,9 @@ class Reference:
         rows, length = seen["ids"].shape
         batches = torch.arange(rows, device="cpu").split(max(1, AT_ONCE // length))
         for batch in batches:
-            found = _call(stage, module, {name: value[batch].to(self._device) for name, value in seen.items()})
+            found = _call(
+                stage, module, {name: value[batch].to(self._device) for name, value in seen.items()}
+            )
             parts.append({name: value.cpu() for name, value in found.items()})
             self._progress(f"calibrate {stage.name}", len(parts) * size, len(batches) * size)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -92,7 +94,9 @@ class Reference:
         }
         for tensor in (each for stage in self._those("picture") for each in stage.outputs):
             dims = {"batch": prompts, "reference": 0}  # no reference pictures are painted from
-            known[tensor.name] = torch.zeros([dims.get(dim, dim) for dim in tensor.dims])
+            known[tensor.name] = torch.zeros(
+                [dim if isinstance(dim, int) else dims[dim] for dim in tensor.dims]
+            )
         if settings.guidance is not None:
             known["guidance"] = torch.full((prompts,), settings.guidance)
         now, first = state.get(LATENTS), int(state.get(STEP, 0))

@@ -26,7 +26,7 @@ def seen(trajectory: Trajectory, rule: Positions) -> dict[str, Floats]:
         return {}
     target, grids = trajectory.target, (trajectory.grids[0], *trajectory.beside.grids)
     cos, sin = (table[target:] for table in rotations(rule, 0, grids))
-    latents = np.concatenate([trajectory.beside.latents] * trajectory.copies)
+    latents = np.concatenate([trajectory.beside.packed] * trajectory.copies)
     return {REFERENCES: latents, "reference_cos": cos, "reference_sin": sin}
 
 

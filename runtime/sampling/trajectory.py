@@ -30,7 +30,7 @@ class Known:
 class Beside:
     """Reference pictures that are no part of the sequence: the denoiser attends what a stage made of them."""
 
-    latents: Floats
+    packed: Floats
     """float32 [batch, tokens of all of them, channels]; there may be none."""
     grids: tuple[latents.Grid, ...]
 

@@ -37,7 +37,9 @@ def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest:
     masked = [each for each in known if each is not None]
     return Trajectory(
         levels=levels,
-        start=np.stack(starts if kept else [np.concatenate(each) for each in zip(starts, looked_at, strict=True)]),
+        start=np.stack(
+            starts if kept else [np.concatenate(each) for each in zip(starts, looked_at, strict=True)]
+        ),
         grids=request.grids[:1] if kept else request.grids,
         beside=Beside(np.stack(looked_at), request.grids[1:]) if kept else None,
         condition=np.stack(condition) if condition else None,

@@ -24,9 +24,9 @@ def coarse(mask: Floats, patch: int, rule: Noise, how: Inpaint) -> Floats:
     if how.mask == "nearest":
         pixels = mask[::side, ::side]
     else:
-        first, second = mask[side // 2 - 1 :: side], mask[side // 2 :: side]
-        rows = (first + second) / 2
-        pixels = (rows[:, side // 2 - 1 :: side] + rows[:, side // 2 :: side]) / 2
+        below, above = slice(side // 2 - 1, None, side), slice(side // 2, None, side)
+        corners = [mask[y, x] for y in (below, above) for x in (below, above)]
+        pixels = np.mean(corners, axis=0, dtype=np.float32)
     return latents.pack(np.broadcast_to(pixels, (1, rule.channels, *pixels.shape)), rule.cell)[0]
 
 

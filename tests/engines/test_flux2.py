@@ -36,7 +36,9 @@ def built(root: Path) -> dict[str, dict]:
     return {row["stage"]: row for row in rows}
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("kv", "fp32"), ("kv", "bf16"), ("dev", "bf16"), ("distilled", "fp16")])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("kv", "fp32"), ("kv", "bf16"), ("dev", "bf16"), ("distilled", "fp16")]
+)
 def test_every_graph_builds(flux2_bundle: Callable[..., Path], kind: str, precision: str) -> None:
     """The tower with its mask, grouped queries and taps; no references at all are within the ranges."""
     found = built(flux2_bundle(kind, precision))
@@ -52,7 +54,9 @@ def test_an_fp8_denoiser_builds(tmp_path: Path) -> None:
     assert {"QUANTIZE", "DEQUANTIZE"} <= set(built(tmp_path / "bundle")["denoiser"]["layers"])
 
 
-def test_the_command_builds_them_with_its_own_profiles(flux2_bundle: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_builds_them_with_its_own_profiles(
+    flux2_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
     import shutil
 
     root = shutil.copytree(flux2_bundle("kv", "bf16"), tmp_path / "bundle")

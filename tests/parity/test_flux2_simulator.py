@@ -1,4 +1,4 @@
-"""FLUX.2 through TensorRT's backend on the simulated GPU: onnxruntime's pictures, in every mode of the loop."""
+"""FLUX.2 through TensorRT's backend on the simulated GPU: the pictures that onnxruntime paints."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def engines(flux2_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def engines(
+    flux2_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
@@ -66,7 +68,9 @@ def engines(flux2_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("memory", ["resident", "sequential"])
-def test_the_simulated_gpu_paints_the_same_bytes(engines: Callable[[str], Path], name: str, memory: str) -> None:
+def test_the_simulated_gpu_paints_the_same_bytes(
+    engines: Callable[[str], Path], name: str, memory: str
+) -> None:
     """Three runs: step by step, recorded, and launched again."""
     kind, more = ASKED[name]
     asked = {"size": SIZE, "steps": 3, "batch": 2, **more}

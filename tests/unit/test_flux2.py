@@ -125,8 +125,12 @@ def test_an_encoder_that_is_cut_short(folder: Path) -> None:
 def test_a_published_encoder_without_its_last_tap(folder: Path) -> None:
     """A width of 2560 is Qwen3-4B's, whose last tap is behind layer 27 whatever the file says."""
     config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 2560, "num_hidden_layers": 20}))
-    assert any("has 20 layers and is read behind layer 27: it is cut short" in line for line in faults(folder))
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "hidden_size": 2560, "num_hidden_layers": 20})
+    )
+    assert any(
+        "has 20 layers and is read behind layer 27: it is cut short" in line for line in faults(folder)
+    )
 
 
 def test_an_encoder_without_some_of_its_layers(folder: Path) -> None:
@@ -140,8 +144,8 @@ def test_an_encoder_without_some_of_its_layers(folder: Path) -> None:
 def test_flux1s_vae(folder: Path) -> None:
     (fault,) = set(faults(folder, vae=NANO / "vae"))
     assert fault == (
-        "the VAE has no statistics of its latents (bn.running_mean), so it is another model's, such as FLUX.1's; "
-        "give FLUX.2's with --vae"
+        "the VAE has no statistics of its latents (bn.running_mean): it is another family's; "
+        "give this model's own with --vae"
     )
 
 

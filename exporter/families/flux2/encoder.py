@@ -25,7 +25,9 @@ IGNORED = {
     r"(model\.)?(vision_tower|multi_modal_projector)\..*": "prompts are text",
     r"tekken_model": "a tokenizer, in ComfyUI's form",
 }
-FP16 = "the text encoder overflows in fp16: its taps are a language model's raw residual; use text=bf16 or fp32"
+FP16 = (
+    "the text encoder overflows in fp16: its taps are a language model's raw residual; use text=bf16 or fp32"
+)
 
 
 def tower_of(part: Part, language: Language) -> TowerParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Literal
 
 import torch
 
@@ -109,7 +110,9 @@ class Flux2:
         part = self.checkpoint.parts.get("vae")
         patch = vae.patch_of(vae_statistics.config_of(part)) if part else PATCH
         side = SAMPLE * patch
-        guidance = "true" if kind.true_guidance else "embedded" if p.guidance_embed else "none"
+        guided: Literal["true", "embedded", "none"] = "embedded" if p.guidance_embed else "none"
+        if kind.true_guidance:
+            guided = "true"
         return Numbers(
             encoders=[manifest.Encoder(stage="text", tokenizer="text")],
             model=manifest.Model(
@@ -124,7 +127,7 @@ class Flux2:
             ),
             schedule=scheduler(self.checkpoint.scheduler, SHIFTING, self.family, SCHEDULE),
             guidance=manifest.Guidance(
-                kind=guidance, default=kind.guidance, negative="" if kind.true_guidance else None
+                kind=guided, default=kind.guidance, negative="" if kind.true_guidance else None
             ),
             sizes=manifest.Sizes(smallest=patch, largest=LARGEST_SIDE),
             defaults=manifest.Defaults(width=side, height=side, steps=kind.steps),
@@ -149,8 +152,9 @@ class Flux2:
             tower = encoder.tower_of(parts["text"], self._kind.language)
             if tower.width != p.context_in_dim:
                 found.append(
-                    f"the text encoder gives {len(tower.taps)} x {tower.hidden_size} = {tower.width} channels "
-                    f"and the transformer takes {p.context_in_dim}; give this model's own with --text-encoders"
+                    f"the text encoder gives {len(tower.taps)} x {tower.hidden_size} = {tower.width} "
+                    f"channels and the transformer takes {p.context_in_dim}; "
+                    "give this model's own with --text-encoders"
                 )
         return found
 
@@ -170,7 +174,7 @@ class Flux2:
 
 
 def positions_of(params: Flux2Params) -> manifest.Positions:
-    """Text is numbered on the last axis; of pictures the first axis has 0, 10, 20, ..., then row and column."""
+    """Text is numbered on the last axis; pictures' first axis has 0, 10, 20, ..., then row and column."""
     return manifest.Positions(
         axes=list(params.axes_dim),
         theta=params.theta,

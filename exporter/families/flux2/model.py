@@ -319,9 +319,11 @@ class References(nn.Module):
         x = self.img_in(latents).to(_stream(self.img_in))
         found = []
         for block in self.double_blocks:
+            assert isinstance(block, DoubleStreamBlock)
             x, *kept = block.alone(x, modulation[None, :6], cos, sin)
             found.append(kept)
         for block in self.single_blocks:
+            assert isinstance(block, SingleStreamBlock)
             x, *kept = block.alone(x, modulation[None, 6:], cos, sin)
             found.append(kept)
         keys, values = (torch.stack(each, 1).float() for each in zip(*found, strict=True))

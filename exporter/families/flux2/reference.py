@@ -16,7 +16,10 @@ from diffusers.loaders.single_file_utils import (
     convert_flux2_transformer_checkpoint_to_diffusers,
     convert_ldm_vae_checkpoint,
 )
-from diffusers.models.transformers.transformer_flux2 import Flux2KVAttnProcessor, Flux2KVParallelSelfAttnProcessor
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2KVAttnProcessor,
+    Flux2KVParallelSelfAttnProcessor,
+)
 from torch import Tensor, nn
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM
 
@@ -60,7 +63,7 @@ def _filled(part: Part) -> Flux2Transformer2DModel:
 
 
 def text_case(part: Part, language: Language) -> Case:
-    """transformers' hidden states of random ids, some of which are padding, on the language's side and not."""
+    """transformers' hidden states of random ids, some of which are padding, on either side."""
     p = tower_of(part, language)
     mistral = language is MISTRAL3
     kind = Mistral3ForConditionalGeneration if mistral else Qwen3ForCausalLM
@@ -154,13 +157,13 @@ def conditioner_case(part: Part, cached: bool) -> Case:
     """Modulation and context of random text at three noise levels."""
     step = _step(part)
     expected = {"modulation": step.modulation, "context": step.context}
-    return Case(
-        step.inputs, expected | ({"reference_modulation": step.clean} if cached else {}), step.oracle
-    )
+    return Case(step.inputs, expected | ({"reference_modulation": step.clean} if cached else {}), step.oracle)
 
 
 def _ids(grid: tuple[int, int], t: int = 0) -> Tensor:
-    return torch.cartesian_prod(torch.tensor([t]), torch.arange(grid[0]), torch.arange(grid[1]), torch.arange(1))
+    return torch.cartesian_prod(
+        torch.tensor([t]), torch.arange(grid[0]), torch.arange(grid[1]), torch.arange(1)
+    )
 
 
 def _text_ids() -> Tensor:

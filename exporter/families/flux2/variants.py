@@ -82,8 +82,8 @@ MISTRAL3 = Language(
     theta=1e9,
     eps=1e-5,
     head_dim=128,
-    # Its tokenizer_config names no side. The transformers that the model was made with pads left, transformers
-    # 5 right: other positions, and another picture.
+    # Its tokenizer_config names no side. The transformers that the model was made with pads left,
+    # transformers 5 right: other positions, and another picture.
     side="left",
     pad="<pad>",
     prefix=f"<s>[SYSTEM_PROMPT]{_SYSTEM}[/SYSTEM_PROMPT][INST]",
