@@ -70,7 +70,7 @@ def main() -> None:
 )
 @fp8_options
 @click.option(
-    "--stages", type=_StageList(), default=",".join(STAGES), help="Build only these stages.  [default: all]"
+    "--stages", type=_StageList(), help="Build only these stages.  [default: all that the model has]"
 )
 @click.option(
     "--variant", type=click.Choice(VARIANTS), help="Chooses among variants whose tensors are alike."
@@ -136,7 +136,7 @@ def build(
     size = sum(file.bytes for file in found.files.values())
     click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
     if backend != "onnxruntime":
-        build_engines(out, backend, options["stages"], chosen)
+        build_engines(out, backend, options["stages"] or list(found.stages), chosen)
 
 
 def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:

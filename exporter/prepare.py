@@ -61,7 +61,7 @@ def prepare(
     numbers, tokenizers = None, dict[str, LoadedTokenizer]()
     with faults.met():
         numbers = model.numbers()
-    wanted = list(model.parts) if stages is None else list(stages)
+    wanted = [name for name in (model.parts if stages is None else stages) if name in model.parts]
     notes = [*checkpoint.notes, *model.choices]
     for name in wanted if numbers else ():
         if name not in numbers.padding:

@@ -22,6 +22,7 @@ from flux_trt.exporter.place import refuse_out
 from flux_trt.exporter.prepare import prepare
 from flux_trt.exporter.quantise.calibration import read
 from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.told import told
 from flux_trt.runtime.bundle.manifest import Precision, StageName, Task
 
 
@@ -142,7 +143,7 @@ def survey(
             refuse_full_disk(found.written, existing(out))
         with faults.met():
             if any(stage.precision == "fp8" for stage in found.stages):
-                found.notes.append(_calibration(fp8, out))
+                found.notes.append(_calibration(fp8, out, prepared.plan))
     found.faults = [str(fault) for fault in faults.found]
     return found
 
@@ -174,11 +175,14 @@ def _weights(found: Survey, plan: Sequence[Stage], out: Path, link: bool) -> Non
         found.stages.append(StageRow(stage.name, stage.precision, stage.base, linked, written))
 
 
-def _calibration(fp8: Fp8, out: Path) -> str:
+def _calibration(fp8: Fp8, out: Path, plan: Sequence[Stage]) -> str:
     beside = out.with_name(f"{out.name}.calibration.json")
     if fp8.calibration is not None:
         seen = len(read(fp8.calibration).settings.prompts)
         return f"calibration: {fp8.calibration}, {seen} prompts; a build checks that it is of these weights"
+    quantised = [stage for stage in plan if stage.precision == "fp8"]
+    if not fp8.attention and all(told(stage, fp8.per_channel) for stage in quantised):
+        return "calibration: none is needed, the checkpoint itself tells the ranges"
     if beside.is_file():
         return f"calibration: {beside}, if it is of these weights"
     return "calibration: none is given, so the model first paints a built-in list of prompts (hours at 12 B)"

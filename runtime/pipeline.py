@@ -29,7 +29,7 @@ from flux_trt.runtime.painted import Painted, Step
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.sampling import schedule
+from flux_trt.runtime.sampling import beside, schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
 from flux_trt.runtime.taken import expect_taken
@@ -243,6 +243,7 @@ class Pipeline:
         levels: Floats,
         guidance: float | Floats | None,
         into: Mapping[str, Buffer] | None = None,
+        references: Mapping[str, Floats] | None = None,
     ) -> Values:
         """All that the denoiser needs of text and time, for every step at once.
 
@@ -251,18 +252,22 @@ class Pipeline:
             levels: [steps + 1], from `schedule.sigmas`.
             guidance: one, or [batch]. None for a model without guidance input.
             into: the buffers to write to, by name. None: new ones.
+            references: from `beside.seen`, for a model that takes them so.
 
         Returns:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
             [steps, ...].
         """
         timesteps = schedule.timesteps(levels, self.bundle.manifest.schedule)
-        found: dict[str, Buffer | Floats] = {**text, "timesteps": timesteps}
+        found: dict[str, Buffer | Floats] = {**text, **(references or {}), "timesteps": timesteps}
         if guidance is not None:
             rows = next(iter(text.values())).shape[0]
             found["guidance"] = np.full(rows, guidance, np.float32)
         for name in self.flow.before:
             stage = self.bundle.stage(name)
+            if (none := beside.nothing(stage, found)) is not None:
+                found |= none
+                continue
             there = into and {each.name: into[each.name] for each in stage.outputs}
             found |= self._graphs[name].run(taken(stage, found), there)
         return {name: found[name] for name in self.flow.conditions}
@@ -354,7 +359,8 @@ class Pipeline:
         into = None
         if self.memory != "sequential":
             into = self._loop(LoopShape.of(trajectory, self.flow.text(text))).conditioning
-        found = self.condition(text, trajectory.levels, guidance, into)
+        references = beside.seen(trajectory, self.bundle.manifest.model.positions)
+        found = self.condition(text, trajectory.levels, guidance, into, references)
         return {name: self._keep(value) for name, value in found.items()}
 
     def _walk(self, trajectory: Trajectory, conditions: Values, tell: Callable[[int], None]) -> Buffer:

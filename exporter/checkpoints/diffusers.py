@@ -9,16 +9,18 @@ from typing import Any
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.defaults import completed
 from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_names
+from flux_trt.exporter.checkpoints.layout import naming
 from flux_trt.exporter.checkpoints.quantised.decode import decoded
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header, read_metadata
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
 
 PARTS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "t5": "text_encoder_2"}
-"""Part -> its folder."""
-TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2"}
+"""Part -> its folder. A language model lies where CLIP does, and is told by its tensors."""
+TEXT = "text"
+TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2", TEXT: "tokenizer"}
 STEMS = ("diffusion_pytorch_model", "model")
-TRANSFORMER = "FluxTransformer2DModel"
+TRANSFORMERS = ("FluxTransformer2DModel", "Flux2Transformer2DModel")
 
 
 def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
@@ -43,7 +45,8 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
     for name, sub in PARTS.items():
         with faults.met():
             if (folder / sub).is_dir():
-                parts[name] = read_part(name, folder / sub)
+                part = read_part(name, folder / sub)
+                parts[_meant(name, part)] = part
     with faults.met():
         scheduler = read_scheduler(path) if path.is_file() else None
     return Checkpoint(
@@ -51,7 +54,7 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
         layout="diffusers",
         parts=parts,
         tokenizers=read_tokenizers(folder),
-        pipeline=index.get("_class_name"),
+        index=index,
         scheduler=scheduler,
         notes=_notes(folder),
     )
@@ -63,14 +66,20 @@ def read_part(name: str, folder: Path) -> Part:
     Raises:
         CheckpointError: it is not whole, it is another model, or its weights are pickled.
     """
-    config = completed(name, read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
     tensors: dict[str, TensorInfo] = {}
     files = _files(folder)
     for file in files:
         tensors |= read_header(file)
+    config = completed(TEXT if name == "clip" and naming(TEXT, tensors) else name, config)
     if name == "transformer" and (what := foreign_names(tensors)) is not None:
         raise CheckpointError(f"{folder} is {what}")
     return Part(decoded(tensors, read_metadata(*files), config), config, "diffusers", folder)
+
+
+def _meant(name: str, part: Part) -> str:
+    """The part that a folder holds."""
+    return TEXT if name == "clip" and naming(TEXT, part.tensors) else name
 
 
 def read_tokenizers(folder: Path) -> dict[str, Path]:
@@ -107,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _is_transformer(folder: Path) -> bool:
     """Whether the folder is a transformer's own, as some repositories have it at their root."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("_class_name") == TRANSFORMER
+    return path.is_file() and read_json(path).get("_class_name") in TRANSFORMERS
 
 
 def _files(folder: Path) -> list[Path]:

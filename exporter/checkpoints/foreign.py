@@ -25,10 +25,6 @@ NAMES: tuple[tuple[str, str], ...] = (
     ),
     (r"base_model\.model\..*", "wrapped by PEFT; give the model itself, and an adapter with --lora"),
     (r"(.*\.)?distilled_guidance_layer\..*", "Chroma, not FLUX.1; it is not supported"),
-    (
-        r"(.*\.)?(double_stream_modulation_img\..*|double_blocks\.0\.img_mlp\.0\.linear.*)",
-        "FLUX.2, which is not supported yet",
-    ),
     (r"(.*\.)?joint_blocks\.0\..*", "Stable Diffusion 3, not FLUX.1"),
     (r"(.*\.)?(input_blocks\.0\.0\..*|down_blocks\.0\.attentions\..*)", "Stable Diffusion, not FLUX.1"),
     (

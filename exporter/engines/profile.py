@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flux_trt.runtime.bundle.engine import Profile, Range
+from flux_trt.runtime.bundle.flow import REFERENCES
 from flux_trt.runtime.bundle.manifest import GlueName, Manifest, StageName
 from flux_trt.runtime.bundle.rules import Shrunk
 from flux_trt.runtime.pictures import latents
@@ -56,7 +57,8 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
     patch = found.model.patch
     grids = [latents.grid(width, height, patch, found.sizes) for width, height in shapes.sizes]
     tokens = max(rows * columns for rows, columns in grids)
-    references = shapes.max_references * max(tokens, _of_references(found))
+    makes_keys = any(each.name == REFERENCES for each in found.graph(name).inputs)
+    follow, kept = _references(found, shapes, tokens, makes_keys)
     least = found.sizes.smallest // patch
     wide = [
         _dims(
@@ -64,9 +66,10 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
             shapes,
             rows=rows,
             columns=columns,
-            tokens=(least * least, tokens, tokens + references),
+            tokens=(least * least, tokens, tokens + follow),
+            reference=kept,
         )
-        for rows, columns in _wide_sides(found, max(tokens, references and _of_references(found)))
+        for rows, columns in _wide_sides(found, max(tokens, shapes.max_references and _of_references(found)))
     ]
     if name in ("vae_encoder", "vae_decoder"):
         grids = [_tile(found, grid) for grid in grids]
@@ -76,13 +79,14 @@ def profiles(found: Manifest, name: StageName | GlueName, shapes: Shapes) -> lis
             shapes,
             rows=(rows,) * 3,
             columns=(columns,) * 3,
-            tokens=(rows * columns, rows * columns, rows * columns + references),
+            tokens=(rows * columns, rows * columns, rows * columns + follow),
+            reference=kept,
         )
         for rows, columns in grids
     ]
     varying = {dim for tensor in found.graph(name).inputs for dim in tensor.dims if isinstance(dim, str)}
     taken = [*tuned, *wide] if shapes.wide else tuned
-    if shapes.pairs and found.graph(name).runs in (None, "schedule", "step"):
+    if shapes.pairs and (makes_keys or found.graph(name).runs in (None, "schedule", "step")):
         taken = [{**each, "batch": (1, 1, 2 * shapes.max_batch)} for each in taken]
     cut = [{dim: each[dim] for dim in sorted(varying)} for each in taken]
     return [each for index, each in enumerate(cut) if each not in cut[:index]]
@@ -112,13 +116,28 @@ def _of_references(found: Manifest) -> int:
     return max(math.prod(max(round(side * factor / patch), 1) for side in size) for size in rule.size.sizes)
 
 
+def _references(found: Manifest, shapes: Shapes, tokens: int, first: bool) -> tuple[int, Range]:
+    """Tokens of reference pictures: of those that follow the picture's own, and of those kept as keys.
+
+    A picture that keeps its own size may be larger than the one that is painted. A stage that makes keys does
+    not run for no picture (`first`); what takes them may be given none.
+    """
+    rule = found.model.references
+    most = shapes.max_references * max(tokens, _of_references(found))
+    if rule is None or rule.enters == "latents":
+        return most, (1, 1, 1)
+    return 0, (int(first), min(tokens, max(most, 1)), max(most, 1))
+
+
 def _tile(found: Manifest, grid: latents.Grid) -> latents.Grid:
     """What the VAE sees of a picture at once."""
     tiling = Tiling.of(found.model, None)
     return (min(grid[0], tiling.side), min(grid[1], tiling.side)) if tiling.cuts(grid) else grid
 
 
-def _dims(found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range) -> Profile:
+def _dims(
+    found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range, reference: Range
+) -> Profile:
     patch, window = found.model.patch, found.text
     text: Range = (window.multiple, window.most, window.most) if window else (512,) * 3
     return {
@@ -126,6 +145,7 @@ def _dims(found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: 
         "text": text,
         "steps": (1, min(found.defaults.steps, MAX_STEPS), MAX_STEPS),
         "tokens": tokens,
+        "reference": reference,
         "sequence": (tokens[0] + text[0], tokens[1] + text[1], tokens[2] + text[2]),
         "h": rows,
         "w": columns,

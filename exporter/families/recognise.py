@@ -11,12 +11,14 @@ from flux_trt.exporter.checkpoints.lora.term import Lora
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
 from flux_trt.exporter.checkpoints.tensorfile import read_header
 from flux_trt.exporter.families.adapted import adapted
+from flux_trt.exporter.families.catalogue import VARIANTS
 from flux_trt.exporter.families.flux1.flux1 import Flux1
+from flux_trt.exporter.families.flux2.flux2 import Flux2
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
 
-FAMILIES = (Flux1,)
+FAMILIES = (Flux2, Flux1)
 """A new family stands before those whose tensors it shares."""
 
 
@@ -60,3 +62,19 @@ def recognise_lora(path: Path) -> tuple[Lora, str] | None:
             first = first or fault
     assert first is not None
     raise first
+
+
+def recognise_as(checkpoint: Checkpoint, label: str) -> Model:
+    """The checkpoint as the variant that a bundle of it says it is, even where no file tells it.
+
+    Raises:
+        CheckpointError: as `recognise`.
+    """
+    found = recognise(checkpoint)
+    for name in VARIANTS if found.variant != label else ():
+        try:
+            if (other := recognise(checkpoint, name)).variant == label:
+                return other
+        except CheckpointError:  # not with these tensors
+            continue
+    return found

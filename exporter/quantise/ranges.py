@@ -17,6 +17,7 @@ from flux_trt.exporter.folder import digests
 from flux_trt.exporter.quantise.calibrate import calibrate, settings_of
 from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, digest_of, read
 from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.told import told
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.lines import lines
@@ -47,9 +48,14 @@ def with_ranges(
         BuildError: a calibration that is not one, or of other weights.
         CheckpointError: nothing to calibrate with.
     """
-    quantised = [stage for stage in plan if stage.precision == "fp8"]
+    plan = [_by_itself(stage, fp8) for stage in plan]
+    for stage in plan:
+        if stage.quantisation is not None:
+            layers = len(stage.quantisation.inputs)
+            tell(f"{stage.name}: the checkpoint itself tells the ranges of {layers} layers")
+    quantised = [stage for stage in plan if stage.precision == "fp8" and stage.quantisation is None]
     if not quantised:
-        return list(plan)
+        return plan
     weights = identity(model, sources, progress)
     if fp8.calibration is not None:
         found, parts = read(fp8.calibration), {stage.part for stage in quantised}
@@ -72,6 +78,13 @@ def with_ranges(
         replace(stage, quantisation=quantisation(stage, found, fp8)) if stage in quantised else stage
         for stage in plan
     ]
+
+
+def _by_itself(stage: Stage, fp8: Fp8) -> Stage:
+    """The stage with the ranges that its own file tells; a calibration that is given goes before them."""
+    if stage.precision != "fp8" or fp8.calibration is not None or (fp8.attention and stage.fp8_attention):
+        return stage
+    return replace(stage, quantisation=told(stage, fp8.per_channel))
 
 
 def calibrate_checkpoint(

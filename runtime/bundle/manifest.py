@@ -17,6 +17,7 @@ from flux_trt.runtime.bundle.record import BundlePath, Record, StageName, Tensor
 from flux_trt.runtime.bundle.rules import (
     Encoder,
     Guidance,
+    Inpaint,
     Noise,
     Pad,
     Positions,
@@ -32,6 +33,7 @@ __all__ = [
     "File",
     "GlueName",
     "Guidance",
+    "Inpaint",
     "Manifest",
     "MergedLora",
     "Model",
@@ -86,6 +88,7 @@ class Model(Record):
     positions: Positions
     noise: Noise
     references: References | None = Field(description="null for a model that follows no reference pictures")
+    inpaint: Inpaint = Inpaint()
 
     @property
     def channels(self) -> int:

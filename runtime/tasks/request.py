@@ -63,6 +63,8 @@ class Request:
     controls: tuple[Image.Image, ...] = ()
     references: tuple[Image.Image, ...] = ()
     """For all pictures, each of the size it is encoded at."""
+    leads: bool = False
+    """Whether the picture that is painted into is the first of its own reference pictures."""
     edit: FlowEdit | None = None
     patch: int = 16
     auto_resize: bool = True
@@ -163,6 +165,7 @@ class Request:
             controls=validate.each(given.edges(places, (width, height)), count),
             references=references,
             places=validate.each(places, count),
+            leads=task == "inpaint" and manifest.model.inpaint.source,
             patch=manifest.model.patch,
             auto_resize=auto_resize,
             size=size,
@@ -274,7 +277,8 @@ class Request:
     def grids(self) -> tuple[latents.Grid, ...]:
         """Of the target, then of the reference pictures."""
         patch = self.patch
-        return (self.grid, *((each.height // patch, each.width // patch) for each in self.references))
+        own = [self.grid] * self.leads
+        return (self.grid, *own, *((each.height // patch, each.width // patch) for each in self.references))
 
     @property
     def has_pictures(self) -> bool:

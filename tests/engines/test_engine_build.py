@@ -21,7 +21,7 @@ from flux_trt.exporter.cli import main
 from flux_trt.exporter.engines import child, engine
 from flux_trt.exporter.engines.engine import Options, build_engines, keep_engines
 from flux_trt.exporter.engines.profile import Shapes
-from flux_trt.exporter.families.catalogue import STAGES
+from flux_trt.exporter.families.flux1.variants import PARTS as STAGES
 from flux_trt.exporter.folder import digest, lock_of
 from flux_trt.exporter.lock import alone
 from flux_trt.exporter.quantise.e4m3 import Fp8

@@ -1,0 +1,110 @@
+"""FLUX.2 through TensorRT's backend on the simulated GPU: the pictures that onnxruntime paints."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simulator_bundle
+from PIL import Image
+from simulator_cuda import CudaSimulator
+
+from flux_trt.runtime import Pipeline
+
+SIZE = (48, 64)
+PROMPTS = ["a red circle", "a blue square at the left"]
+PROFILE = {
+    **simulator_bundle.WIDE,
+    "text": (1, 64, 512),
+    "tokens": (1, 16, 128),
+    "sequence": (1, 80, 1024),
+    "reference": (0, 16, 128),
+}
+
+
+def scene(width: int, height: int) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 3 % 256, y * 2 % 256, (x * y) % 256], -1).astype(np.uint8))
+
+
+def hole() -> Image.Image:
+    mask = Image.new("L", SIZE)
+    mask.paste(255, (11, 5, 40, 50))
+    return mask
+
+
+ONE, TWO = [scene(64, 70)], [scene(64, 70), scene(80, 64)]
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "text": ("distilled", {}),
+    "references": ("distilled", {"reference": TWO}),
+    "guided": ("base", {"guidance": 2.5, "reference": ONE}),
+    "inpaint": ("base", {"guidance": 2.0, "image": scene(*SIZE), "mask": hole(), "strength": 0.9}),
+    "dev": ("dev", {"guidance": 3.0, "reference": ONE}),
+    "no references kept": ("kv", {}),
+    "references kept": ("kv", {"reference": TWO}),
+    "references kept, guided": ("kv", {"reference": ONE, "negative": "", "true_cfg": 2.0}),
+    "inpaint kept": ("kv", {"image": scene(*SIZE), "mask": hole(), "strength": 0.9, "reference": ONE}),
+}
+
+
+@pytest.fixture(scope="module")
+def engines(
+    flux2_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = shutil.copytree(flux2_bundle(kind), tmp_path_factory.mktemp(kind) / "bundle")
+            simulator_bundle.add_engines(made[kind], profiles=[PROFILE])
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("memory", ["resident", "sequential"])
+def test_the_simulated_gpu_paints_the_same_bytes(
+    engines: Callable[[str], Path], name: str, memory: str
+) -> None:
+    """Three runs: step by step, recorded, and launched again."""
+    kind, more = ASKED[name]
+    asked = {"size": SIZE, "steps": 3, "batch": 2, **more}
+    root, cuda = engines(kind), CudaSimulator()
+    with (
+        simulator_bundle.pipeline(root, cuda, memory) as pipeline,
+        Pipeline.load(root, "onnxruntime", "cpu") as onnxruntime,
+    ):
+        for seed in (1, 2, 3):
+            found, exact = (
+                [np.asarray(image) for image in each.generate(PROMPTS, seed=seed, **asked)]
+                for each in (pipeline, onnxruntime)
+            )
+            np.testing.assert_array_equal(found, exact)
+    assert not cuda.faults
+    assert cuda.used == 0, "closing frees everything"
+    assert memory == "sequential" or cuda.calls["cudaGraphLaunch"] >= 1, "the loop was recorded"
+
+
+def test_other_references_are_seen_by_a_loop_that_is_recorded(engines: Callable[[str], Path]) -> None:
+    """Of the same size, so that shapes and addresses stay: the keys must be those of the new pictures."""
+    root, cuda = engines("kv"), CudaSimulator()
+    asked = {"size": SIZE, "steps": 3, "seed": 5}
+    pictures = [scene(64, 64), scene(64, 64).transpose(Image.Transpose.ROTATE_90)]
+    with (
+        simulator_bundle.pipeline(root, cuda) as pipeline,
+        Pipeline.load(root, "onnxruntime", "cpu") as onnxruntime,
+    ):
+        found = []
+        for picture in (*pictures, *pictures):
+            (one,), (other,) = (
+                each.generate(PROMPTS[0], reference=picture, **asked) for each in (pipeline, onnxruntime)
+            )
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+            found.append(np.asarray(one))
+        assert (found[0] != found[1]).any()
+        assert (found[0] == found[2]).all()
