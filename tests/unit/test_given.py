@@ -1,7 +1,8 @@
-"""What becomes of pictures, masks and numbers that are given: kept as they are, said, or refused in one line."""
+"""What becomes of pictures, masks and numbers that are given: kept, said, or refused in one line."""
 
 import io
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -120,6 +121,7 @@ def test_references_say_how_much_they_are_stretched(contract, caplog):
 
 def test_controls_and_masks_of_another_shape_are_said(bundle, contract, caplog):
     canny = manifest.read(bundle("canny-like"))
+    caplog.clear()  # of the build
     Request.of(canny, "a", image=pattern((64, 64)), control=pattern((64, 32)))
     Request.of(contract, "a", image=pattern((64, 64)), mask=box((64, 32), 0, 0, 40, 20))
     assert [line.split(" of ")[0] for line in caplog.messages] == ["the control picture", "the mask"]
@@ -392,9 +394,14 @@ def test_open_pictures_of_several_frames_or_closed_are_refused(contract):
 # Profiles
 
 
-def p3():
-    """Display P3 as a file has it: the primaries of DCI-P3, D65, sRGB's curve."""
-    import struct
+CURVES = {"sRGB": (3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045), "2.2": (0, 2.2)}
+"""A `parametricCurveType`: its kind, and its numbers."""
+P3 = {"sRGB": (217, 42, 52), "2.2": (219, 37, 49)}
+"""(200, 60, 60) of Display P3 in sRGB, with each of these curves."""
+
+
+def p3(curve="2.2"):
+    """A profile of the primaries of Display P3, as a file has it."""
 
     def number(value):
         return struct.pack(">i", round(value * 65536))
@@ -402,9 +409,8 @@ def p3():
     def xyz(*values):
         return b"XYZ \0\0\0\0" + b"".join(map(number, values))
 
-    curve = b"para\0\0\0\0\0\3\0\0" + b"".join(
-        map(number, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))
-    )
+    kind, *numbers = CURVES[curve]
+    curve = b"para\0\0\0\0" + struct.pack(">HH", kind, 0) + b"".join(map(number, numbers))
     text = b"Display P3".decode().encode("utf-16-be")
     desc = b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(text), 28) + text
     tags = {
@@ -429,16 +435,28 @@ def p3():
     return header.ljust(128, b"\0") + table + data
 
 
+def test_the_profiles_of_these_tests_are_display_p3():
+    """From the definition: P3 to sRGB in linear light, both with white D65."""
+    to_srgb = np.array([[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]])
+    levels = np.array([200, 60, 60]) / 255
+    for curve, expected in P3.items():
+        linear = ((levels + 0.055) / 1.055) ** 2.4 if curve == "sRGB" else levels**2.2
+        found = 255 * (1.055 * (to_srgb @ linear) ** (1 / 2.4) - 0.055)
+        np.testing.assert_allclose(found, expected, atol=1)
+
+
+@pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_display_p3_becomes_srgb(mode, tmp_path, contract):
-    path = tmp_path / "p3.png"
-    Image.new("RGB", (32, 32), (200, 60, 60)).convert(mode).save(path, icc_profile=p3())
+def test_display_p3_becomes_srgb(mode, curve, tmp_path, contract):
+    path, image = tmp_path / "p3.png", Image.new("RGB", (32, 32), (200, 60, 60))
+    made = image.quantize(4) if mode == "P" else image.convert(mode)
+    made.save(path, icc_profile=p3(curve))
     with Image.open(path) as opened:
         both = Request.of(contract, ["a", "b"], image=[path, opened]).images
         both += Request.of(contract, "a", reference=path, auto_resize=False).references
         mask = picture.read_mask(opened.convert("L"))
     for found in both:
-        np.testing.assert_allclose(found.getpixel((5, 5)), (219, 37, 49), atol=1)
+        np.testing.assert_allclose(found.getpixel((5, 5)), P3[curve], atol=1)
         assert "icc_profile" not in found.info
     assert mask.getpixel((0, 0)) == Image.new("RGB", (1, 1), (200, 60, 60)).convert("L").getpixel((0, 0))
 
