@@ -1,8 +1,8 @@
 """Paint with a bundle: bundle -> backend -> pipeline -> picture. No PyTorch, no ONNX.
 
 The roof is what a person calls: `pipeline` (from Python), `cli` with `options` and `session` (from a shell),
-`jobs` (a file of many) with its `results` and `jobrun`, `painted` (what comes out), `outputs` (where to), `again` (the
-same once more from a picture's file). Under it lie the rooms, each of which imports only what
+`jobs` (a file of many) with its `results` and `jobrun`, `painted` (what comes out), `outputs` (where to),
+`again` (the same once more from a picture's file). Under it lie the rooms, each of which imports only what
 stands below it:
 
     tasks       what is asked for, and the trajectory of latents that it becomes

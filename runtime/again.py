@@ -87,7 +87,7 @@ class Recorded:
             several = list(asked) if isinstance(asked, (list, tuple)) else [asked] if asked else []
             if several and len(several) != len(records):
                 raise RequestError(
-                    f"{self.path} was painted from {len(records)} pictures as {option}; {len(several)} are given"
+                    f"{self.path} was painted from {len(records)} pictures as {option}, not {len(several)}"
                 )
             places = [
                 self._place(option, record, several[index] if several else None)
@@ -100,7 +100,8 @@ class Recorded:
         """What `Pipeline.generate` takes to paint it again, or `Pipeline.edit` where `command` says so.
 
         Raises:
-            RequestError: as `found`; or a picture that was outpainted or made after edges, which `request` can do.
+            RequestError: as `found`; or a picture that was outpainted or made after edges, which `request`
+            can do.
         """
         if self.parameters.get("canny") or "outpaint" in self.parameters:
             raise RequestError(
@@ -134,7 +135,9 @@ class Recorded:
             )
         for word, value in (("backend", backend), ("device", device)):
             if value not in ("", "auto", told.get(word, value)):
-                found.append(f"{self.path} was painted on {told[word]}, not {value}; values may differ by a little")
+                found.append(
+                    f"{self.path} was painted on {told[word]}, not {value}; values may differ by a little"
+                )
         return found
 
     def _place(self, option: str, record: Mapping[str, str], given: Path | None) -> Path:
@@ -142,9 +145,9 @@ class Recorded:
         places = [given] if given else [Path(path), self.path.parent / path] if path else []
         place = next((each for each in places if each.is_file()), None)
         if place is None:
+            lost = given or path or f"the picture given as {option}"
             raise RequestError(
-                f"{given or path or f'the picture given as {option}'} is not there, and {self.path} was painted "
-                f"from it; give it with --{option}"
+                f"{lost} is not there, and {self.path} was painted from it; give it with --{option}"
             )
         read = picture.read_mask if option == "mask" else picture.read
         if digest(read(place)) != record["sha256"]:
@@ -162,8 +165,8 @@ def merged(
 
     Args:
         found: what the picture's file says.
-        said: the options that were given on the command line; they take precedence, but for the pictures that the
-            file names: those must be the same ones.
+        said: the options that were given on the command line. They take precedence, but for the pictures
+            that the file names: those must be the same ones.
         options: all options of the command, of which those that are in neither have their defaults.
 
     Returns:
@@ -174,7 +177,7 @@ def merged(
     """
     pictures = found.found(said)
     asked = {**options, **found.options, **said, **pictures}
-    silent = {*found.machine, *pictures, "output", "force", "quality", "again", "batch"}
+    silent = {*found.machine, *pictures, "output", "force", "quality", "again", "batch", "count"}
     changed = {
         name: (_plain(value), _plain(found.options.get(name)))
         for name, value in said.items()

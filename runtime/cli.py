@@ -42,8 +42,6 @@ class Commands(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as cause:
-            raise signals.Stopped(cause) from None
         except FluxTrtError as fault:
             raise click.ClickException(str(fault)) from None
         except ModuleNotFoundError as fault:

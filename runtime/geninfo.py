@@ -2,12 +2,13 @@
 
     a prompt
     Negative prompt: what to keep away from
-    Steps: 12, Sampler: Euler, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 7, Size: 64x64, Model: FLUX.1 dev, ...
+    Steps: 12, Sampler: Euler, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 7, Size: 64x64, ...
 
-Source: AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py (`quote`, `parse_generation_parameters`) and
-modules/processing.py (`create_infotext`). As in Forge, "CFG scale" is that of true classifier-free guidance, and the
-number that FLUX.1 is told is "Distilled CFG Scale". The text is for other tools: a prompt with a line that begins
-with "Negative prompt:" cannot be written in it unambiguously, and ours to paint again from is the JSON beside it.
+Source: AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py (`quote`,
+`parse_generation_parameters`) and modules/processing.py (`create_infotext`). As in Forge, "CFG scale" is that
+of true classifier-free guidance, and the number that FLUX.1 is told is "Distilled CFG Scale". The text is for
+other tools: a prompt with a line that begins with "Negative prompt:" cannot be written in it unambiguously,
+and ours to paint again from is the JSON beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ def _fields(parameters: Mapping[str, Any], family: str) -> dict[str, Any]:
         "Model": f"{family} {parameters['variant']}",
         "Denoising strength": _number(parameters.get("strength")),
         "Task": parameters["task"],
-        "FlowEdit source": parameters.get("source"),
         "Version": f"flux_trt {parameters['flux_trt']}",
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -1,4 +1,4 @@
-"""A run of a file of jobs: what is done is kept, what is alike is painted together, each result is on disk at once."""
+"""A run of a file of jobs: what is done is kept, and what is alike is painted together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from flux_trt.runtime import jobs, session
+from flux_trt.runtime import jobs, session, signals
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import FluxTrtError, PaintError, RequestError
@@ -23,7 +23,6 @@ from flux_trt.runtime.pipeline import Pipeline
 from flux_trt.runtime.progress import Progress, bars
 from flux_trt.runtime.results import Results
 from flux_trt.runtime.session import Machine
-from flux_trt.runtime.signals import Stopped
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.company import gathered, joined
 from flux_trt.runtime.tasks.request import Request
@@ -34,8 +33,8 @@ OUTCOMES = ("painted", "kept", "failed")
 def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, batch: int = 1) -> None:
     """Paint the jobs of a file, with results beside it; what is done already is kept.
 
-    A job is done when the picture at its place says itself that it was painted with the same bundle, the same given
-    pictures and the same parameters.
+    A job is done when the picture at its place says itself that it was painted with the same bundle, the same
+    given pictures and the same parameters.
 
     Args:
         bundle: a folder that `flux-export build` has written.
@@ -58,8 +57,8 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, bat
             run.expect_free(found)
             for group in gathered(run.wanted(found), batch):
                 run.paint([job for job, _ in group], [request for _, request in group])
-        except KeyboardInterrupt as cause:
-            stopped = Stopped(cause, f"{run.told()}; the same command goes on from there")
+        except signals.Stopped as cause:
+            stopped = signals.Stopped(cause.number, f"{run.told()}; the same command goes on from there")
             run.print(machine.as_json, place, str(stopped))
             raise stopped from None
         finally:
@@ -132,9 +131,10 @@ class Run:
         painted = 0
         try:
             for job, each in zip(group, self._pipeline.paint(joined(requests)), strict=True):
-                self.writing.write(each.image, job.place)
-                self.results.succeeded(job, job.place, each.parameters)
-                self._count("painted")
+                with signals.held():
+                    self.writing.write(each.image, job.place)
+                    self.results.succeeded(job, job.place, each.parameters)
+                    self._count("painted")
                 painted += 1
         except FluxTrtError as fault:
             if len(group) == 1:
@@ -184,8 +184,9 @@ class Run:
         return parameters(self.bundle, request, 0, self._tiling)
 
     def _fail(self, job: Job | BadLine, error: str) -> None:
-        self.results.failed(job, error)
-        self._count("failed")
+        with signals.held():
+            self.results.failed(job, error)
+            self._count("failed")
 
     def _count(self, outcome: str) -> None:
         self.count[outcome] += 1

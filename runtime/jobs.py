@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -87,8 +86,8 @@ class Job:
     fields: Fields
     """Its paths start at the jobs file's folder."""
     place: Path
-    """Where its picture goes: the output, or the jobs file's stem with the key's first digits. So a job keeps its
-    place when lines are inserted before it, and no other job has it."""
+    """Where its picture goes: the output, or the jobs file's stem with the key's first digits. So a job keeps
+    its place when lines are inserted before it, and no other job has it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class BadLine:
 
 
 DIGITS = 12
-"""Hexadecimal, of a key in the name of a picture; that two of a million jobs share them has odds of 1 to 560."""
+"""Hexadecimal, of a key in the name of a picture; of a million jobs two share them once in 560 files."""
 
 
 def read(path: str | Path) -> Iterator[Job | BadLine]:
@@ -148,8 +147,8 @@ def expect_apart(found: Iterable[Job | BadLine]) -> None:
             place = job.place.resolve()
             if place in seen:
                 raise RequestError(
-                    f"lines {seen[place]} and {job.line} both write {job.place}; give each an output of its own, "
-                    "or leave the output out"
+                    f"lines {seen[place]} and {job.line} both write {job.place}; "
+                    "give each an output of its own, or leave the output out"
                 )
             seen[place] = job.line
 

@@ -86,7 +86,7 @@ def of_pictures(command: Command) -> Command:
                 type=click.Path(path_type=Path),
                 default="out.png",
                 show_default=True,
-                help="Where to write: a .png, .jpg or .webp; several pictures become OUT-0.png, OUT-1.png, ...",
+                help="Where to write: a .png, .jpg or .webp; several become OUT-0.png, OUT-1.png, ...",
             ),
             click.option(
                 "--force",
@@ -103,7 +103,7 @@ def of_pictures(command: Command) -> Command:
                 "again",
                 type=PICTURE,
                 metavar="PICTURE",
-                help="Paint a picture of flux-run again, as its file says; options beside it take precedence.",
+                help="Paint a picture again, as its own file says; options beside it take precedence.",
             ),
             click.option(
                 "--size",

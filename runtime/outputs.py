@@ -1,4 +1,4 @@
-"""Where pictures are written: places that are looked at before any work, so that none is lost or overwritten."""
+"""Where pictures are written: places that are looked at before any work, so that no picture is lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class Writing:
         for place, parameters in zip(places, asked, strict=True):
             if not self.force and os.path.lexists(place) and (why := differs(place, parameters)):
                 raise RequestError(
-                    f"{place} is there and is another file ({why}); give another name, or --force to replace it"
+                    f"{place} is there and is another file ({why}); "
+                    "give another name, or --force to replace it"
                 )
 
 

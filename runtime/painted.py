@@ -105,9 +105,9 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
 def same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """The names of the parameters in which a picture that is there differs from one that is asked for.
 
-    What stands for itself is not compared: the machine, where given pictures lay, and the digest of a manifest
-    where that of its content is known. A picture of an earlier version, which recorded less, is taken at its word
-    when no other picture was given for it; else "version" is among the names.
+    What stands for itself is not compared: the machine, where given pictures lay, and the digest of a
+    manifest where that of its content is known. A picture of an earlier version, which recorded less, is
+    taken at its word when no other picture was given for it; else "version" is among the names.
     """
     old, new = _compared(recorded), _compared(asked)
     if "content" not in recorded:
@@ -140,10 +140,11 @@ def _given(request: Request, index: int) -> dict[str, Any]:
     if request.outpaint is not None:
         found["outpaint"] = list(request.outpaint)
     if request.masks:
-        found["paste"] = request.paste
+        found |= {"paste": request.paste, "mask_blur": request.mask_blur, "mask_crop": request.mask_crop}
     if request.controls:
         found["canny"] = request.canny
     if request.references:
+        found["references"] = len(request.references)
         found["reference"] = [each.record for each in request.sources["reference"]]
         found["auto_resize"] = request.auto_resize
     return found

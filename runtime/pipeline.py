@@ -134,8 +134,8 @@ class Pipeline:
             asked: see `GenerateArguments`; what is left out is the bundle's default.
 
         Returns:
-            The pictures, prompt by prompt; `image.info["flux_trt"]` has what was used, as JSON, and `save` puts
-            it into the file.
+            The pictures, prompt by prompt; `image.info["flux_trt"]` has what was used, as JSON, and `save`
+            puts it into the file.
 
         Raises:
             RequestError: something that the bundle cannot do.
@@ -304,19 +304,8 @@ class Pipeline:
         pixels = vae.decode(graph, packed, grid, model, self._tiling, partial(progress, "decode tiles"))
         return [Image.fromarray(each) for each in pixels]
 
-    @staticmethod
-    def save(image: Image.Image, path: str | Path, quality: int | None = None) -> None:
-        """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with.
-
-        Args:
-            image: from `generate`, `edit` or `paint`.
-            path: where to; a file that is there is replaced, and never by half a picture.
-            quality: of JPEG and WebP, 1 to 100. None: 95.
-
-        Raises:
-            RequestError: another ending, or a place that cannot be written.
-        """
-        written.write(image, path, quality)
+    save = staticmethod(written.write)
+    """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
 
     def close(self) -> None:
         """Free all graphs and recordings; closing twice is harmless."""

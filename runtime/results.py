@@ -1,7 +1,7 @@
 """The results of a file of jobs, beside it: what a next run goes on from. JSONL, one object a line:
 
-    {"line": 1, "job": "9f2c...", "ok": true, "path": "circle.png", "parameters": {...}}
-    {"line": 2, "job": "51aa...", "ok": false, "error": "line 2: unknown field 'sed'; ..."}
+{"line": 1, "job": "9f2c...", "ok": true, "path": "circle.png", "parameters": {...}}
+{"line": 2, "job": "51aa...", "ok": false, "error": "line 2: unknown field 'sed'; ..."}
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from flux_trt.runtime import signals
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import needs
 from flux_trt.runtime.backends.memory import MemoryMode
@@ -18,12 +19,11 @@ from flux_trt.runtime.backends.protocols import Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import VAE_ENCODER, Flow
 from flux_trt.runtime.outputs import Writing, several
-from flux_trt.runtime.painted import parameters
+from flux_trt.runtime.painted import Painted, parameters
 from flux_trt.runtime.pictures import part
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.pipeline import Pipeline
 from flux_trt.runtime.progress import bars
-from flux_trt.runtime.signals import Stopped
 from flux_trt.runtime.tasks.dims import dims_of
 from flux_trt.runtime.tasks.request import Request
 
@@ -63,9 +63,7 @@ def paint(
     request = ask(opened)
     places = several(output, len(request))
     tiling = Tiling.of(opened.manifest.model, machine.tile)
-    writing.expect_free(
-        places, [parameters(opened, request, index, tiling) for index in range(len(request))]
-    )
+    writing.expect_free(places, [parameters(opened, request, index, tiling) for index in range(len(request))])
     report = Report(machine.as_json, len(places))
     try:
         with load(opened, machine, request) as pipeline:
@@ -73,12 +71,12 @@ def paint(
             report.seconds["load"] = round(loaded - start, 4)
             with bars() as progress:
                 for path, painted in zip(places, pipeline.paint(request, progress), strict=True):
-                    writing.write(painted.image, path)
-                    report.pictures.append(
-                        {"path": str(path), **painted.parameters, "seconds": painted.seconds}
-                    )
-    except KeyboardInterrupt as cause:
-        stopped = Stopped(cause, f"{len(report.pictures)} of {len(places)} pictures are painted")
+                    with signals.held():
+                        writing.write(painted.image, path)
+                        report.add(path, painted)
+    except signals.Stopped as cause:
+        told = f"{len(report.pictures)} of {len(places)} pictures are painted"
+        stopped = signals.Stopped(cause.number, told)
         report.print(start, str(stopped))
         raise stopped from None
     except Exception as fault:
@@ -99,6 +97,10 @@ class Report:
         self.device: str | None = None
         self.seconds: dict[str, float] = {}
         self.pictures: list[dict[str, Any]] = []
+
+    def add(self, path: Path, painted: Painted) -> None:
+        """One that is there."""
+        self.pictures.append({"path": str(path), **painted.parameters, "seconds": painted.seconds})
 
     def print(self, start: float, stopped: str = "") -> None:
         """Their names, or one JSON object; `stopped` says why there are fewer than were asked for."""

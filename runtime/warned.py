@@ -1,4 +1,4 @@
-"""Warnings, as the commands print them: one line on stderr that begins with "warning: " and is not too long."""
+"""Warnings, as the commands print them: one line on stderr, "warning: ...", that is not too long."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from flux_trt.runtime.bundle import manifest
@@ -46,7 +47,7 @@ class Bundle:
             opened.verify()
         return opened
 
-    @property
+    @cached_property
     def content(self) -> str:
         """SHA-256 of the manifest without its provenance: the same for a bundle that was built again from the
         same, at another time or place."""

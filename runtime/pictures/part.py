@@ -1,4 +1,4 @@
-"""Part files: a file is written aside, checked, flushed and renamed; what a killed process left is removed."""
+"""Part files: a file is written aside, checked and renamed; what a killed process left is removed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove part files of pictures that no living process is writing; those that cannot be removed stay."""
+    """Remove part files of pictures that no living process is writing, as far as that is allowed."""
     for path in folder.glob(".*.part"):
         named = _NAME.fullmatch(path.name)
         if named and not _owned(path, int(named[1])):
@@ -52,7 +52,8 @@ def sweep(folder: Path) -> None:
 
 
 def _owned(path: Path, process: int) -> bool:
-    """Its writer holds a lock on it, which the system takes away when the writer dies, on whatever machine."""
+    """Its writer holds a lock on it, which the system takes away when the writer dies, on whatever
+    machine."""
     try:
         with path.open("r+b") as file:
             state, age = lock.hold(file.fileno()), time.time() - os.fstat(file.fileno()).st_mtime

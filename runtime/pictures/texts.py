@@ -1,7 +1,7 @@
-"""The texts that a picture's file carries: our own parameters as JSON, and a text that A1111-style tools read.
+"""The texts in a picture's file: our own parameters as JSON, and a text that A1111-style tools read.
 
-In a PNG they are tEXt chunks (iTXt where Latin-1 is not enough). In JPEG and WebP they are EXIF: our JSON is the
-ImageDescription, the other text the UserComment, as stable-diffusion-webui writes it (modules/images.py,
+In a PNG they are tEXt chunks (iTXt where Latin-1 is not enough). In JPEG and WebP they are EXIF: our JSON is
+the ImageDescription, the other text the UserComment, as stable-diffusion-webui writes it (modules/images.py,
 `save_image_with_geninfo`: "UNICODE" and UTF-16, big endian). An open picture has both in `info`.
 """
 

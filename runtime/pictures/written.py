@@ -60,7 +60,9 @@ def form(path: Path, quality: int | None = None) -> str:
     if kind is None:
         raise RequestError(f"{path} is not a .png, .jpg, .jpeg or .webp name; give it one of these endings")
     if quality is not None and kind == "PNG":
-        raise RequestError(f"{path} is a PNG, which loses nothing; leave the quality out, or name a .jpg or .webp")
+        raise RequestError(
+            f"{path} is a PNG, which loses nothing; leave the quality out, or name a .jpg or .webp"
+        )
     if quality is not None and not 1 <= quality <= 100:
         raise RequestError(f"quality {quality} is not possible; it is 1 to 100")
     return kind
@@ -70,7 +72,9 @@ def _fitting(carried: dict[str, str], path: Path) -> dict[str, str]:
     """Our own text alone where both are more than a JPEG can hold; none where even that is."""
     ours = {key: text for key, text in carried.items() if key == texts.OURS}
     if texts.exif_bytes(ours) <= texts.EXIF_MOST:
-        _log.warning("%s: the parameters are too long for a JPEG in two forms; other tools cannot read them", path)
+        _log.warning(
+            "%s: the parameters are too long for a JPEG in two forms; other tools cannot read them", path
+        )
         return ours
     _log.warning("%s: the parameters are too long for a JPEG and are not in it; name a .png", path)
     return {}

@@ -90,7 +90,8 @@ class EditArguments(Shared, total=False):
     steps: int
     """Of the whole schedule. Default 28, or as many as `sigmas`."""
     n_max: int | None
-    """How many of the last steps are walked: fewer keep more of the picture. Default 24 of 28, or that share."""
+    """How many of the last steps are walked: fewer keep more of the picture. Default 24 of 28, or that
+    share."""
     n_min: int
     """How many of those sample plainly, at the end: more let shapes change more. Default 0."""
     n_avg: int

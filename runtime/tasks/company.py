@@ -1,4 +1,4 @@
-"""Requests that can be painted together: one of several, whose pictures are those of each alone, bit for bit."""
+"""Requests that can be painted together: the pictures are those of each alone, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def alike(one: Request, other: Request) -> bool:
-    """Whether two can be painted together: task, size, schedule and everything else that is not a picture's own."""
+    """Whether two can be painted together: all that is not a picture's own is the same."""
     return _shared(one) == _shared(other)
 
 
@@ -36,7 +36,9 @@ def joined(requests: Sequence[Request]) -> Request:
         requests: `alike`, at least one.
     """
     first = requests[0]
-    found: dict[str, Any] = {name: sum((getattr(each, name) for each in requests), ()) for name in PER_PICTURE}
+    found: dict[str, Any] = {
+        name: sum((getattr(each, name) for each in requests), ()) for name in PER_PICTURE
+    }
     if first.edit:
         texts = sum((each.edit.sources for each in requests if each.edit), ())
         found["edit"] = replace(first.edit, sources=texts)

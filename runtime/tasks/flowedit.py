@@ -36,7 +36,8 @@ class FlowEdit:
 def most_moves(steps: int) -> int:
     """`n_max` when it is not given: the share of the steps that the authors walk, 24 of 28 for FLUX.1-dev.
 
-    Their repository has 28 and 24 as constants, so an edit of other steps begins at about the same noise level.
+    Their repository has 28 and 24 as constants, so an edit of other steps begins at about the same noise
+    level.
     """
     return max(1, round(steps * 24 / 28))
 

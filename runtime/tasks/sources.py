@@ -29,7 +29,8 @@ class Source:
 def digest(image: Image.Image) -> str:
     """SHA-256 of a picture's mode and size, as in "RGB 64x32", a zero byte, and its pixels row by row.
 
-    Of pixels, not of the file: a picture that is open has no file, and one saved again without loss is the same.
+    Of pixels, not of the file: a picture that is open has no file, and one saved again without loss is the
+    same.
     """
     found = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\0".encode())
     found.update(image.tobytes())
@@ -49,9 +50,7 @@ def sources_of(given: Any, opened: Sequence[Image.Image]) -> tuple[Source, ...]:
     known: dict[int, str] = {}
     for image in opened:
         known[id(image)] = known.get(id(image)) or digest(image)
-    return tuple(
-        Source(known[id(image)], _path(one)) for one, image in zip(several, opened, strict=True)
-    )
+    return tuple(Source(known[id(image)], _path(one)) for one, image in zip(several, opened, strict=True))
 
 
 def _path(given: Any) -> str | None:
