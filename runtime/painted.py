@@ -140,7 +140,7 @@ def _given(request: Request, index: int) -> dict[str, Any]:
     if request.outpaint is not None:
         found["outpaint"] = list(request.outpaint)
     if request.masks:
-        found["paste"] = request.paste
+        found |= {"paste": request.paste, "mask_blur": request.mask_blur, "mask_crop": request.mask_crop}
     if request.controls:
         found["canny"] = request.canny
     if request.references:

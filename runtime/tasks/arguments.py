@@ -54,8 +54,8 @@ class GenerateArguments(Shared, total=False):
     negative_2: str | Sequence[str] | None
     """What the second text encoder reads instead of `negative`."""
     true_cfg: float | None
-    """Scale of true classifier-free guidance (diffusers' `true_cfg_scale`); a run takes twice the time. At 1 or
-    less there is none, and `negative` is ignored with a warning, as in diffusers."""
+    """Scale of true classifier-free guidance (diffusers' `true_cfg_scale`); a run takes twice the time. At
+    1 or less there is none, and `negative` is ignored with a warning, as in diffusers."""
     image: PictureLike | Sequence[PictureLike] | None
     """A picture to start from."""
     strength: float | None
@@ -67,8 +67,8 @@ class GenerateArguments(Shared, total=False):
     """White is painted, black stays; for transparency see `pictures.strokes`. One that would paint nothing is
     refused."""
     mask_blur: float | None
-    """Radius in pixels by which the mask's edges are softened (diffusers' `VaeImageProcessor.blur`): where the
-    picture is put back, by `paste` or `mask_crop`, both are mixed. Default 0."""
+    """Radius in pixels by which the mask's edges are softened (diffusers' `VaeImageProcessor.blur`): where
+    the picture is put back, by `paste` or `mask_crop`, both are mixed. Default 0."""
     mask_crop: int | None
     """Paint only the part that the mask has and so many pixels around it, at `size`, and put it back into the
     picture, which keeps its own size (diffusers' `padding_mask_crop`)."""

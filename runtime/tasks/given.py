@@ -145,7 +145,7 @@ class Given:
         )
 
     def edges(self, places: Sequence[Place], painted: Size) -> tuple[Image.Image, ...]:
-        """The control pictures as they are painted from; edges are found at that size: they survive no resize."""
+        """The control pictures as they are painted from; edges are found then: they survive no resize."""
         found: dict[tuple[int, Place], Image.Image] = {}
         keys = [(id(each), places[index] if places else Whole()) for index, each in enumerate(self.controls)]
         for key, each in zip(keys, self.controls, strict=True):

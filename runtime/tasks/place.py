@@ -1,6 +1,7 @@
 """How a given picture lies on what is painted, and what is given back of it.
 
-Sources: diffusers VaeImageProcessor `get_crop_region`, `_resize_and_fill`, `_resize_and_crop`, `apply_overlay`.
+Source: diffusers VaeImageProcessor `get_crop_region`, `_resize_and_fill`, `_resize_and_crop` and
+`apply_overlay`.
 """
 
 from __future__ import annotations

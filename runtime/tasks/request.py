@@ -315,7 +315,7 @@ class Request:
         return picture.as_mask(self.place(index).onto(self.masks[index], size), size)
 
     def finished(self, painted: Image.Image, index: int) -> Image.Image:
-        """What is given back of picture `index`: with what the mask leaves alone put back, at its own size."""
+        """What is given back of picture `index`: at its own size, where what a mask keeps is put back."""
         if not self.images:
             return painted
         original, mask = self.images[index], None

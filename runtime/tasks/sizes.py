@@ -1,4 +1,4 @@
-"""The size that is painted, and what it does to the pictures that are given: nothing is stretched in silence."""
+"""The size that is painted, and what it does to given pictures: nothing is stretched in silence."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def own(manifest: Manifest, picture: Image.Image, exact: bool) -> Size:
     if width * height > MOST or max(width, height) > sides.largest:
         near = _shaped((width, height), patch, MANY // 2)
         raise RequestError(
-            f"the picture has {said((width, height), manifest)}; pictures of more than {MOST / 1e6:.1f} megapixels "
-            f"or {sides.largest} pixels a side need a --size, such as {near[0]}x{near[1]}"
+            f"the picture has {said((width, height), manifest)}; pictures of more than "
+            f"{MOST / 1e6:.1f} megapixels or {sides.largest} pixels a side need a --size, such as {near[0]}x{near[1]}"
         )
     if exact:
         return max(-(-width // patch) * patch, sides.smallest), max(
@@ -61,7 +61,8 @@ def expect_one(name: str, pictures: Sequence[Image.Image]) -> None:
     if len(found := {each.size for each in pictures}) > 1:
         some = " and ".join(f"{width}x{height}" for width, height in sorted(found)[:2])
         raise RequestError(
-            f"the pictures given as {name} are of {len(found)} sizes, as {some}; give a size, or one request for each"
+            f"the pictures given as {name} are of {len(found)} sizes, as {some}; "
+            "give a size, or ask for each size alone"
         )
 
 
@@ -96,7 +97,7 @@ def stretch(before: Size, after: Size) -> float:
 
 
 def tell_stretched(what: str, before: Size, after: Size, advice: str, always: bool = False) -> None:
-    """A line for a picture that loses its shape noticeably; `always`: also for one that is resized a little."""
+    """A line for a picture that loses its shape noticeably; `always`: also when it is a little."""
     found = stretch(before, after)
     if before != after and (always or found > NOTICED):
         _log.warning(

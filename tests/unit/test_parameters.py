@@ -9,7 +9,6 @@ from PIL import Image
 from flux_trt.runtime import painted
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.pictures.vae import Tiling
-from flux_trt.runtime.tasks import shortcuts
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.company import alike, joined
 from flux_trt.runtime.tasks.request import Request
@@ -108,14 +107,14 @@ def test_what_stands_for_pictures_is_recorded(opened, tmp_path):
     B.save(tmp_path / "b.png")
     canny, fill = opened("canny-like"), opened("fill-like")
     records = [
-        told(fill, shortcuts.request(fill.manifest, "a", {"image": tmp_path / name, "outpaint": margins}))
+        told(fill, Request.of(fill.manifest, "a", image=tmp_path / name, outpaint=margins))
         for name, margins in (("a.png", (16, 0, 0, 0)), ("a.png", (0, 16, 0, 0)), ("b.png", (16, 0, 0, 0)))
     ]
     assert len({json.dumps(each) for each in records}) == 3
     assert records[0]["image"] == {"sha256": digest(A), "path": str(tmp_path / "a.png")}
     assert (records[0]["outpaint"], "mask" in records[0]) == ([16, 0, 0, 0], False)
     edges, whole = (
-        told(canny, shortcuts.request(canny.manifest, "a", {name: tmp_path / "a.png"}))
+        told(canny, Request.of(canny.manifest, "a", **{name: tmp_path / "a.png"}))
         for name in ("canny", "control")
     )
     assert edges["control"] == whole["control"]
