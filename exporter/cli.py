@@ -84,6 +84,11 @@ def main() -> None:
     help="Use weights where they lie, by hard links, when they need no change.",
 )
 @click.option(
+    "--inline",
+    is_flag=True,
+    help="Graphs of standard operators alone, for tools that know no functions of a model's own.",
+)
+@click.option(
     "--backend",
     type=click.Choice(["onnxruntime", *FLAVOURS]),
     default="onnxruntime",
@@ -144,6 +149,7 @@ def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
     from flux_trt.exporter.survey import survey
     from flux_trt.exporter.survey_view import show_survey
 
+    options.pop("inline")  # sizes are those of the weights, whatever the graphs say
     found = survey(checkpoint, out, **options)
     show_survey(found, engines)
     for fault in found.faults:

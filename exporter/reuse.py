@@ -41,6 +41,7 @@ def key(stage: Stage, sources: Mapping[Path, File], link: bool) -> str:
         "config": {name: repr(value) for name, value in stage.config.items()},
         "recipes": {name: repr(recipe) for name, recipe in stage.recipes.items()},
         "link": link,
+        "inline": stage.inline,
         "sources": [sources[file].sha256 for file in stage.files],
         "exporter": _exporter_digest(),
         "packages": versions(),

@@ -21,6 +21,7 @@ from flux_trt.exporter.engines.builder import Job
 from flux_trt.exporter.engines.preflight import refuse_short, refuse_targets
 from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles
 from flux_trt.exporter.folder import digest, sync
+from flux_trt.plugins.qk_norm_rope.contract import NAME as NODE
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
 from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
@@ -81,6 +82,8 @@ def build_engines(
     for stage in chosen:
         bundle.stage(stage)  # a partial bundle may lack it
     wanted = [*(name for name in found.stages if name in chosen), *found.glue]
+    if options.rope == "plugin" and "denoiser" in chosen:
+        _refuse_inlined(bundle.root / found.stages["denoiser"].graph)
     shapes = shapes or default_shapes(found)
     capabilities = check_targets(options, [found.graph(name).precision for name in wanted])
     recipes = [
@@ -114,6 +117,19 @@ def build_engines(
         for job in jobs:
             _build(root, job, flavour, tell, progress)
     return [root / recipe.folder for recipe in recipes]
+
+
+def _refuse_inlined(graph: Path) -> None:
+    """Refuse the plugin for a graph that has no node for it: TensorRT would build it without a word.
+
+    Raises:
+        BuildError: naming the graph.
+    """
+    if NODE.encode() not in graph.read_bytes():
+        raise BuildError(
+            f"{graph} has no {NODE} for a plugin to take, as after --inline; use --rope native, or build the "
+            "bundle without --inline"
+        )
 
 
 def check_targets(options: Options, precisions: Sequence[Precision]) -> tuple[str, ...]:
