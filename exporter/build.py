@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -19,6 +20,7 @@ from flux_trt.exporter.families.stage import Stage, roughly_quantised
 from flux_trt.exporter.faults import Faults
 from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
+from flux_trt.exporter.graphs.rewrite import inline as inline_functions
 from flux_trt.exporter.graphs.trace import trace
 from flux_trt.exporter.graphs.weights import Links, as_they_lie, attach, broken, bytes_to_write, plan_links
 from flux_trt.exporter.place import refuse_odd_name, refuse_out
@@ -49,6 +51,7 @@ def build(
     stages: Sequence[StageName] | None = None,
     variant: str | None = None,
     link: bool = True,
+    inline: bool = False,
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
     **beside: Unpack[Beside],
@@ -64,6 +67,7 @@ def build(
         stages: which to build; a bundle without all of them is partial. None: all.
         variant: chooses among variants of the family whose tensors are alike.
         link: use weights where they lie when they need no change; False copies every weight.
+        inline: write graphs of standard operators alone, for tools that know no model-local functions.
         tell: called with a line for every step done.
         progress: told (what, bytes done, bytes in all) while files are hashed and written.
         beside: what the checkpoint lacks, see `Beside`.
@@ -85,6 +89,7 @@ def build(
         faults=Faults(),
         **beside,
     )
+    prepared = replace(prepared, plan=[replace(stage, inline=inline) for stage in prepared.plan])
     model, numbers = prepared.model, prepared.numbers
     assert numbers is not None
     tell(f"{source}: {model.title} in {model.checkpoint.layout} layout")
@@ -163,6 +168,8 @@ def _build_stage(
     if stage.quantisation is not None:
         quantize(model, stage)
     written = attach(model, stage, folder, links, progress)
+    if stage.inline:
+        inline_functions(model)
     graph = f"{stage.name}.onnx"
     file = write_file(folder / graph, ir.to_proto(model).SerializeToString())
     record = manifest.Stage(

@@ -78,6 +78,7 @@ def key(stage: Stage, sources: Mapping[Path, File], link: bool) -> str:
             name: (each.told, [sources[file].sha256 for file in each.files]) for name, each in made.items()
         },
         "link": link,
+        "inline": stage.inline,
         "sources": [
             sources[file].sha256 for file in sorted({file for each in own.values() for file in each.files})
         ],

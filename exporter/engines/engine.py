@@ -27,6 +27,7 @@ from flux_trt.exporter.folder import digest, lock_of, remove
 from flux_trt.exporter.lock import alone
 from flux_trt.exporter.place import refuse_odd_name
 from flux_trt.exporter.written import cannot_write, link_or_copy, sync, write_file
+from flux_trt.plugins.qk_norm_rope.contract import NAME as NODE
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
@@ -97,6 +98,8 @@ def build_engines(
     for stage in chosen:
         bundle.stage(stage)  # a partial bundle may lack it
     wanted = [*(name for name in found.stages if name in chosen), *found.glue]
+    if options.rope == "plugin" and "denoiser" in chosen:
+        _refuse_inlined(bundle.root / found.stages["denoiser"].graph)
     shapes = shapes or default_shapes(found)
     capabilities = check_targets(options, [found.graph(name).precision for name in wanted])
     recipes = [
@@ -165,6 +168,19 @@ def _builder() -> str:
     files = [here / "builder.py", here / "profile.py", *sorted(plugins.rglob("*.py"))]
     code = hashlib.sha256("".join(digest(path).sha256 for path in files).encode()).hexdigest()
     return f"{code[:16]} polygraphy {version('polygraphy')}"
+
+
+def _refuse_inlined(graph: Path) -> None:
+    """Refuse the plugin for a graph that has no node for it: TensorRT would build it without a word.
+
+    Raises:
+        BuildError: naming the graph.
+    """
+    if NODE.encode() not in graph.read_bytes():
+        raise BuildError(
+            f"{graph} has no {NODE} for a plugin to take, as after --inline; use --rope native, or build the "
+            "bundle without --inline"
+        )
 
 
 def check_targets(options: Options, precisions: Sequence[Precision]) -> tuple[str, ...]:

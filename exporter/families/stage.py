@@ -27,7 +27,9 @@ class Varying:
     """Another dim that it is a multiple of."""
     times: int = 1
     free: bool = False
-    """The tracer finds out how it depends on others, such as sequence = text + tokens."""
+    """The tracer finds out how it depends on others."""
+    rule: str = ""
+    """What a free dim is of others, for whoever reads the graph: text + tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class Stage:
     """Of fp8: the precision of all that is not quantised."""
     quantisation: Quantisation | None = None
     """Of fp8: what is quantised; known when a calibration is."""
+    inline: bool = False
+    """Whether its graph is to be of standard operators alone, for tools that know no model-local functions."""
 
     @property
     def dtype(self) -> torch.dtype:
