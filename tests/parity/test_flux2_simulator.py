@@ -14,6 +14,7 @@ from PIL import Image
 from simulator_cuda import CudaSimulator
 
 from flux_trt.runtime import Pipeline
+from flux_trt.runtime.tasks.request import Request
 
 SIZE = (48, 64)
 PROMPTS = ["a red circle", "a blue square at the left"]
@@ -88,6 +89,30 @@ def test_the_simulated_gpu_paints_the_same_bytes(
     assert not cuda.faults
     assert cuda.used == 0, "closing frees everything"
     assert memory == "sequential" or cuda.calls["cudaGraphLaunch"] >= 1, "the loop was recorded"
+
+
+def test_keys_are_made_once_for_a_set_of_pictures(engines: Callable[[str], Path]) -> None:
+    """Four batches of one picture see the same references; interleaved requests do not mix theirs up."""
+    root, cuda = engines("kv"), CudaSimulator()
+    asked = {"size": SIZE, "steps": 2}
+    with simulator_bundle.pipeline(root, cuda) as pipeline:
+        runs = list[str]()
+        graph = pipeline._graphs["references"]
+        run = graph.run
+        graph.run = lambda *given: (runs.append("references"), run(*given))[1]
+        four = pipeline.generate(PROMPTS[0], count=4, seed=1, reference=TWO, **asked)
+        assert len(runs) == 1
+        requests = [
+            Request.of(pipeline.bundle.manifest, PROMPTS[0], count=2, seed=1, reference=each, **asked)
+            for each in (ONE, [ONE[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+        ]
+        apart = [[np.asarray(one.image) for one in pipeline.paint(request)] for request in requests]
+        mixed = zip(*(pipeline.paint(request) for request in requests), strict=True)
+        turns = [[np.asarray(one.image) for one in each] for each in zip(*mixed, strict=True)]
+        np.testing.assert_array_equal(apart, turns)
+    with Pipeline.load(root, "onnxruntime", "cpu") as onnxruntime:
+        singly = [onnxruntime.generate(PROMPTS[0], seed=1 + k, reference=TWO, **asked)[0] for k in range(4)]
+    np.testing.assert_array_equal([np.asarray(each) for each in four], [np.asarray(each) for each in singly])
 
 
 def test_other_references_are_seen_by_a_loop_that_is_recorded(engines: Callable[[str], Path]) -> None:
