@@ -133,3 +133,15 @@ def test_other_references_are_seen_by_a_loop_that_is_recorded(engines: Callable[
             found.append(np.asarray(one))
         assert (found[0] != found[1]).any()
         assert (found[0] == found[2]).all()
+
+
+@pytest.mark.parametrize("name", ["text", "dev", "no references kept", "references kept", "inpaint kept"])
+def test_openvino_paints_them_too(flux2_bundle: Callable[..., Path], name: str) -> None:
+    """A conditioner with an output that depends on nothing, and keys of no tokens, among others."""
+    kind, more = ASKED[name]
+    found = []
+    for backend in ("onnxruntime", "openvino"):
+        with Pipeline.load(flux2_bundle(kind), backend) as pipeline:
+            painted = pipeline.generate(PROMPTS, size=SIZE, steps=3, seed=1, batch=2, **more)
+        found.append(np.stack([np.asarray(image) for image in painted]).astype(int))
+    assert (np.abs(found[0] - found[1]) <= 1).mean() >= 0.999
