@@ -75,6 +75,8 @@ def test_published_sizes_have_names_and_kv_is_a_9b() -> None:
     index = {"_class_name": "Flux2KleinPipeline"}
     assert [v.name for v in candidates(KLEIN_4B, index)] == ["base"]
     assert [v.name for v in candidates(KLEIN_4B, {**index, "is_distilled": True})] == ["distilled"]
+    painter = {"_class_name": "Flux2KleinInpaintPipeline", "is_distilled": True}
+    assert [v.name for v in candidates(KLEIN_4B, painter)] == ["distilled"]
     assert set(VARIANTS) == {"distilled", "base", "kv", "dev"}
 
 
