@@ -44,6 +44,8 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "references": ("distilled", {"reference": TWO}),
     "guided": ("base", {"guidance": 2.5, "reference": ONE}),
     "inpaint": ("base", {"guidance": 2.0, "image": scene(*SIZE), "mask": hole(), "strength": 0.9}),
+    "image": ("distilled", {"image": scene(*SIZE), "strength": 0.7}),
+    "image kept": ("kv", {"image": scene(*SIZE), "strength": 0.7, "reference": ONE}),
     "dev": ("dev", {"guidance": 3.0, "reference": ONE}),
     "no references kept": ("kv", {}),
     "references kept": ("kv", {"reference": TWO}),
@@ -89,6 +91,27 @@ def test_the_simulated_gpu_paints_the_same_bytes(
     assert not cuda.faults
     assert cuda.used == 0, "closing frees everything"
     assert memory == "sequential" or cuda.calls["cudaGraphLaunch"] >= 1, "the loop was recorded"
+
+
+@pytest.mark.parametrize("kind", ["dev", "base", "kv"])
+def test_flowedit_on_the_simulated_gpu(engines: Callable[[str], Path], kind: str) -> None:
+    """With plain steps at the end, which take the second half of the conditions alone."""
+    root, cuda = engines(kind), CudaSimulator()
+    asked = {"size": SIZE, "steps": 4, "n_max": 3, "n_min": 1, "batch": 2}
+    with (
+        simulator_bundle.pipeline(root, cuda) as pipeline,
+        Pipeline.load(root, "onnxruntime", "cpu") as onnxruntime,
+    ):
+        for seed in (1, 2, 3):
+            found, exact = (
+                [
+                    np.asarray(i)
+                    for i in each.edit(scene(*SIZE), source="a", target=PROMPTS, seed=seed, **asked)
+                ]
+                for each in (pipeline, onnxruntime)
+            )
+            np.testing.assert_array_equal(found, exact)
+    assert not cuda.faults
 
 
 def test_keys_are_made_once_for_a_set_of_pictures(engines: Callable[[str], Path]) -> None:
