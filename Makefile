@@ -18,7 +18,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	@mkdir -p $(OUT)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
-	$(BIN)/flux-run generate $(OUT)/flux-nano --steps 12 --guidance 1 --out $(OUT)/demo.png \
+	$(BIN)/flux-run generate $(OUT)/flux-nano --steps 12 --guidance 1 --force --out $(OUT)/demo.png \
 	    "a red circle at the top left on a white background" \
 	    "a yellow square at the left and a green cross at the right on a purple background" \
 	    "a blue triangle in the center on a gray background"

@@ -193,14 +193,14 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
     build_engines(bundle, backend, stages or list(manifest.read(bundle).stages), chosen)
 
 
-@main.command(short_help="Show what is in a bundle or a checkpoint.")
-@click.argument("what", metavar="BUNDLE|CHECKPOINT")
+@main.command(short_help="Show what is in a bundle, a checkpoint or a LoRA.")
+@click.argument("what", metavar="BUNDLE|CHECKPOINT|LORA")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(what: str, as_json: bool) -> None:
     """Show what is in a bundle: stages, dtypes, shapes, bytes, engines, provenance.
 
     Of a checkpoint, in any form that build takes, show its layout, family, variant and parts, and what it
-    lacks.
+    lacks. Of a LoRA, show its form, kind and rank, and how many modules of which parts it changes.
     """
     from flux_trt.runtime.bundle import manifest
     from flux_trt.runtime.bundle.engine import engines
@@ -221,9 +221,16 @@ def inspect(what: str, as_json: bool) -> None:
 
 
 def _inspect_checkpoint(checkpoint: str, as_json: bool) -> None:
+    from flux_trt.exporter.families.recognise import recognise_lora
     from flux_trt.exporter.survey import survey
-    from flux_trt.exporter.survey_view import show_checkpoint
+    from flux_trt.exporter.survey_view import show_checkpoint, show_lora
 
+    if (lora := recognise_lora(Path(checkpoint))) is not None:
+        if as_json:
+            click.echo(json.dumps({"family": lora[1], **lora[0].facts}, indent=2, ensure_ascii=False))
+        else:
+            show_lora(*lora)
+        return
     found = survey(checkpoint, None)
     if not found.parts:
         raise click.ClickException(f"{checkpoint} is no bundle; {found.faults[0]}")

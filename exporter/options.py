@@ -24,6 +24,15 @@ _BESIDE = (
         "--tokenizers", help="A diffusers folder, bundle, hub id or T5 in GGUF: its tokenizers alone."
     ),
     click.option("--scheduler", type=PATH, help="A scheduler_config.json, for another schedule."),
+    click.option(
+        "--lora",
+        metavar="FILE[:STRENGTH]",
+        multiple=True,
+        help="A LoRA of any form to merge into the weights; several are merged in order.  [strength: 1]",
+    ),
+    click.option(
+        "--lora-partial", is_flag=True, help="Leave out what of a LoRA finds no place in the model."
+    ),
 )
 
 CASES = """\b
@@ -40,7 +49,7 @@ What you have, and what CHECKPOINT and the options are:
                           transformer --text-encoders qwen_3_4b.safetensors
                           --vae ae.safetensors --tokenizers WHERE
   Krea, Depth, Kontext    also --variant krea, depth, kontext
-  a LoRA                  not yet: merge it into the model first
+  a LoRA                  the model and --lora style.safetensors:0.8
 
 \b
 FOLDER is a diffusers folder of the family. WHERE is that, a bundle, or a hub

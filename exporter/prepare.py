@@ -49,7 +49,8 @@ def prepare(
         BuildError: a precision that a stage cannot have, likewise.
     """
     checkpoint = open_checkpoint(source, faults=faults, **beside)
-    model = recognise(checkpoint, variant)
+    model = recognise(checkpoint, variant, faults)
+    checkpoint = model.checkpoint
     plan = make_stages(model, precision, stages, stage_precisions, base, faults)
     disagreements: list[str] = []
     with faults.met():

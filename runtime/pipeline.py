@@ -26,17 +26,20 @@ from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.painted import Painted, Step
-from flux_trt.runtime.pictures import latents, picture, vae
+from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import beside, schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
-from flux_trt.runtime.tasks import inpaint
+from flux_trt.runtime.taken import expect_taken
+from flux_trt.runtime.tasks import wording
+from flux_trt.runtime.tasks.apart import Part, apart, in_order
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.tasks.wording import Words
 
 Floats = npt.NDArray[np.float32]
 Values = Mapping[str, Buffer | Floats]
@@ -98,6 +101,7 @@ class Pipeline:
         memory: MemoryMode = "resident",
         record: bool = True,
         tile: int | None = None,
+        engines: str | Path | None = None,
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -110,12 +114,13 @@ class Pipeline:
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
             tile: pixels of the tiles that larger pictures are encoded and decoded in. None: tiles of 1024 for
                 pictures of more than two megapixels; 0: never.
+            engines: a folder with TensorRT engines beside those in the bundle.
 
         Raises:
             BundleError: a bundle that is not whole.
             BackendError: a backend, device or precision that does not work here, or too little memory.
         """
-        opened = Bundle.open(bundle, check=False)
+        opened = Bundle.open(bundle, check=False, engines=engines)
         connected = connect(backend, device, opened, memory, check)
         if check:
             opened.verify()
@@ -133,15 +138,16 @@ class Pipeline:
             asked: see `GenerateArguments`; what is left out is the bundle's default.
 
         Returns:
-            The pictures, prompt by prompt; `image.info["parameters"]` has what was used, as JSON.
+            The pictures, prompt by prompt; `image.info["flux_trt"]` has what was used, as JSON, and `save`
+            puts it into the file.
 
         Raises:
             RequestError: something that the bundle cannot do.
             PaintError: latents that are not finite.
             BackendError: a stage that failed, for example without enough memory.
         """
-        request = Request.of(self.bundle.manifest, prompt, **asked)
-        return [painted.image for painted in self.paint(request, progress)]
+        ask = partial(Request.of, self.bundle.manifest)
+        return self._images(apart(ask, "prompt", prompt, dict(asked)), progress)
 
     def edit(
         self,
@@ -164,12 +170,13 @@ class Pipeline:
         Returns:
             The edited pictures. Errors are `generate`'s.
         """
-        request = Request.of_edit(self.bundle.manifest, image, source, target, **asked)
-        return [painted.image for painted in self.paint(request, progress)]
+        ask, given = partial(Request.of_edit, self.bundle.manifest), {"image": image, "source": source}
+        return self._images(apart(ask, "target", target, given | dict(asked)), progress)
 
     def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
         """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
         manifest, pictures = self.bundle.manifest, len(request)
+        expect_taken(self.backend, manifest, self.flow, request, self._tiling)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             texts = self._encode_once(request, progress)
@@ -199,22 +206,31 @@ class Pipeline:
                     images = [image for part in parts for image in self.decode(part, request.grid, progress)]
                 progress("decode", chosen.stop, pictures)
                 for index, image in zip(range(pictures)[chosen], images, strict=True):
-                    done_image = _pasted(image, request, index) if request.paste else image
-                    yield Painted.of(done_image, self.bundle, request, index, seconds[chosen.start])
+                    done_image = request.finished(image, index)
+                    took = seconds[chosen.start]
+                    yield Painted.of(
+                        done_image, self.bundle, request, index, took, self.backend, self._tiling
+                    )
         self._kept.forget()
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, Floats]:
-        """Tokenise and encode prompts; text that an encoder cannot read is logged as a warning.
+    def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
+        """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
+
+        Args:
+            prompts: one text for all encoders, or one for each in their order.
 
         Returns:
             What the text encoders give, by name, each [len(prompts), ...].
         """
         found: dict[str, Floats] = {}
-        for name, window in self._windows:
-            seen = window.of(prompts)
-            for text in filter(None, seen.lost):
-                _log.warning("%s reads only %d tokens; not read: %r", name, seen.ids.shape[1], text)
-            given = self._graphs[name].run(taken(self.bundle.stage(name), seen.inputs))
+        seen = {
+            name: window.of([wording.part(prompt, index) for prompt in prompts])
+            for index, (name, window) in enumerate(self._windows)
+        }
+        for line in (*wording.cut(seen), *wording.literal(prompts)):
+            _log.warning("%s", line)
+        for name, through in seen.items():
+            given = self._graphs[name].run(taken(self.bundle.stage(name), through.inputs))
             found |= {each: buffer.numpy() for each, buffer in given.items()}
         return found
 
@@ -296,6 +312,9 @@ class Pipeline:
         pixels = vae.decode(graph, packed, grid, model, self._tiling, partial(progress, "decode tiles"))
         return [Image.fromarray(each) for each in pixels]
 
+    save = staticmethod(written.write)
+    """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
+
     def close(self) -> None:
         """Free all graphs and recordings; closing twice is harmless."""
         self._kept.forget()
@@ -311,9 +330,14 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _encode_once(self, request: Request, progress: Progress) -> dict[str, dict[str, Floats]]:
+    def _images(self, parts: list[Part], progress: Progress) -> list[Image.Image]:
+        """The pictures of all parts of a call, in its order."""
+        painted = ([each.image for each in self.paint(part, progress)] for part, _ in parts)
+        return list(in_order(zip(painted, (places for _, places in parts), strict=True)))
+
+    def _encode_once(self, request: Request, progress: Progress) -> dict[Words, dict[str, Floats]]:
         """What the encoders give for each different prompt, as batches of one."""
-        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[str, dict[str, Floats]]()
+        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[Words, dict[str, Floats]]()
         # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
         together = request.batch if all(window.fixed for _, window in self._windows) else 1
         for first in range(0, len(prompts), together):
@@ -377,11 +401,6 @@ def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:
     if tokens == trajectory.target:
         return [last]
     return [last[row].head(trajectory.target).reshape(1, trajectory.target, channels) for row in range(batch)]
-
-
-def _pasted(image: Image.Image, request: Request, index: int) -> Image.Image:
-    original = picture.as_pixels(request.images[index], image.size)
-    return Image.fromarray(inpaint.paste(np.asarray(image), original, request.mask(index)))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flux_trt.exporter.checkpoints.lora.term import Asked, Lora
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor
 
 BROUGHT_BY = {
@@ -27,6 +28,10 @@ class Part:
     naming: Literal["diffusers", "bfl"]
     folder: Path | None = None
     """Of a diffusers or transformers model, which their own loaders can open."""
+    plain: Part | None = None
+    """The part as the checkpoint has it, of one with LoRAs in it."""
+    loras: tuple[Lora, ...] = ()
+    """What was merged into it, in order."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class Checkpoint:
     scheduler: Mapping[str, Any] | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
     """Option -> the path or hub id that was given with it."""
+    asked: tuple[Asked, ...] = ()
+    """LoRA files that are to be merged."""
+    partial: bool = False
+    """Whether those may have keys without a place."""
+    loras: tuple[Lora, ...] = ()
+    """Those that were."""
     notes: tuple[str, ...] = ()
     """What was found and is not used, and why; a line each."""
 

@@ -155,7 +155,7 @@ def _notes(folder: Path) -> tuple[str, ...]:
     beside = sorted(path.name for path in folder.glob("*.safetensors"))
     loras = [name for name in beside if "lora" in name.lower()]
     others = [name for name in beside if name not in loras]
-    notes = [f"{', '.join(loras)}: a LoRA beside the weights is not used"] if loras else []
+    notes = [f"{', '.join(loras)}: a LoRA beside the weights is not used; --lora merges it"] if loras else []
     if others:
         notes.append(f"{', '.join(others)}: not read; the parts' own folders are")
     return tuple(notes)

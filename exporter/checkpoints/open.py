@@ -9,7 +9,7 @@ What a checkpoint lacks is brought beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -18,6 +18,7 @@ from flux_trt.exporter.checkpoints import diffusers, hub, single
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.diffusers import PARTS
 from flux_trt.exporter.checkpoints.layout import naming
+from flux_trt.exporter.checkpoints.lora.file import asked
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
 from flux_trt.exporter.checkpoints.tokenizer import bundle_tokenizers, has_vocabulary
 from flux_trt.exporter.faults import Faults
@@ -43,6 +44,10 @@ class Beside(TypedDict, total=False):
     """A `scheduler_config.json`."""
     revision: str | None
     """Of a hub id."""
+    lora: Sequence[str]
+    """LoRA files to merge, each as FILE or FILE:STRENGTH."""
+    lora_partial: bool
+    """Whether keys of those that find no place are left out."""
 
 
 def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpack[Beside]) -> Checkpoint:
@@ -57,7 +62,11 @@ def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpa
         CheckpointError: nothing there, or not a checkpoint of a known layout.
     """
     faults = faults or Faults()
-    given = {name: str(value) for name, value in beside.items() if value is not None and name != "revision"}
+    given = {
+        name: str(value)
+        for name, value in beside.items()
+        if value not in (None, False) and name not in ("revision", "lora")
+    }
     found = _read(source, beside.get("revision"), faults)
     parts, tokenizers, scheduler = dict(found.parts), dict(found.tokenizers), found.scheduler
     if (path := beside.get("text_encoders")) is not None:
@@ -80,7 +89,19 @@ def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpa
     if (path := beside.get("scheduler")) is not None:
         with faults.met():
             scheduler = diffusers.read_scheduler(Path(path))
-    return replace(found, parts=parts, tokenizers=tokenizers, scheduler=scheduler, beside=given)
+    wanted = []
+    for each in beside.get("lora", ()):
+        with faults.met():
+            wanted.append(asked(each))
+    return replace(
+        found,
+        parts=parts,
+        tokenizers=tokenizers,
+        scheduler=scheduler,
+        beside=given,
+        asked=tuple(wanted),
+        partial=bool(beside.get("lora_partial")),
+    )
 
 
 def _read(source: str, revision: str | None, faults: Faults) -> Checkpoint:

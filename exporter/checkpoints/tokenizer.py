@@ -12,6 +12,7 @@ from tokenizers import processors
 
 from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
+from flux_trt.exporter.written import write_file
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import CheckpointError
 
@@ -73,7 +74,7 @@ class LoadedTokenizer:
         """Write `tokenizers/<name>.json` into the bundle `folder`, as transformers itself would tokenise."""
         inside = f"tokenizers/{self.name}.json"
         (folder / "tokenizers").mkdir(exist_ok=True)
-        self.backend.save(str(folder / inside))
+        write_file(folder / inside, self.backend.to_str(pretty=True).encode())
         if self.chat is None:
             return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False)
         return manifest.Tokenizer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,13 @@ def large_layers(stage: Stage) -> list[str]:
     """The linear layers of a stage that fp8 quantises, in the module's order."""
     linears = (name for name, module in skeleton(stage).named_modules() if isinstance(module, nn.Linear))
     return [name for name in linears if name.startswith(stage.fp8_layers)]
+
+
+def roughly_quantised(stage: Stage) -> Stage:
+    """The stage with the sizes that fp8 gives it, while its ranges are not known yet."""
+    if stage.precision != "fp8":
+        return stage
+    return replace(stage, quantisation=Quantisation(inputs=dict.fromkeys(large_layers(stage), 1.0)))
 
 
 def f32(name: str, *dims: int | str) -> Tensor:

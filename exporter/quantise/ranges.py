@@ -20,6 +20,7 @@ from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.told import told
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
+from flux_trt.runtime.lines import lines
 from flux_trt.runtime.progress import Progress, silent
 
 
@@ -57,8 +58,11 @@ def with_ranges(
         return plan
     weights = identity(model, sources, progress)
     if fp8.calibration is not None:
-        found = read(fp8.calibration)
-        refuse_foreign(found, weights, {stage.part for stage in quantised}, fp8.calibration)
+        found, parts = read(fp8.calibration), {stage.part for stage in quantised}
+        if model.checkpoint.loras and any(found.weights.get(part) != weights[part] for part in parts):
+            weights = identity(model, sources, progress, plain=True)
+            tell(f"{fp8.calibration} is not of the model with its LoRAs; that of the model without is used")
+        refuse_foreign(found, weights, parts, fp8.calibration)
     else:
         settings = settings_of(model)
         kept = _kept(beside, weights)
@@ -131,9 +135,9 @@ def _lines(path: Path) -> list[str]:
         BuildError: no prompts there.
     """
     try:
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as fault:
-        why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
+        found = lines(path.read_bytes())
+    except (OSError, ValueError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else fault
         raise BuildError(f"cannot read {path} ({why}); give a text file with a prompt on each line") from None
     if not found:
         raise BuildError(f"{path} has no prompts; give a text file with a prompt on each line")
@@ -156,9 +160,16 @@ def quantisation(stage: Stage, found: Calibration, fp8: Fp8) -> Quantisation:
     return Quantisation(inputs=inputs, attention=attention, per_channel=fp8.per_channel)
 
 
-def identity(model: Model, sources: Mapping[Path, File], progress: Progress = silent) -> dict[str, str]:
-    """What identifies the weights of each part that is calibrated; files not in `sources` are hashed."""
+def identity(
+    model: Model, sources: Mapping[Path, File], progress: Progress = silent, plain: bool = False
+) -> dict[str, str]:
+    """What identifies the weights of each part that is calibrated; files not in `sources` are hashed.
+
+    `plain` leaves out the LoRAs that are merged into a part.
+    """
     there = model.checkpoint.parts
+    if plain:
+        there = {name: part.plain or part for name, part in there.items()}
     plan = [model.stage(name) for name, part in model.parts.items() if part in there]
     parts = {stage.part: there[stage.part] for stage in plan if stage.fp8_layers}
     of = {
@@ -166,7 +177,13 @@ def identity(model: Model, sources: Mapping[Path, File], progress: Progress = si
     }
     missing = set().union(*of.values()) - set(sources)
     known = {**sources, **(digests(missing, progress) if missing else {})}
-    return {name: digest_of({file: known[file] for file in paths}) for name, paths in of.items()}
+    return {
+        name: digest_of(
+            {file: known[file] for file in paths},
+            [f"{lora.strength!r} x {known[lora.path].sha256}" for lora in parts[name].loras],
+        )
+        for name, paths in of.items()
+    }
 
 
 def refuse_foreign(found: Calibration, weights: Mapping[str, str], parts: set[str], path: Path) -> None:

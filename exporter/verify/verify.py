@@ -66,7 +66,12 @@ def verify(
     """
     bundle = Bundle.open(root)
     known = bundle.manifest.provenance
-    given = known.beside | {name: value for name, value in beside.items() if value is not None}
+    loras = {"lora": [f"{lora.file}:{lora.strength!r}" for lora in known.loras]}
+    given = (
+        loras
+        | known.beside
+        | {name: value for name, value in beside.items() if value not in (None, (), False)}
+    )
     try:
         found = open_checkpoint(checkpoint or known.checkpoint, **cast(Beside, given))
     except CheckpointError as fault:

@@ -138,6 +138,7 @@ class OpenVinoGraph:
 class OpenVino:
     """OpenVINO on the CPU."""
 
+    name = "openvino"
     device = "cpu"
     gpu = None
 

@@ -157,6 +157,8 @@ class OrtGraph:
 class OnnxRuntime:
     """onnxruntime on one device."""
 
+    name = "onnxruntime"
+
     def __init__(self, device: protocols.Device = "auto", library: Any = ort, driver: Any = None) -> None:
         """Choose the device: "auto" is the GPU where there is one.
 

@@ -35,6 +35,7 @@ __all__ = [
     "Guidance",
     "Inpaint",
     "Manifest",
+    "MergedLora",
     "Model",
     "Noise",
     "Pad",
@@ -125,16 +126,27 @@ class Source(Record):
     sha256: str
 
 
+class MergedLora(Record):
+    """A LoRA that was merged into the weights."""
+
+    file: str
+    bytes: int
+    sha256: str
+    strength: float
+    form: str = Field(description="whose names it has, and what it changes, for people")
+
+
 class Provenance(Record):
     """Where the bundle comes from."""
 
     checkpoint: str
     beside: dict[str, str] = Field(description="option -> what was given with it for what that lacks")
     layout: str
+    loras: list[MergedLora] = Field(default=[], description="in the order in which they were merged")
     sources: list[Source]
     tool: str
     packages: dict[str, str]
-    created: str
+    created: str | None = Field(description="None: equal builds give equal bytes")
 
 
 class Manifest(Record):

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.pictures.latents import Grid
-from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.noise import Generator
 from flux_trt.runtime.sampling.trajectory import Beside, Known, Trajectory
 from flux_trt.runtime.tasks import fill, flowedit, image, inpaint
@@ -22,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest: Manifest) -> Trajectory:
     """The trajectory of the pictures `chosen`."""
     rows, columns = request.grid
-    levels = schedule.sigmas(manifest.schedule, request.steps, rows * columns)
+    levels = request.levels.sigmas(rows * columns)
     if request.edit:
         return flowedit.trajectory(
             request.edit, levels, encoded.images[chosen], request.seeds[chosen], manifest.model.noise
@@ -57,8 +56,15 @@ def _one(
     def noise_of(grid: Grid) -> Floats:
         return generator.latents(model.noise, grid)
 
+    if encoded.controls and request.masks and encoded.images[index].deviation is not None:
+        noise_of(
+            request.grid
+        )  # FluxControlInpaintPipeline draws it for the masked picture, and does not use it
     condition = encoded.controls[index].sample(noise_of) if encoded.controls else None
-    clean = encoded.images[index].sample(noise_of) if encoded.images else None
+    clean = None
+    if encoded.images:  # FluxKontextInpaintPipeline alone takes the mode, and draws nothing
+        taken = encoded.images[index]
+        clean = taken.mode if request.masks and request.references else taken.sample(noise_of)
     noise = noise_of(request.grid)
     start = noise if clean is None else image.noised(clean, noise, levels[0])
     known = None

@@ -28,10 +28,3 @@ def coarse(mask: Floats, patch: int, rule: Noise, how: Inpaint) -> Floats:
         corners = [mask[y, x] for y in (below, above) for x in (below, above)]
         pixels = np.mean(corners, axis=0, dtype=np.float32)
     return latents.pack(np.broadcast_to(pixels, (1, rule.channels, *pixels.shape)), rule.cell)[0]
-
-
-def paste(
-    painted: npt.NDArray[np.uint8], original: npt.NDArray[np.uint8], mask: Floats
-) -> npt.NDArray[np.uint8]:
-    """The painted picture where the mask is 1, the original's own pixels elsewhere; [H, W, 3]."""
-    return np.where(mask[..., None] > 0, painted, original)

@@ -13,6 +13,7 @@ from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.bundle.rules import Preferred, References, Shrunk
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import latents, picture
+from flux_trt.runtime.tasks import sizes
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -37,7 +38,19 @@ def prepared(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image
         size = (
             _preferred(manifest, rule.size, given.size) if auto_resize else whole_patches(given.size, patch)
         )
+        sizes.tell_stretched(
+            "reference picture",
+            given.size,
+            size,
+            "--no-auto-resize keeps its shape" if auto_resize else "crop it to sides in whole patches",
+        )
         found = Image.fromarray(picture.as_pixels(given, size))
+    if found.width * found.height > sizes.MOST:
+        raise RequestError(
+            f"the reference picture has {sizes.said(found.size, manifest)}; scale it down to "
+            f"{sizes.MOST / 1e6:.1f} megapixels or less"
+            + ("" if auto_resize else ", or leave --no-auto-resize out")
+        )
     latents.grid(*found.size, patch, manifest.sizes)
     return found
 

@@ -277,3 +277,89 @@ def test_references_keep_their_order_and_do_not_know_of_the_batch(bundle: Get) -
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(again))
     assert (np.asarray(ours) != np.asarray(turned)).any()
     assert (np.asarray(ours) != np.asarray(one)).any()
+
+
+@pytest.mark.parametrize("name", ["flux-nano", "schnell-like"])
+def test_a_schedule_of_ones_own(checkpoint: Get, bundle: Get, name: str) -> None:
+    """Noise levels as the pipelines take them, and a constant shift as a scheduler of one's own has it."""
+    size, sigmas = (64, 48), [1.0, 0.9, 0.55, 0.2]
+    pipe = diffusers.FluxPipeline.from_pretrained(
+        checkpoint(name), dtype=torch.float32, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def expected(**asked: Any) -> np.ndarray:
+        found = pipe(
+            PROMPT,
+            width=size[0],
+            height=size[1],
+            generator=torch.Generator().manual_seed(SEED),
+            max_sequence_length=32,
+            output_type="np",
+            **asked,
+        )
+        return (found.images[0] * 255).round().astype(np.uint8)
+
+    given = expected(sigmas=sigmas)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, use_dynamic_shifting=False, shift=2.5
+    )
+    shifted, both = expected(num_inference_steps=5), expected(sigmas=sigmas)
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
+
+        def ours(**asked: Any) -> Image.Image:
+            more = {"guidance": 3.5} if pipeline.bundle.manifest.takes("guidance") else {}
+            return pipeline.generate(PROMPT, size=size, seed=SEED, **more, **asked)[0]
+
+        assert agreement(ours(sigmas=sigmas), given) >= 0.999
+        assert agreement(ours(sigmas=[*sigmas, 0]), given) >= 0.999
+        assert agreement(ours(steps=5, shift=2.5), shifted) >= 0.999
+        assert agreement(ours(sigmas=np.array(sigmas), shift=2.5), both) >= 0.999
+        assert agreement(ours(steps=4), given) < 0.9
+
+
+def test_an_image_started_late_on_a_schedule_of_ones_own(checkpoint: Get, bundle: Get) -> None:
+    given, size, sigmas = scene((120, 80)), (64, 64), [1.0, 0.8, 0.7, 0.4, 0.1]
+    expected = theirs(
+        checkpoint("flux-nano"),
+        "FluxImg2ImgPipeline",
+        size,
+        prompt=PROMPT,
+        image=given,
+        strength=0.6,
+        num_inference_steps=len(sigmas),
+        sigmas=sigmas,
+        guidance_scale=2.0,
+    )
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
+        asked = {"image": given, "strength": 0.6, "size": size, "seed": SEED, "guidance": 2.0}
+        (ours,) = pipeline.generate(PROMPT, sigmas=sigmas, **asked)
+        (plain,) = pipeline.generate(PROMPT, steps=len(sigmas), **asked)
+    assert agreement(ours, expected) >= 0.999
+    assert agreement(plain, expected) < 0.9
+
+
+def test_a_second_prompt(checkpoint: Get, bundle: Get) -> None:
+    """As the pipelines' prompt_2: the first encoder reads the one, the second the other."""
+    size, third, fourth = (64, 48), "a yellow triangle on a black background", "a gray cross"
+    asked = {"num_inference_steps": 6, "guidance_scale": 1.5}
+    plain = {"size": size, "steps": 6, "guidance": 1.5, "seed": SEED}
+    expected = [
+        theirs(checkpoint("flux-nano"), "FluxPipeline", size, prompt=PROMPT, **words, **asked)
+        for words in (
+            {"prompt_2": OTHER},
+            {"negative_prompt": third, "true_cfg_scale": 3.0, "prompt_2": OTHER},
+            {"negative_prompt": third, "negative_prompt_2": fourth, "true_cfg_scale": 3.0},
+        )
+    ]
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
+        true = {"negative": third, "true_cfg": 3.0}
+        ours = [
+            *pipeline.generate([PROMPT, OTHER], prompt_2=[OTHER, PROMPT], batch=2, **plain)[:1],
+            *pipeline.generate(PROMPT, prompt_2=OTHER, **true, **plain),
+            *pipeline.generate(PROMPT, negative_2=fourth, **true, **plain),
+        ]
+        (alone,) = pipeline.generate(PROMPT, **plain)
+    for image, wanted in zip(ours, expected, strict=True):
+        assert agreement(image, wanted) >= 0.999
+    assert agreement(alone, expected[0]) < 0.99

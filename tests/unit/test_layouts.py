@@ -308,7 +308,7 @@ def test_a_lora_beside_the_weights_is_told_of(source: Path, tmp_path: Path) -> N
     save_file({"x": torch.ones(1)}, folder / "pytorch_lora_weights.safetensors")
     set_pipeline(folder, "FluxPipeline")
     assert open_checkpoint(str(folder)).notes == (
-        "pytorch_lora_weights.safetensors: a LoRA beside the weights is not used",
+        "pytorch_lora_weights.safetensors: a LoRA beside the weights is not used; --lora merges it",
         "ae.safetensors: not read; the parts' own folders are",
     )
 
