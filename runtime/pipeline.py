@@ -78,6 +78,7 @@ class Pipeline:
         self.memory = memory
         self._record = record
         self._loops: OrderedDict[LoopShape, Loop] = OrderedDict()
+        self._kept = beside.Kept(memory)
         self._tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
         self._precision = bundle.stage(DENOISER).precision
@@ -210,6 +211,7 @@ class Pipeline:
                     yield Painted.of(
                         done_image, self.bundle, request, index, took, self.backend, self._tiling
                     )
+        self._kept.forget()
 
     def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
         """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
@@ -258,18 +260,15 @@ class Pipeline:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
             [steps, ...].
         """
-        timesteps = schedule.timesteps(levels, self.bundle.manifest.schedule)
-        found: dict[str, Buffer | Floats] = {**text, **(references or {}), "timesteps": timesteps}
+        rows = next(iter(text.values())).shape[0]
+        found: dict[str, Buffer | Floats] = {**text, **(references or beside.none(rows))}
+        found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
         if guidance is not None:
-            rows = next(iter(text.values())).shape[0]
             found["guidance"] = np.full(rows, guidance, np.float32)
         for name in self.flow.before:
             stage = self.bundle.stage(name)
-            if (none := beside.nothing(stage, found)) is not None:
-                found |= none
-                continue
             there = into and {each.name: into[each.name] for each in stage.outputs}
-            found |= self._graphs[name].run(taken(stage, found), there)
+            found |= self._kept.run(self._graphs, name, stage, taken(stage, found), there)
         return {name: found[name] for name in self.flow.conditions}
 
     def denoise(
@@ -318,6 +317,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Free all graphs and recordings; closing twice is harmless."""
+        self._kept.forget()
         while self._loops:
             self._loops.popitem()[1].close()
         self._graphs.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
         source=source,
         layout="diffusers",
         parts=parts,
-        tokenizers=read_tokenizers(folder),
+        tokenizers={name: path for name, path in read_tokenizers(folder).items() if name != _other(parts)},
         index=index,
         scheduler=scheduler,
         notes=_notes(folder),
@@ -75,6 +76,11 @@ def read_part(name: str, folder: Path) -> Part:
     if name == "transformer" and (what := foreign_names(tensors)) is not None:
         raise CheckpointError(f"{folder} is {what}")
     return Part(decoded(tensors, read_metadata(*files), config), config, "diffusers", folder)
+
+
+def _other(parts: Mapping[str, Part]) -> str:
+    """Of the two that may lie in `tokenizer/`, the encoder that is not there."""
+    return "clip" if TEXT in parts else TEXT if "clip" in parts else ""
 
 
 def _meant(name: str, part: Part) -> str:

@@ -54,14 +54,18 @@ def recognise_lora(path: Path) -> tuple[Lora, str] | None:
         return None
     if is_gguf(path) or not keys.is_lora(list(read_header(path))):
         return None
+    found: list[tuple[Lora, str]] = []
     first: CheckpointError | None = None
-    for family in FAMILIES:
+    for family in reversed(FAMILIES):
         try:
-            return read_lora(asked(str(path)), family.modules(None), family.family, True), family.family
+            found.append(
+                (read_lora(asked(str(path)), family.modules(None), family.family, True), family.family)
+            )
         except CheckpointError as fault:
             first = first or fault
-    assert first is not None
-    raise first
+    if first is not None and not found:
+        raise first
+    return min(found, key=lambda each: len(each[0].unknown))  # families share names
 
 
 def recognise_as(checkpoint: Checkpoint, label: str) -> Model:

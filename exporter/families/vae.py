@@ -106,8 +106,8 @@ def config_from_tensors(part: Part) -> dict[str, Any]:
         "sample_size": 1024,
         "scaling_factor": 0.3611,
         "shift_factor": 0.1159,
-        "use_quant_conv": any(name.endswith("quant_conv.weight") for name in part.tensors),
-        "use_post_quant_conv": any(name.endswith("post_quant_conv.weight") for name in part.tensors),
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
     }
 
 

@@ -91,7 +91,8 @@ def config_of(part: Part) -> Mapping[str, Any]:
     ]
     for name in ("scaling_factor", "shift_factor"):
         del config[name]
-    return {**config, "decoder_block_out_channels": widths, "batch_norm_eps": EPS}
+    own = {"decoder_block_out_channels": widths, "batch_norm_eps": EPS}
+    return {**config, **own, "use_quant_conv": True, "use_post_quant_conv": True}
 
 
 def encoder_stage(part: Part) -> Stage:

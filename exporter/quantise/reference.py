@@ -102,7 +102,7 @@ class Reference:
         now, first = state.get(LATENTS), int(state.get(STEP, 0))
         if now is None:
             seeds = tuple(range(settings.seed, settings.seed + prompts))
-            now = torch.from_numpy(noise.draw(model.noise, seeds, grid))
+            now = torch.from_numpy(noise.draw(model.noise, seeds, grid)).contiguous()
         (conditioner,), (denoiser,) = self._those("schedule"), self._those("step")
         condition = streamed(conditioner, self._device)
         told = _Told(denoiser, self._watch, self._progress, first, settings.steps)

@@ -208,8 +208,9 @@ def read_plan(folder: Path, engine: Engine, check: bool = True) -> memoryview:
 
 def choose_profile(profiles: list[Profile], dims: Mapping[str, int]) -> int | None:
     """The profile whose tuned-for dims are nearest to `dims` among those that take them; None: none does."""
+    known = {dim: max(size, 1) for dim, size in dims.items()}  # of no reference pictures there are 0 tokens
     fitting = [
-        (sum(abs(math.log(size / profile[dim][1])) for dim, size in dims.items() if dim in profile), index)
+        (sum(abs(math.log(size / profile[dim][1])) for dim, size in known.items() if dim in profile), index)
         for index, profile in enumerate(profiles)
         if not _outside(profile, dims)
     ]

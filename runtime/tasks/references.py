@@ -32,6 +32,7 @@ def prepared(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image
     """
     rule, patch = _rule(manifest), manifest.model.patch
     if isinstance(rule.size, Shrunk):
+        _expect_shape(rule.size, given.size)
         found = _cropped(_shrunk(rule.size, given) if auto_resize else given, patch)
     else:
         size = (
@@ -111,13 +112,17 @@ def _preferred(manifest: Manifest, rule: Preferred, size: Size) -> Size:
     return preferred_size(rule, size, manifest.model.patch, defaults.width * defaults.height)
 
 
-def _shrunk(rule: Shrunk, given: Image.Image) -> Image.Image:
-    width, height = given.size
-    if min(given.size) < rule.least or max(given.size) > rule.aspect * min(given.size):
+def _expect_shape(rule: Shrunk, size: Size) -> None:
+    width, height = size
+    if min(size) < rule.least or max(size) > rule.aspect * min(size):
         raise RequestError(
             f"the reference picture has {width}x{height} pixels; sides are at least {rule.least}, and the "
             f"long one at most {rule.aspect} times the short one: crop or enlarge it"
         )
+
+
+def _shrunk(rule: Shrunk, given: Image.Image) -> Image.Image:
+    width, height = given.size
     if width * height <= rule.area:
         return given
     factor = math.sqrt(rule.area / (width * height))

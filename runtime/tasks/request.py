@@ -353,7 +353,9 @@ def tell(request: Request, given: Given, manifest: Manifest) -> None:
         masks.expect_painted(
             request.mask(index),
             which,
-            None if request.task == "fill" else lambda found: inpaint.coarse(found, model.patch, model.noise),
+            None
+            if request.task == "fill"
+            else lambda found: inpaint.coarse(found, model.patch, model.noise, model.inpaint),
             model.patch // model.noise.cell,
             request.mask_blur,
         )

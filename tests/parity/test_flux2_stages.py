@@ -64,9 +64,9 @@ def test_prompts_are_read_as_the_pipelines_read_them(
     assert [bool(lost) for lost in seen.lost] == [False, False, True]
 
 
-@pytest.mark.parametrize("kind", ["distilled", "dev"])
-def test_bf16_stays_within_its_rounding(flux2_bundle: Get, flux2_folder: Get, kind: str) -> None:
-    rows = list(verify(flux2_bundle(kind, "bf16")))
+@pytest.mark.parametrize(("kind", "precision"), [("kv", "bf16"), ("dev", "bf16"), ("distilled", "fp16")])
+def test_lower_precisions_stay_within_their_rounding(flux2_bundle: Get, kind: str, precision: str) -> None:
+    rows = list(verify(flux2_bundle(kind, precision)))
     assert [row for row in rows if not row.passed] == []
     assert max(row.error for row in rows) > 1e-5, "nothing was rounded: was this fp32?"
 

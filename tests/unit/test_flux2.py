@@ -75,6 +75,8 @@ def test_published_sizes_have_names_and_kv_is_a_9b() -> None:
     index = {"_class_name": "Flux2KleinPipeline"}
     assert [v.name for v in candidates(KLEIN_4B, index)] == ["base"]
     assert [v.name for v in candidates(KLEIN_4B, {**index, "is_distilled": True})] == ["distilled"]
+    painter = {"_class_name": "Flux2KleinInpaintPipeline", "is_distilled": True}
+    assert [v.name for v in candidates(KLEIN_4B, painter)] == ["distilled"]
     assert set(VARIANTS) == {"distilled", "base", "kv", "dev"}
 
 
@@ -203,6 +205,8 @@ def test_requests_that_a_klein_refuses(flux2_bundle: Get) -> None:
             pipeline.generate("a", reference=Image.new("RGB", (63, 200)))
         with pytest.raises(RequestError, match="at most 8 times the short one"):
             pipeline.generate("a", reference=Image.new("RGB", (64, 640)))
+        with pytest.raises(RequestError, match="has 40x40 pixels; sides are at least 64"):
+            pipeline.generate("a", reference=Image.new("RGB", (40, 40)), auto_resize=False)
 
 
 def test_a_prompt_beyond_the_window_is_warned_of(flux2_bundle: Get, caplog: pytest.LogCaptureFixture) -> None:

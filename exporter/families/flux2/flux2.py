@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.lora.forms import Modules
+from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families import vae, vae_statistics
-from flux_trt.exporter.families.flux2 import encoder, reference, stages
-from flux_trt.exporter.families.flux2.params import Flux2Params, flux2_params
+from flux_trt.exporter.families.flux2 import encoder, modules, reference, stages
+from flux_trt.exporter.families.flux2.params import Flux2Params, flux2_params, recipes_of
 from flux_trt.exporter.families.flux2.variants import PARTS, candidates, size_of, tasks_of
 from flux_trt.exporter.families.model import Numbers
 from flux_trt.exporter.families.oracle import Case
@@ -55,6 +57,29 @@ class Flux2:
         """Whether one modulation serves all blocks; FLUX.1's blocks have one each."""
         names = checkpoint.parts["transformer"].tensors
         return any(name.startswith("single_stream_modulation.") for name in names)
+
+    @staticmethod
+    def modules(checkpoint: Checkpoint | None) -> Modules:
+        """What LoRAs may change: of a checkpoint, or of dev."""
+        if checkpoint is None:
+            return modules.modules()
+        return modules.modules(flux2_params(checkpoint.parts["transformer"]))
+
+    @staticmethod
+    def recipes(name: str, part: Part) -> Mapping[str, Recipe]:
+        """How the transformer's parameters are made."""
+        return recipes_of(part) if name == "transformer" else {}
+
+    @staticmethod
+    def widened(part: Part, columns: int) -> Part:
+        """No member takes a condition beside its latents.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(
+            f"a LoRA brings {columns} input channels, as control LoRAs of another family do; leave it out"
+        )
 
     @property
     def variant(self) -> str:

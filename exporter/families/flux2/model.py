@@ -124,9 +124,10 @@ class SelfAttention(nn.Module):
 
 
 def gated(x: Tensor) -> Tensor:
-    """SwiGLU: [..., 2 C] -> [..., C], the first half is the gate."""
+    """SwiGLU: [..., 2 C] -> [..., C], the first half is the gate; float16 saturates as in a linear layer."""
     gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
+    y = F.silu(gate) * value
+    return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
 
 
 class Gated(nn.Module):

@@ -65,6 +65,21 @@ KLEIN_4B = Flux2Params(
 """3.9 billion parameters."""
 
 
+DEV = Flux2Params(
+    in_channels=128,
+    context_in_dim=15360,
+    hidden_size=6144,
+    mlp_ratio=3.0,
+    num_heads=48,
+    depth=8,
+    depth_single_blocks=48,
+    axes_dim=(32, 32, 32, 32),
+    theta=THETA,
+    guidance_embed=True,
+)
+"""32.2 billion parameters: the member with all modules that there are."""
+
+
 def flux2_params(part: Part) -> Flux2Params:
     """The transformer's shape: from diffusers' config, or of a single file from the tensors.
 

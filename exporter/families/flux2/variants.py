@@ -103,9 +103,9 @@ class Variant:
     """As `--variant` takes it."""
     title: str
     """For people; a klein's size stands in it."""
-    pipeline: str
+    pipelines: tuple[str, ...]
     distilled: bool = False
-    """Of its pipeline: whether `model_index.json` says so."""
+    """Whether `model_index.json` says so, beside one of these classes."""
     guidance_embed: bool = False
     sizes: tuple[str, ...] = ("4B", "9B")
     steps: int
@@ -116,13 +116,14 @@ class Variant:
     language: Language = QWEN3
 
 
+KLEIN = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant(
             name="distilled",
             title="klein {}",
-            pipeline="Flux2KleinPipeline",
+            pipelines=KLEIN,
             distilled=True,
             steps=4,
             guidance=None,
@@ -130,7 +131,7 @@ VARIANTS = {
         Variant(
             name="base",
             title="klein base {}",
-            pipeline="Flux2KleinPipeline",
+            pipelines=KLEIN,
             steps=50,
             guidance=4.0,
             true_guidance=True,
@@ -138,7 +139,7 @@ VARIANTS = {
         Variant(
             name="kv",
             title="klein {} KV",
-            pipeline="Flux2KleinKVPipeline",
+            pipelines=("Flux2KleinKVPipeline",),
             sizes=("9B",),
             steps=4,
             guidance=None,
@@ -147,7 +148,7 @@ VARIANTS = {
         Variant(
             name="dev",
             title="dev",
-            pipeline="Flux2Pipeline",
+            pipelines=("Flux2Pipeline",),
             guidance_embed=True,
             sizes=(),
             steps=50,
@@ -189,7 +190,7 @@ def candidates(
             )
         return [VARIANTS[asked]]
     name, distilled = (index or {}).get("_class_name"), bool((index or {}).get("is_distilled", False))
-    named = [v for v in fits if v.pipeline == name]
+    named = [v for v in fits if name in v.pipelines]
     return [v for v in named if v.distilled == distilled] or named or fits
 
 
