@@ -1,4 +1,4 @@
-"""What a pipeline gives: pictures with all that made them, and the steps on the way."""
+"""What a pipeline gives: pictures with all that made them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from flux_trt.runtime.backends.protocols import Buffer
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.tasks.request import Request
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step of the denoising loop leaves."""
-
-    index: int
-    """1 for the first step."""
-    sigma: float
-    """Noise level of the latents now."""
-    latents: Buffer
-    """float32 [batch, tokens, channels]; overwritten by the step after the next."""
 
 
 @dataclass(frozen=True)
