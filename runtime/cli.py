@@ -100,6 +100,8 @@ def generate(
     if not prompts and jobs is None:
         raise click.UsageError("Missing argument 'PROMPT...'.")
     if jobs is not None:
+        if options["preview"] or options["preview_every"]:
+            raise click.UsageError("--preview is of one command's pictures, not of --jobs.")
         _expect_alone(ctx, prompts)
     texts = [] if jobs else _read(prompts)
 
@@ -164,7 +166,18 @@ def edit(bundle: Path, output: Path, **options: Any) -> None:
 
 def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
     """With --jobs, what is painted stands in the file."""
-    machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "bundle", "jobs"}
+    machine = {
+        "device",
+        "backend",
+        "memory",
+        "tile",
+        "as_json",
+        "no_check",
+        "bundle",
+        "jobs",
+        "threads",
+        "progress",
+    }
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params

@@ -1,4 +1,4 @@
-"""One request on its way through a pipeline: batch by batch, from its prompts and pictures to what is painted."""
+"""One request on its way through a pipeline, batch by batch: from prompts and pictures to what is painted."""
 
 from __future__ import annotations
 

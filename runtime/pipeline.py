@@ -44,9 +44,9 @@ _log = logging.getLogger(__name__)
 class Pipeline:
     """A bundle that is loaded and ready to paint; a context manager, or `close` it.
 
-    Threads may share one: each batch is painted in one turn, and turns are given in the order in which threads
-    ask for them. A call waits for the batch that is under way, and so does `close`, after which the others are
-    refused. Callbacks are called in the turn, in which they may call this pipeline too.
+    Threads may share one: each batch is painted in one turn, and turns are given in the order in which
+    threads ask for them. A call waits for the batch that is under way, and so does `close`, after which the
+    others are refused. Callbacks are called in the turn, and may call this pipeline too.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Pipeline:
 
         Raises:
             BundleError: a bundle that is not whole.
-            BackendError: a backend, device or precision that does not work here, or too little memory; threads
-                for a GPU.
+            BackendError: a backend, device or precision that does not work here, or too little memory;
+                threads for a GPU.
         """
         opened = Bundle.open(bundle, check=False)
         connected = connect(backend, device, opened, memory, check, threads)
@@ -138,8 +138,8 @@ class Pipeline:
             prompt: one or several; the empty prompt is allowed.
             progress: told (what, done, total) after each prompt batch encoded, picture encoded, step denoised
                 and batch decoded. On a GPU, where all steps are one launch, it is told after the last one.
-            on_step: told of each `Step` as it is done; `decode(step.predicted, step.grid)` is a preview. On a GPU
-                the steps are then queued one by one, each waited for.
+            on_step: told of each `Step` as it is done; `decode(step.predicted, step.grid)` is a preview. On a
+                GPU the steps are then queued one by one, each waited for.
             each_step: on a GPU, tell `progress` after each step, at the same price.
             asked: see `GenerateArguments`; what is left out is the bundle's default.
 
@@ -187,7 +187,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         each_step: bool = False,
     ) -> Iterator[Painted]:
-        """Paint a request, batch by batch; its prompts are encoded as they come. All else is as in `generate`."""
+        """Paint a request, batch by batch; prompts are encoded as they come. The rest is as in `generate`."""
         return iter(Painting(self, request, progress or silent, on_step, each_step))
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Floats]:
@@ -273,8 +273,8 @@ class Pipeline:
         """`denoise` for any trajectory, whose rows are those of the conditions.
 
         Nothing leaves the device between steps: what a step takes of `conditions` is a view, and two buffers
-        take turns as latents and next latents. Each step is a turn of its own: other threads, and other walks,
-        may come between two of them.
+        take turns as latents and next latents. Each step is a turn of its own: other threads, and other
+        walks, may come between two of them. One generator is for one thread at a time, as Python has it.
         """
         shape = LoopShape.of(trajectory, self.flow.text(conditions))
         with self.loops.lent(shape) as loop:

@@ -25,7 +25,8 @@ from flux_trt.runtime.errors import FluxTrtError, PaintError, RequestError
 from flux_trt.runtime.jobs import BadLine, Job
 from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.pipeline import Pipeline
-from flux_trt.runtime.progress import bars
+from flux_trt.runtime.preview import Preview, refuse_preview
+from flux_trt.runtime.progress import Kind, shown
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.dims import dims_of
 from flux_trt.runtime.tasks.request import Request
@@ -44,6 +45,15 @@ class Machine:
     tile: int | None
     as_json: bool
     no_check: bool
+    threads: int | None = None
+    progress: Kind = "auto"
+    preview: Path | None = None
+    preview_every: int | None = None
+
+    @property
+    def each_step(self) -> bool:
+        """Whether a GPU is to tell each step: where progress is asked for by name."""
+        return self.progress in ("bar", "plain", "json")
 
 
 def paint(bundle: Path, output: Path, machine: Machine, ask: Callable[[Manifest], Request]) -> None:
@@ -62,12 +72,19 @@ def paint(bundle: Path, output: Path, machine: Machine, ask: Callable[[Manifest]
     start = time.perf_counter()
     opened = Bundle.open(bundle, check=not machine.no_check)
     request = ask(opened.manifest)
+    places = several(output, len(request))
+    if machine.preview:
+        expect_writable(machine.preview)
+    refuse_preview(machine.preview, machine.preview_every, machine.memory, places)
     with load(opened, machine, request) as pipeline:
         loaded = time.perf_counter()
         written = []
-        with bars() as progress:
-            places = several(output, len(request))
-            for path, painted in zip(places, pipeline.paint(request, progress), strict=True):
+        on_step = None
+        if machine.preview:
+            on_step = Preview(machine.preview, machine.preview_every, pipeline.decode)
+        with shown(machine.progress) as progress:
+            painting = pipeline.paint(request, progress, on_step, machine.each_step)
+            for path, painted in zip(places, painting, strict=True):
                 picture.write(painted.image, path)
                 written.append({"path": str(path), **painted.parameters, "seconds": painted.seconds})
     if machine.as_json:
@@ -93,7 +110,11 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine) -> None:
     place = path.with_name(f"{path.stem}.results.jsonl")
     count = Counter[str]()
     found = list(jobs.read(path))
-    with load(opened, machine) as pipeline, jobs.Results(place) as results, bars() as progress:
+    with (
+        load(opened, machine) as pipeline,
+        jobs.Results(place) as results,
+        shown(machine.progress) as progress,
+    ):
         for number, job in enumerate(found, 1):
             count[_paint_job(pipeline, job, path, results)] += 1
             progress("jobs", number, len(found))
@@ -151,7 +172,7 @@ def asked_by(job: Job, manifest: Manifest) -> Request:
 def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pipeline:
     """The bundle, loaded; on a GPU it is first said what the request will need."""
     check = not machine.no_check
-    backend = connect(machine.backend, machine.device, opened, machine.memory, check=check)
+    backend = connect(machine.backend, machine.device, opened, machine.memory, check, machine.threads)
     if backend.gpu:
         dims = dims_of(request, opened.manifest) if request else None
         stages = Flow.of(opened).stages

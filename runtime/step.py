@@ -1,8 +1,8 @@
-"""Steps of the denoising loop, as they can be watched: the latents now, and the picture they are on the way to."""
+"""Steps of the denoising loop, as they can be watched: the latents now, and the picture they lead to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -46,7 +46,7 @@ class Step:
         """The clean latents that the loop is heading for: what it would end at if the velocity stayed.
 
         float32 [batch, target's tokens, channels] on the host, without reference pictures: `decode` makes a
-        preview of it. Computed when it is first asked for, which on a GPU waits for the step and copies twice.
+        preview of it. Computed when first asked for, which on a GPU waits for the step and copies twice.
 
         Source: diffusers FlowMatchEulerDiscreteScheduler.step, `x0 = sample - current_sigma * model_output`.
 
@@ -55,7 +55,7 @@ class Step:
         """
         if self._at() != self.index:
             raise PaintError(
-                f"step {self.index} is over, the loop is at step {self._at()}; take `predicted` before the next"
+                f"step {self.index} is over, the loop is at {self._at()}; take `predicted` before the next"
             )
         rows, tokens = len(self.pictures), self.grid[0] * self.grid[1]
         sigma, buffer = self._before

@@ -52,12 +52,9 @@ def allowed(groups: Path = GROUPS, mounted: Path = MOUNTED) -> int:
         groups: which cgroups it is in.
         mounted: where those are to be seen.
     """
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
+    given = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     quotas = [-int(-quota // 1) for quota in _quotas(groups, mounted)]
-    return max(1, min([count, *quotas]))
+    return max(1, min([len(given), *quotas]))
 
 
 def _quotas(groups: Path, mounted: Path) -> Iterator[float]:

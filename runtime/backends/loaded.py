@@ -16,8 +16,8 @@ from flux_trt.runtime.errors import BackendError
 class Loaded:
     """Graphs by name: all stages at once, or in sequential mode only the one that was asked for last.
 
-    What is not among the first names is loaded when it is first asked for, once, whichever threads ask. Glue is
-    small and stays.
+    What is not among the first names is loaded when it is first asked for, once, whichever threads ask. Glue
+    is small and stays.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The loops of a pipeline: on a GPU kept by shape, with buffers and recording, and lent to one walk at a time."""
+"""The loops of a pipeline: on a GPU kept by shape, with buffers and recording; lent to one walk at a time."""
 
 from __future__ import annotations
 

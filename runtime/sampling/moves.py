@@ -62,7 +62,7 @@ class Move(Protocol):
         """Queue step `index`: the new latents, and a buffer that may be overwritten."""
 
     def origin(self, loop: Queue, index: int, before: Buffer) -> Buffer:
-        """What step `index`, which is queued, has added its velocity to; `before` are the latents it was given."""
+        """What step `index`, which is queued, has added its velocity to; it was given `before`."""
 
 
 def move(loop: Queue, trajectory: Trajectory) -> Move:
@@ -119,7 +119,7 @@ class Masked:
         self._third = self._room = loop.room("third", loop.rows)
 
     def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
-        """The inner move, then the paste; `now` stays as it is, for those who ask where the step came from."""
+        """The inner move, then the paste; `now` stays as it is for those who ask for the origin."""
         if index == 0:
             self._third = self._room
         moved, free = self._inner.step(loop, index, now, spare)
