@@ -86,8 +86,8 @@ def of_pictures(command: Command) -> Command:
             click.option(
                 "--preview",
                 type=PICTURE,
-                help="Write to this PNG what the picture is going to be, while it is painted; each time costs "
-                "a run of the decoder, and on a GPU the steps are launched one by one.",
+                help="Write to this PNG what the picture is going to be, while it is painted; each time "
+                "costs a run of the decoder, and on a GPU the steps are launched one by one.",
             ),
             click.option(
                 "--preview-every",
@@ -140,8 +140,8 @@ def of_machine(command: Command) -> Command:
                 default="auto",
                 show_default=True,
                 help="On stderr: bars, plain lines at each tenth, or JSON objects with what, done and total; "
-                "auto is bars on a terminal, and elsewhere a line every ten seconds. Asked for by name, a GPU "
-                "tells each step, launched by itself, which is a little slower.",
+                "auto is bars on a terminal, and elsewhere a line every ten seconds. Asked for by name, a "
+                "GPU tells each step, launched by itself, which is a little slower.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not file names."),
             click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files."),

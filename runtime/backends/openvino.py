@@ -32,8 +32,8 @@ except ImportError:
     ) from None
 
 SHAPES = 64
-"""Shapes per graph whose kernels are kept. By itself OpenVINO keeps 5000, in practice all: about 2 MB for each
-size of picture (benchmarks/results/soak.json)."""
+"""Shapes per graph whose kernels are kept. By itself OpenVINO keeps 5000, in practice all: 2 MB for each size
+of picture (benchmarks/results/soak.json)."""
 _HINTS: dict[Precision, tuple[str, str]] = {
     "fp32": ("f32", "FP32"),
     "bf16": ("bf16", "BF16"),
