@@ -32,11 +32,13 @@ FILES: dict[str, Rows] = {
     "bench/roofline.json": speed.roofline,
     "bench/scaling.json": speed.scaling,
     "cpu.json": speed.cpu,
+    "soak.json": speed.soak,
     "ladder.json": speed.ladder,
     "tiles.json": speed.tiles,
     "flux_nano_score.json": pictures.score,
     "tasks.json": pictures.tasks,
     "fp8.json": pictures.fp8,
+    "fp8_qdq.json": pictures.fp8_qdq,
 }
 HEADLINES: dict[str, Rows] = {
     "full_size.json": headlines.full_size,

@@ -29,7 +29,7 @@ except ImportError:
         "onnxruntime is not installed; install flux_trt with its extra: flux_trt[cpu], or flux_trt[gpu]"
     ) from None
 
-PLAIN_QDQ = "session.disable_quant_qdq", "1"
+PLAIN_QDQ = {"session.disable_quant_qdq": "1"}
 """Q/DQ pairs are carried out as they stand, and constant ones once, at loading.
 
 Left on, onnxruntime before 1.32 fuses pairs of E4M3 on the CPU into its kernels for 8-bit integers and then
@@ -182,6 +182,7 @@ class OnnxRuntime:
         library: Any = ort,
         driver: Any = None,
         threads: int | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Choose the device: "auto" is the GPU where there is one.
 
@@ -190,6 +191,7 @@ class OnnxRuntime:
             library: `onnxruntime`, or what offers the same.
             driver: see `Gpu`.
             threads: that a CPU session computes on; None: as many as the machine has cores.
+            settings: entries of a session's configuration, which take the place of ours.
 
         Raises:
             BackendError: "cuda" without a GPU or without onnxruntime-gpu.
@@ -197,7 +199,7 @@ class OnnxRuntime:
         library.set_default_logger_severity(_ERRORS_ONLY)
         library.disable_telemetry_events()
         self._library = library
-        self._threads = threads
+        self._threads, self._settings = threads, dict(settings or {})
         self.gpu: Gpu | None = None
         try:
             self.gpu = None if device == "cpu" else _gpu(library, driver)
@@ -226,13 +228,15 @@ class OnnxRuntime:
         options.log_severity_level = _ERRORS_ONLY
         # Threads spin while a stage runs, which saves waking them for every operator, and no longer: each
         # session has threads of its own, and idle ones that spin take cores from the next stage.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        entries = {"session.force_spinning_stop": "1"}
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.gpu is None:
-            options.add_session_config_entry(*PLAIN_QDQ)
+            entries |= PLAIN_QDQ
             options.intra_op_num_threads = self._threads or 0
         else:
             providers.insert(0, ("CUDAExecutionProvider", {"user_compute_stream": str(self.gpu.stream)}))
+        for name, value in (entries | self._settings).items():
+            options.add_session_config_entry(name, value)
         try:
             session = self._library.InferenceSession(path, options, providers)
         except Exception as fault:  # onnxruntime's errors share no base class
