@@ -4,8 +4,8 @@
 
 One bundle of flux-nano, fp8 with fp32 around, and the settings in turns in one process; a ratio is the median
 over rounds of the ratio within a round. Quality is against the fp32 bundle from the same seeds.
-Each folder of --also holds another onnxruntime (`pip install --target FOLDER onnxruntime==1.24.1`), with which
-a process of its own loads the bundle and paints one picture.
+Each folder of --also holds another onnxruntime (`pip install --target FOLDER onnxruntime==1.24.1`), with
+which a process of its own loads the bundle and paints one picture.
 """
 
 from __future__ import annotations

@@ -96,7 +96,15 @@ def steps(results: Path) -> str:
     return "\n".join([*speed.steps(json.loads(path.read_text(encoding="utf-8"))), ""])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"few": few, "numbers": numbers, "steps": steps}
+def soak(results: Path) -> str:
+    """Memory of both CPU backends over many pictures."""
+    path = results / "soak.json"
+    if not path.is_file():
+        return NOTHING
+    return "\n".join([*speed.looks(json.loads(path.read_text(encoding="utf-8"))), ""])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"few": few, "numbers": numbers, "steps": steps, "soak": soak}
 
 
 def _machine(hardware: object) -> str:

@@ -18,7 +18,7 @@ class Turn:
         self._inside = threading.Lock()
         self._waiting: deque[tuple[int, threading.Lock]] = deque()
         self._owner: int | None = None
-        self._depth = 0
+        self._taken = 0
 
     @property
     def mine(self) -> bool:
@@ -30,7 +30,7 @@ class Turn:
         with self._inside:
             if self._owner in (None, me):
                 self._owner = me
-                self._depth += 1
+                self._taken += 1
                 return self
             called = threading.Lock()
             called.acquire()
@@ -50,14 +50,14 @@ class Turn:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._inside:
-            self._depth -= 1
-            if self._depth == 0:
+            self._taken -= 1
+            if self._taken == 0:
                 self._pass_on()
 
     def _pass_on(self) -> None:
         """To the thread that has waited longest; nobody's else."""
-        self._owner, self._depth = None, 0
+        self._owner, self._taken = None, 0
         if self._waiting:
             self._owner, called = self._waiting.popleft()
-            self._depth = 1
+            self._taken = 1
             called.release()

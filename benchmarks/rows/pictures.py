@@ -77,12 +77,12 @@ def fp8(found: Results) -> Iterator[Row]:
 def fp8_qdq(found: Results) -> Iterator[Row]:
     """Q/DQ pairs as they stand beside onnxruntime's fusions of them, and which versions load what."""
     ours, *others = found["rows"]
-    against = ", ".join(f"{row['ours_times_as_fast']:.2f} times as fast as {row['name']}" for row in others)
+    against = ", ".join(f'{row["ours_times_as_fast"]:.2f} times as fast as "{row["name"]}"' for row in others)
     yield (
-        "flux-nano in fp8 on onnxruntime's CPU, Q/DQ as they stand",
+        f"flux-nano in fp8 on onnxruntime's CPU, Q/DQ {ours['name']}",
         f"{1000 * ours['picture_seconds']['median']:.0f} ms a picture, {against}; "
         f"marks -{ours['marks_lost']:.1f} points, PSNR to fp32 {ours['psnr_db_median_to_fp32']:.1f} dB; "
-        f"{others[-1]['name']} -{others[-1]['marks_lost']:.1f} points, "
+        f'"{others[-1]["name"]}" -{others[-1]["marks_lost"]:.1f} points, '
         f"{others[-1]['psnr_db_median_to_fp32']:.1f} dB",
         "",
     )

@@ -155,6 +155,17 @@ def soak(found: Results) -> Iterator[Row]:
     )
 
 
+def looks(found: Results) -> Iterator[str]:
+    """Lines of a table: memory in MB after so many pictures, each way a line."""
+    ways = found["ways"]
+    numbers = list(next(iter(ways.values()))["after_pictures_mb"])
+    yield " | ".join(["| pictures", "loaded", *numbers, "closed |"])
+    yield "|---" * (len(numbers) + 3) + "|"
+    for way, told in ways.items():
+        middle = [f"{told['after_pictures_mb'][number]:.0f}" for number in numbers]
+        yield " | ".join([f"| {way}", f"{told['loaded_mb']:.0f}", *middle, f"{told['closed_mb']:.0f} |"])
+
+
 def ladder(found: Results) -> Iterator[Row]:
     """What each idea of the export brought, a rung over the one before."""
     for name, size in found["sizes"].items():
