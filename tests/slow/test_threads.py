@@ -27,7 +27,7 @@ TASKS = {
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_on_a_cpu(bundle, backend, memory, name):
     with Pipeline.load(bundle(name), backend, "cpu", memory=memory) as pipeline:
-        assert stress(pipeline, TASKS[name], threads=12, rounds=3) == []
+        assert stress(pipeline, TASKS[name], threads=8, rounds=2) == []
 
 
 @pytest.mark.parametrize("name", TASKS)

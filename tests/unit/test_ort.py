@@ -39,7 +39,7 @@ def test_cuda_is_refused_where_it_is_not():
 
 
 def test_q_dq_are_carried_out_as_they_stand_on_a_cpu_alone(tiny, stages):
-    """onnxruntime's CPU fusions of them do not load before 1.32; a GPU has none, and would unpack the weights."""
+    """onnxruntime's CPU fusions of them do not load before 1.32; a GPU has none, but would unpack weights."""
     import onnxruntime
     from simulator_cuda import CudaSimulator
     from simulator_ort import OrtSimulator
