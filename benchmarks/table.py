@@ -34,11 +34,13 @@ FILES: dict[str, Rows] = {
     "bench/roofline.json": speed.roofline,
     "bench/scaling.json": speed.scaling,
     "cpu.json": speed.cpu,
+    "soak.json": speed.soak,
     "ladder.json": speed.ladder,
     "tiles.json": speed.tiles,
     "flux_nano_score.json": pictures.score,
     "tasks.json": pictures.tasks,
     "fp8.json": pictures.fp8,
+    "fp8_qdq.json": pictures.fp8_qdq,
 }
 HEADLINES: dict[str, Rows] = {
     "full_size.json": headlines.full_size,
@@ -96,7 +98,15 @@ def steps(results: Path) -> str:
     return "\n".join([*speed.steps(json.loads(path.read_text(encoding="utf-8"))), ""])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"few": few, "numbers": numbers, "steps": steps}
+def soak(results: Path) -> str:
+    """Memory of both CPU backends over many pictures."""
+    path = results / "soak.json"
+    if not path.is_file():
+        return NOTHING
+    return "\n".join([*speed.looks(json.loads(path.read_text(encoding="utf-8"))), ""])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"few": few, "numbers": numbers, "steps": steps, "soak": soak}
 
 
 def _machine(hardware: object) -> str:

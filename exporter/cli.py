@@ -29,7 +29,7 @@ TRACES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "diffusers",
 
 
 def _refuse_here(*libraries: str) -> None:
-    """Refuse another system than Linux, and libraries that are too old or too new, before they are imported."""
+    """Refuse another system than Linux, and libraries too old or too new, before they are imported."""
     from flux_trt.runtime.minimums import misfit
 
     if sys.platform != "linux":

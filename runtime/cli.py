@@ -132,6 +132,8 @@ def generate(
     if not prompts and jobs is None and again is None:
         raise click.UsageError("Missing argument 'PROMPT...'.")
     if jobs is not None:
+        if options["preview"] or options["preview_every"]:
+            raise click.UsageError("--preview is of one command's pictures, not of --jobs.")
         _expect_alone(ctx, prompts)
     options["prompt"] = _read(prompts) if prompts else None
 
@@ -241,7 +243,7 @@ def _as_recorded(
 def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
     """With --jobs, what is painted stands in the file."""
     machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "engines", "bundle", "jobs"}
-    machine |= {"batch", "force", "quality"}
+    machine |= {"batch", "force", "quality", "threads", "progress"}
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params

@@ -20,7 +20,7 @@ from flux_trt.runtime.painted import parameters
 from flux_trt.runtime.pictures import part
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.pipeline import Pipeline
-from flux_trt.runtime.progress import Progress, bars
+from flux_trt.runtime.progress import Progress, shown
 from flux_trt.runtime.results import Results
 from flux_trt.runtime.session import Machine
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
@@ -51,7 +51,7 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, bat
     place = path.with_name(f"{path.stem}.results.jsonl")
     found = list(jobs.read(path))
     jobs.expect_apart(found)
-    with Results(place) as results, bars() as progress:
+    with Results(place) as results, shown(machine.progress) as progress:
         run = Run(opened, machine, writing, results, len(found), progress)
         try:
             run.expect_free(found)

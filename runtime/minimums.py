@@ -1,4 +1,4 @@
-"""The oldest versions of libraries that work, as this package's own metadata say them: setup.cfg, no second list."""
+"""The oldest versions of libraries that work, as this package's own metadata say them: setup.cfg's."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from flux_trt.runtime import notation
+from flux_trt.runtime.progress import KINDS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ENGINES = "FLUX_TRT_ENGINES"
@@ -135,6 +136,18 @@ def of_pictures(command: Command) -> Command:
                 show_default=True,
                 help="Pictures painted at once; more need more memory.",
             ),
+            click.option(
+                "--preview",
+                type=PICTURE,
+                help="Write to this PNG what the picture is going to be, while it is painted; each time "
+                "costs a run of the decoder, and on a GPU the steps are launched one by one.",
+            ),
+            click.option(
+                "--preview-every",
+                type=click.IntRange(min=1),
+                metavar="STEPS",
+                help="How often.  [default: after each quarter of the steps]",
+            ),
         ]
     ):
         command = option(command)
@@ -175,6 +188,20 @@ def of_machine(command: Command) -> Command:
                 envvar=ENGINES,
                 show_envvar=True,
                 help="A folder with TensorRT engines beside those in the bundle.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1),
+                help="That a CPU computes on.  [default: the CPUs that this process may use]",
+            ),
+            click.option(
+                "--progress",
+                type=click.Choice(KINDS),
+                default="auto",
+                show_default=True,
+                help="On stderr: bars, plain lines at each tenth, or JSON objects with what, done and total; "
+                "auto is bars on a terminal, and elsewhere a line every ten seconds. Asked for by name, a "
+                "GPU tells each step, launched by itself, which is a little slower.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not file names."),
             click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files."),

@@ -1,4 +1,4 @@
-"""What a pipeline gives: pictures with all that made them, and the steps on the way."""
+"""What a pipeline gives: pictures with all that made them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from flux_trt.runtime import geninfo
-from flux_trt.runtime.backends.protocols import Backend, Buffer
+from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER
 from flux_trt.runtime.pictures import texts
@@ -23,18 +23,6 @@ MACHINE = ("backend", "backend_version", "device", "flux_trt")
 """Parameters that say where a picture was painted: the same ones elsewhere ask for the same picture."""
 PICTURES = ("image", "mask", "control", "reference")
 """Parameters that are pictures: a record of `sha256` and `path`, or a list of them."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step of the denoising loop leaves."""
-
-    index: int
-    """1 for the first step."""
-    sigma: float
-    """Noise level of the latents now."""
-    latents: Buffer
-    """float32 [batch, tokens, channels]; overwritten by the step after the next."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,37 +18,39 @@ from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken, together
-from flux_trt.runtime.bundle.manifest import Precision
+from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
-from flux_trt.runtime.errors import PaintError
-from flux_trt.runtime.painted import Painted, Step
+from flux_trt.runtime.painted import Painted
+from flux_trt.runtime.painting import OnStep, Painting, Values
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import beside, schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
+from flux_trt.runtime.sampling.loops import Loops
 from flux_trt.runtime.sampling.trajectory import Trajectory
-from flux_trt.runtime.taken import expect_taken
+from flux_trt.runtime.step import Step, walked
 from flux_trt.runtime.tasks import wording
 from flux_trt.runtime.tasks.apart import Part, apart, in_order
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
-from flux_trt.runtime.tasks.compose import compose
-from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
 from flux_trt.runtime.tasks.wording import Words
+from flux_trt.runtime.texts import Encoded
+from flux_trt.runtime.turn import Turn
 
 Floats = npt.NDArray[np.float32]
-Values = Mapping[str, Buffer | Floats]
-"""What stages give, by name."""
-GROUP = 8  # batches whose modulation waits on the host at once in sequential mode; 0.1 GB each for FLUX.1
 LOOPS = 4  # shapes whose buffers and recordings are kept on a GPU
 
 _log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """A bundle that is loaded and ready to paint; a context manager, or `close` it."""
+    """A bundle that is loaded and ready to paint; a context manager, or `close` it.
+
+    Threads may share one: each batch is painted in one turn, and turns are given in the order in which
+    threads ask for them. A call waits for the batch that is under way, and so does `close`, after which the
+    others are refused. Callbacks are called in the turn, and may call this pipeline too.
+    """
 
     def __init__(
         self,
@@ -77,11 +76,10 @@ class Pipeline:
         self.backend = backend
         self.memory = memory
         self._record = record
-        self._loops: OrderedDict[LoopShape, Loop] = OrderedDict()
-        self._kept = beside.Kept(memory)
-        self._tiling = vae.Tiling.of(bundle.manifest.model, tile)
+        self.turn = Turn()
+        self.kept = beside.Kept(memory)
+        self.tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
-        self._precision = bundle.stage(DENOISER).precision
         self._windows = [
             (each.stage, Window(bundle.root, bundle.tokenizer(each.tokenizer)))
             for each in bundle.manifest.encoders
@@ -89,7 +87,9 @@ class Pipeline:
         if backend.gpu:
             backend.gpu.way_out = way_out(memory)
             needs(bundle, backend, memory, self.flow.stages).expect_fit(backend.gpu)
+        self.fixed = all(window.fixed for _, window in self._windows)
         self._graphs = Loaded(bundle, backend, memory, self.flow.stages)
+        self.loops = Loops(self._new_loop, LOOPS if backend.gpu else 0)
 
     @classmethod
     def load(
@@ -102,6 +102,7 @@ class Pipeline:
         record: bool = True,
         tile: int | None = None,
         engines: str | Path | None = None,
+        threads: int | None = None,
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -115,26 +116,37 @@ class Pipeline:
             tile: pixels of the tiles that larger pictures are encoded and decoded in. None: tiles of 1024 for
                 pictures of more than two megapixels; 0: never.
             engines: a folder with TensorRT engines beside those in the bundle.
+            threads: that a CPU backend computes on. None: the CPUs that this process may use.
 
         Raises:
             BundleError: a bundle that is not whole.
-            BackendError: a backend, device or precision that does not work here, or too little memory.
+            BackendError: a backend, device or precision that does not work here, or too little memory;
+                threads for a GPU.
         """
         opened = Bundle.open(bundle, check=False, engines=engines)
-        connected = connect(backend, device, opened, memory, check)
+        connected = connect(backend, device, opened, memory, check, threads)
         if check:
             opened.verify()
         return cls(opened, connected, memory, record, tile)
 
     def generate(
-        self, prompt: str | Sequence[str], *, progress: Progress = silent, **asked: Unpack[GenerateArguments]
+        self,
+        prompt: str | Sequence[str],
+        *,
+        progress: Progress | None = None,
+        on_step: OnStep | None = None,
+        each_step: bool = False,
+        **asked: Unpack[GenerateArguments],
     ) -> list[Image.Image]:
         """Paint pictures from text, and from pictures.
 
         Args:
             prompt: one or several; the empty prompt is allowed.
             progress: told (what, done, total) after each prompt batch encoded, picture encoded, step denoised
-                and batch decoded.
+                and batch decoded. On a GPU, where all steps are one launch, it is told after the last one.
+            on_step: told of each `Step` as it is done; `decode(step.predicted, step.grid)` is a preview. On a
+                GPU the steps are then queued one by one, each waited for.
+            each_step: on a GPU, tell `progress` after each step, at the same price.
             asked: see `GenerateArguments`; what is left out is the bundle's default.
 
         Returns:
@@ -147,7 +159,7 @@ class Pipeline:
             BackendError: a stage that failed, for example without enough memory.
         """
         ask = partial(Request.of, self.bundle.manifest)
-        return self._images(apart(ask, "prompt", prompt, dict(asked)), progress)
+        return self._images(apart(ask, "prompt", prompt, dict(asked)), progress, on_step, each_step)
 
     def edit(
         self,
@@ -155,7 +167,9 @@ class Pipeline:
         *,
         source: str | Sequence[str],
         target: str | Sequence[str],
-        progress: Progress = silent,
+        progress: Progress | None = None,
+        on_step: OnStep | None = None,
+        each_step: bool = False,
         **asked: Unpack[EditArguments],
     ) -> list[Image.Image]:
         """Edit pictures with FlowEdit (Kulikov et al. 2024): from what they show to what they should show.
@@ -164,54 +178,25 @@ class Pipeline:
             image: a picture, or one per target.
             source: what it shows.
             target: what it should show.
-            progress: as in `generate`.
+            progress, on_step, each_step: as in `generate`.
             asked: see `EditArguments`.
 
         Returns:
             The edited pictures. Errors are `generate`'s.
         """
         ask, given = partial(Request.of_edit, self.bundle.manifest), {"image": image, "source": source}
-        return self._images(apart(ask, "target", target, given | dict(asked)), progress)
+        parts = apart(ask, "target", target, given | dict(asked))
+        return self._images(parts, progress, on_step, each_step)
 
-    def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
-        """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
-        manifest, pictures = self.bundle.manifest, len(request)
-        expect_taken(self.backend, manifest, self.flow, request, self._tiling)
-        encoding: dict[str, float] = {}
-        with _timed(encoding, "encode"):
-            texts = self._encode_once(request, progress)
-            encoded = encode_pictures(request, partial(self.encode_picture, progress=progress))
-        for group in self._groups(request):
-            seconds = {chosen.start: dict(encoding) for chosen in group}
-            trajectories = {chosen.start: compose(request, encoded, chosen, manifest) for chosen in group}
-            conditioned: dict[int, Values] = {}
-            for chosen in group:
-                with _timed(seconds[chosen.start], "condition"):
-                    text = together([texts[prompt] for prompt in request.texts(chosen)])
-                    guidance = request.guidances(chosen)
-                    conditioned[chosen.start] = self._condition(text, trajectories[chosen.start], guidance)
-            packed: dict[int, list[Buffer | Floats]] = {}
-            for chosen in group:
-                trajectory, done = trajectories[chosen.start], chosen.start * request.moves
-
-                def tell(steps: int, done: int = done, batch: int = len(trajectory.start)) -> None:
-                    progress("denoise", done + steps * batch, pictures * request.moves)
-
-                with _timed(seconds[chosen.start], "denoise"):
-                    last = self._walk(trajectory, conditioned.pop(chosen.start), tell)
-                    packed[chosen.start] = [self._keep(each) for each in _targets(last, trajectory)]
-            for chosen in group:
-                with _timed(seconds[chosen.start], "decode"):
-                    parts = packed.pop(chosen.start)
-                    images = [image for part in parts for image in self.decode(part, request.grid, progress)]
-                progress("decode", chosen.stop, pictures)
-                for index, image in zip(range(pictures)[chosen], images, strict=True):
-                    done_image = request.finished(image, index)
-                    took = seconds[chosen.start]
-                    yield Painted.of(
-                        done_image, self.bundle, request, index, took, self.backend, self._tiling
-                    )
-        self._kept.forget()
+    def paint(
+        self,
+        request: Request,
+        progress: Progress | None = None,
+        on_step: OnStep | None = None,
+        each_step: bool = False,
+    ) -> Iterator[Painted]:
+        """Paint a request, batch by batch; prompts are encoded as they come. The rest is as in `generate`."""
+        return iter(Painting(self, request, progress or silent, on_step, each_step))
 
     def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
         """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
@@ -222,22 +207,35 @@ class Pipeline:
         Returns:
             What the text encoders give, by name, each [len(prompts), ...].
         """
-        found: dict[str, Floats] = {}
-        seen = {
-            name: window.of([wording.part(prompt, index) for prompt in prompts])
-            for index, (name, window) in enumerate(self._windows)
-        }
-        for line in (*wording.cut(seen), *wording.literal(prompts)):
-            _log.warning("%s", line)
-        for name, through in seen.items():
-            given = self._graphs[name].run(taken(self.bundle.stage(name), through.inputs))
-            found |= {each: buffer.numpy() for each, buffer in given.items()}
-        return found
+        return dict(self.encode_apart([prompts])[0])
 
-    def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress = silent) -> EncodedPicture:
+    def encode_apart(self, groups: Sequence[Sequence[Words]]) -> list[Encoded]:
+        """`encode` for groups of prompts, each by itself, one encoder after the other."""
+        found: list[dict[str, Floats]] = [{} for _ in groups]
+        with self.turn:
+            through = [
+                {
+                    name: window.of([wording.part(prompt, index) for prompt in prompts])
+                    for index, (name, window) in enumerate(self._windows)
+                }
+                for prompts in groups
+            ]
+            for seen, prompts in zip(through, groups, strict=True):
+                for line in (*wording.cut(seen), *wording.literal(prompts)):
+                    _log.warning("%s", line)
+            for name, _ in self._windows:
+                stage = self.bundle.stage(name)
+                for seen, values in zip(through, found, strict=True):
+                    given = self._graphs[name].run(taken(stage, seen[name].inputs))
+                    values |= {each: buffer.numpy() for each, buffer in given.items()}
+        return list(found)
+
+    def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None = None) -> EncodedPicture:
         """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
-        graph, model = self._graphs[VAE_ENCODER], self.bundle.manifest.model
-        return vae.encode(graph, pixels, model, self._tiling, partial(progress, "encode tiles"))
+        tell = partial(progress or silent, "encode tiles")
+        with self.turn:
+            graph, model = self._graphs[VAE_ENCODER], self.bundle.manifest.model
+            return vae.encode(graph, pixels, model, self.tiling, tell)
 
     def condition(
         self,
@@ -265,10 +263,11 @@ class Pipeline:
         found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
         if guidance is not None:
             found["guidance"] = np.full(rows, guidance, np.float32)
-        for name in self.flow.before:
-            stage = self.bundle.stage(name)
-            there = into and {each.name: into[each.name] for each in stage.outputs}
-            found |= self._kept.run(self._graphs, name, stage, taken(stage, found), there)
+        with self.turn:
+            for name in self.flow.before:
+                stage = self.bundle.stage(name)
+                there = into and {each.name: into[each.name] for each in stage.outputs}
+                found |= self.kept.run(self._graphs, name, stage, taken(stage, found), there)
         return {name: found[name] for name in self.flow.conditions}
 
     def denoise(
@@ -295,32 +294,34 @@ class Pipeline:
         """`denoise` for any trajectory, whose rows are those of the conditions.
 
         Nothing leaves the device between steps: what a step takes of `conditions` is a view, and two buffers
-        take turns as latents and next latents.
+        take turns as latents and next latents. Each step is a turn of its own: other threads, and other
+        walks, may come between two of them. One generator is for one thread at a time, as Python has it.
         """
-        loop = self._loop(LoopShape.of(trajectory, self.flow.text(conditions)))
-        loop.begin(trajectory, conditions)
-        for index, now in enumerate(loop.steps(), 1):
-            if now.on_host or index == trajectory.steps:
-                _expect_finite(now, index, trajectory.steps, self._precision)
-            yield Step(index, float(trajectory.levels[index]), now)
+        shape = LoopShape.of(trajectory, self.flow.text(conditions))
+        with self.loops.lent(shape) as loop:
+            with self.turn:
+                loop.begin(trajectory, conditions)
+            yield from walked(loop, trajectory, self.turn, self.bundle.stage(DENOISER).precision)
 
     def decode(
-        self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress = silent
+        self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None = None
     ) -> list[Image.Image]:
         """Pictures of latents [batch, tokens, channels]."""
-        graph, model = self._graphs[VAE_DECODER], self.bundle.manifest.model
-        pixels = vae.decode(graph, packed, grid, model, self._tiling, partial(progress, "decode tiles"))
+        tell = partial(progress or silent, "decode tiles")
+        with self.turn:
+            graph, model = self._graphs[VAE_DECODER], self.bundle.manifest.model
+            pixels = vae.decode(graph, packed, grid, model, self.tiling, tell)
         return [Image.fromarray(each) for each in pixels]
 
     save = staticmethod(written.write)
     """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
 
     def close(self) -> None:
-        """Free all graphs and recordings; closing twice is harmless."""
-        self._kept.forget()
-        while self._loops:
-            self._loops.popitem()[1].close()
-        self._graphs.close()
+        """Free all graphs and recordings, once the turns of other threads are over; twice is harmless."""
+        with self.turn:
+            self.kept.forget()
+            self.loops.close()
+            self._graphs.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -330,89 +331,16 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _images(self, parts: list[Part], progress: Progress) -> list[Image.Image]:
+    def _images(
+        self, parts: list[Part], progress: Progress | None, on_step: OnStep | None, each_step: bool
+    ) -> list[Image.Image]:
         """The pictures of all parts of a call, in its order."""
-        painted = ([each.image for each in self.paint(part, progress)] for part, _ in parts)
+        painted = (
+            [each.image for each in self.paint(part, progress, on_step, each_step)] for part, _ in parts
+        )
         return list(in_order(zip(painted, (places for _, places in parts), strict=True)))
 
-    def _encode_once(self, request: Request, progress: Progress) -> dict[Words, dict[str, Floats]]:
-        """What the encoders give for each different prompt, as batches of one."""
-        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[Words, dict[str, Floats]]()
-        # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
-        together = request.batch if all(window.fixed for _, window in self._windows) else 1
-        for first in range(0, len(prompts), together):
-            some = prompts[first : first + together]
-            given = self.encode(some)
-            for row, prompt in enumerate(some):
-                found[prompt] = {name: values[row : row + 1] for name, values in given.items()}
-            progress("encode", len(found), len(prompts))
-        return found
-
-    def _groups(self, request: Request) -> Iterator[list[slice]]:
-        """Batches that go through a stage together: several if stages take turns, so that few are loaded."""
-        batches, together = list(request.batches()), GROUP if self.memory == "sequential" else 1
-        for first in range(0, len(batches), together):
-            yield batches[first : first + together]
-
-    def _condition(self, text: Values, trajectory: Trajectory, guidance: Floats | None) -> Values:
-        """`condition`, into the loop's own buffers if it is next, else onto the host."""
-        into = None
-        if self.memory != "sequential":
-            into = self._loop(LoopShape.of(trajectory, self.flow.text(text))).conditioning
-        references = beside.seen(trajectory, self.bundle.manifest.model.positions)
-        found = self.condition(text, trajectory.levels, guidance, into, references)
-        return {name: self._keep(value) for name, value in found.items()}
-
-    def _walk(self, trajectory: Trajectory, conditions: Values, tell: Callable[[int], None]) -> Buffer:
-        """The last latents of `walk`; on a GPU the loop may be a single launch."""
-        if self.backend.gpu is None:
-            for step in self.walk(trajectory, conditions):
-                tell(step.index)
-            return step.latents
-        loop = self._loop(LoopShape.of(trajectory, self.flow.text(conditions)))
-        loop.begin(trajectory, conditions)
-        last = loop.run()
-        _expect_finite(last, trajectory.steps, trajectory.steps, self._precision)
-        tell(trajectory.steps)
-        return last
-
-    def _loop(self, of: LoopShape) -> Loop:
-        """The loop of a shape; on a GPU it is kept with its buffers and its recording."""
-        parts = self.backend, self.bundle.manifest, self.flow, self._graphs
-        if self.backend.gpu is None:
-            return Loop(*parts, of)
-        if of not in self._loops:
-            if len(self._loops) >= LOOPS:
-                self._loops.popitem(last=False)[1].close()
-            self._loops[of] = Loop(*parts, of, self._record)
-        self._loops.move_to_end(of)
-        return self._loops[of]
-
-    def _keep(self, value: Buffer | Floats) -> Buffer | Floats:
-        """A value until it is used: in sequential mode on the host, where it takes no GPU memory."""
-        return value.numpy() if self.memory == "sequential" and not isinstance(value, np.ndarray) else value
-
-
-def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:
-    """The target pictures' latents, [batch, tokens, channels]: all in one, or one by one."""
-    batch, tokens, channels = len(trajectory.start), *trajectory.start.shape[1:]
-    if last.shape[0] != batch:  # both halves of a guided run are the same
-        last = last.head(batch)
-    if tokens == trajectory.target:
-        return [last]
-    return [last[row].head(trajectory.target).reshape(1, trajectory.target, channels) for row in range(batch)]
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = round(time.perf_counter() - start, 4)
-
-
-def _expect_finite(found: Buffer, index: int, steps: int, precision: Precision) -> None:
-    if not np.isfinite(found.numpy()).all():
-        way_out = "build the bundle in a wider precision (--precision bf16 or fp32)"
-        if precision in ("bf16", "fp32"):
-            way_out = "nothing overflows in this precision: check the checkpoint with flux-export verify"
-        raise PaintError(f"latents are not finite after step {index} of {steps} in {precision}; {way_out}")
+    def _new_loop(self, of: LoopShape) -> Loop:
+        record = self._record and self.backend.gpu is not None
+        with self.turn:
+            return Loop(self.backend, self.bundle.manifest, self.flow, self._graphs, of, record)

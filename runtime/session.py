@@ -26,7 +26,8 @@ from flux_trt.runtime.painted import Painted, parameters
 from flux_trt.runtime.pictures import part
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.pipeline import Pipeline
-from flux_trt.runtime.progress import bars
+from flux_trt.runtime.preview import Preview, refuse_preview
+from flux_trt.runtime.progress import Kind, shown
 from flux_trt.runtime.tasks.dims import dims_of
 from flux_trt.runtime.tasks.request import Request
 
@@ -42,6 +43,15 @@ class Machine:
     as_json: bool
     no_check: bool
     engines: Path | None = None
+    threads: int | None = None
+    progress: Kind = "auto"
+    preview: Path | None = None
+    preview_every: int | None = None
+
+    @property
+    def each_step(self) -> bool:
+        """Whether a GPU is to tell each step: where progress is asked for by name."""
+        return self.progress in ("bar", "plain", "json")
 
 
 def paint(
@@ -67,14 +77,21 @@ def paint(
     request = ask(opened)
     places = several(output, len(request))
     tiling = Tiling.of(opened.manifest.model, machine.tile)
+    if machine.preview:
+        writing.expect_writable(machine.preview)
+    refuse_preview(machine.preview, machine.preview_every, machine.memory, places)
     writing.expect_free(places, [parameters(opened, request, index, tiling) for index in range(len(request))])
     report = Report(machine.as_json, len(places))
     try:
         with load(opened, machine, request) as pipeline:
             report.device, loaded = pipeline.backend.device, time.perf_counter()
             report.seconds["load"] = round(loaded - start, 4)
-            with bars() as progress:
-                for path, painted in zip(places, pipeline.paint(request, progress), strict=True):
+            on_step = None
+            if machine.preview:
+                on_step = Preview(machine.preview, machine.preview_every, pipeline.decode)
+            with shown(machine.progress) as progress:
+                painting = pipeline.paint(request, progress, on_step, machine.each_step)
+                for path, painted in zip(places, painting, strict=True):
                     with signals.held():
                         writing.write(painted.image, path)
                         report.add(path, painted)
@@ -128,7 +145,7 @@ def open_bundle(bundle: Path, machine: Machine) -> Bundle:
 def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pipeline:
     """The bundle, loaded; on a GPU it is first said what the request will need."""
     check = not machine.no_check
-    backend = connect(machine.backend, machine.device, opened, machine.memory, check=check)
+    backend = connect(machine.backend, machine.device, opened, machine.memory, check, machine.threads)
     if backend.gpu:
         dims = dims_of(request, opened.manifest) if request else None
         stages = Flow.of(opened).stages

@@ -1,7 +1,7 @@
 """Build, verify and paint with the oldest versions that setup.cfg allows, in an environment of their own.
 
-    python tests/at_minimums.py cpu FOLDER BUNDLE     # paints as FOLDER/now.png was painted, to a level of 255
-    python tests/at_minimums.py export FOLDER [--keep torch]   # builds flux-nano anew, verifies and paints it
+python tests/at_minimums.py cpu FOLDER BUNDLE     # paints as FOLDER/now.png was painted, to a level of 255
+python tests/at_minimums.py export FOLDER [--keep torch]   # builds flux-nano anew, verifies and paints it
 """
 
 from __future__ import annotations

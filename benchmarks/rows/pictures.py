@@ -74,6 +74,33 @@ def fp8(found: Results) -> Iterator[Row]:
         yield f"the same in fp8, on {more['prompts']} prompts", _lost(more), goal + missed
 
 
+def fp8_qdq(found: Results) -> Iterator[Row]:
+    """Q/DQ pairs as they stand beside onnxruntime's fusions of them, and which versions load what."""
+    ours, *others = found["rows"]
+    against = ", ".join(f'{row["ours_times_as_fast"]:.2f} times as fast as "{row["name"]}"' for row in others)
+    yield (
+        f"flux-nano in fp8 on onnxruntime's CPU, Q/DQ {ours['name']}",
+        f"{1000 * ours['picture_seconds']['median']:.0f} ms a picture, {against}; "
+        f"marks -{ours['marks_lost']:.1f} points, PSNR to fp32 {ours['psnr_db_median_to_fp32']:.1f} dB; "
+        f'"{others[-1]["name"]}" -{others[-1]["marks_lost"]:.1f} points, '
+        f"{others[-1]['psnr_db_median_to_fp32']:.1f} dB",
+        "",
+    )
+    tried: dict[bool, list[str]] = {True: [], False: []}
+    for row in found["versions_tried"]:
+        if row["setting"] == ours["name"]:
+            tried[row["loads"]].append(row["onnxruntime"])
+    yield (
+        "the same with other versions of onnxruntime",
+        "; ".join(
+            f"{'loads' if good else 'fails'} with {', '.join(names)}"
+            for good, names in tried.items()
+            if names
+        ),
+        "loads with each",
+    )
+
+
 def _lost(row: Results) -> str:
     """Marks and whole pictures against fp32, and how likely such a split is by chance."""
     return (

@@ -137,6 +137,35 @@ def steps(found: Results) -> Iterator[str]:
         )
 
 
+def soak(found: Results) -> Iterator[Row]:
+    """Memory over pictures of random sizes, and what the bound on OpenVINO's cache costs."""
+    sizes, again = found["settings"]["different_sizes"], found["again"]
+    for way, told in found["ways"].items():
+        looks = told["after_pictures_mb"]
+        on_the_way = ", ".join(f"{number}: {megabytes:.0f}" for number, megabytes in looks.items())
+        yield (
+            f"Memory with {way}, in MB after so many pictures of {sizes} random sizes",
+            f"loaded {told['loaded_mb']:.0f}; {on_the_way}; closed {told['closed_mb']:.0f}",
+            "",
+        )
+    yield (
+        f"The bound on OpenVINO's cache where {again['sizes']} sizes come again",
+        f"{again['bounded_times_as_fast']:.2f} times as fast as without",
+        "",
+    )
+
+
+def looks(found: Results) -> Iterator[str]:
+    """Lines of a table: memory in MB after so many pictures, each way a line."""
+    ways = found["ways"]
+    numbers = list(next(iter(ways.values()))["after_pictures_mb"])
+    yield " | ".join(["| pictures", "loaded", *numbers, "closed |"])
+    yield "|---" * (len(numbers) + 3) + "|"
+    for way, told in ways.items():
+        middle = [f"{told['after_pictures_mb'][number]:.0f}" for number in numbers]
+        yield " | ".join([f"| {way}", f"{told['loaded_mb']:.0f}", *middle, f"{told['closed_mb']:.0f} |"])
+
+
 def ladder(found: Results) -> Iterator[Row]:
     """What each idea of the export brought, a rung over the one before."""
     for name, size in found["sizes"].items():

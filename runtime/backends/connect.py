@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import cast
 
+from flux_trt.runtime.backends.cpus import refuse_threads, threads_of
 from flux_trt.runtime.backends.memory import MemoryMode
 from flux_trt.runtime.backends.protocols import Backend, Device
 from flux_trt.runtime.bundle.bundle import Bundle
@@ -19,6 +20,7 @@ def connect(
     bundle: Bundle | None = None,
     memory: MemoryMode = "resident",
     check: bool = True,
+    threads: int | None = None,
 ) -> Backend:
     """The backend of that name.
 
@@ -29,13 +31,15 @@ def connect(
         bundle: whose engines TensorRT is to run; the others need none.
         memory: what may be on a GPU at once.
         check: compare the SHA-256 of engines before they are loaded.
+        threads: of a CPU backend; None: the CPUs that this process may use.
 
     Raises:
-        BackendError: an unknown backend, or one that is not installed, or without such a device or mode.
+        BackendError: an unknown backend, or one that is not installed, or without such a device or mode; a
+            number of threads on a GPU.
     """
     if name == "auto":
         if device != "cpu" and (device == "cuda" or find_spec("onnxruntime")):
-            found = connect("onnxruntime", device, bundle, memory)
+            found = connect("onnxruntime", device, bundle, memory, threads=threads)
             if found.gpu:
                 return found
         name = best_cpu_backend()
@@ -44,17 +48,21 @@ def connect(
 
         if memory == "streaming":
             raise BackendError("onnxruntime cannot stream weights; use --memory sequential, or TensorRT")
-        return OnnxRuntime(device)
+        runtime = OnnxRuntime(device, threads=threads_of(threads))
+        if runtime.gpu:
+            refuse_threads(threads, name)
+        return runtime
     if name == "openvino":
         from flux_trt.runtime.backends.openvino import OpenVino
 
         if memory == "streaming":
             raise BackendError("openvino cannot stream weights; use --memory sequential")
-        return OpenVino(device)
+        return OpenVino(device, threads=threads_of(threads))
     if name in ("tensorrt", "tensorrt-rtx"):
         from flux_trt.runtime.backends.tensorrt import TensorRT
         from flux_trt.runtime.bundle.flavour import FlavourName
 
+        refuse_threads(threads, name)
         if device == "cpu" or bundle is None:
             raise BackendError(
                 f"{name} runs a bundle's engines on a GPU; use --backend onnxruntime for a CPU"

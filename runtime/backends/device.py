@@ -2,6 +2,8 @@
 
 Work is queued on one stream and runs in order; the host waits only in `synchronize` and `read`. Both GPU
 backends use it: TensorRT's contexts and onnxruntime's CUDA provider run on its stream, on its addresses.
+All threads share the stream; `Gpu.lock` is held for what must not be torn apart, a recording above all, into
+which a neighbour's work would go.
 Source: CUDA Runtime API, "API synchronization behavior" and "Stream capture".
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,14 +92,16 @@ class Launch:
 
     def __call__(self) -> None:
         """Queue the work."""
-        self._gpu.call("cudaGraphLaunch", self._executable, self._gpu.stream)
+        with self._gpu.lock:
+            self._gpu.call("cudaGraphLaunch", self._executable, self._gpu.stream)
 
     def close(self) -> None:
         """Free the recording; closing twice is harmless."""
-        if self._executable is not None:
-            self._gpu.synchronize()
-            self._gpu.call("cudaGraphExecDestroy", self._executable)
-            self._executable = None
+        with self._gpu.lock:
+            if self._executable is not None:
+                self._gpu.synchronize()
+                self._gpu.call("cudaGraphExecDestroy", self._executable)
+                self._executable = None
 
 
 class Gpu:
@@ -117,6 +122,7 @@ class Gpu:
         """Counts up when memory that recordings may use is moved or freed."""
         self.way_out = "use a smaller --size or --batch"
         """What an error says to do when memory runs out."""
+        self.lock = threading.RLock()
         self._recording = False
         self._dead: list[int] = []
         self._stream: Any = None
@@ -162,7 +168,8 @@ class Gpu:
         """
         self._bury()
         try:
-            return int(self.call("cudaMalloc", max(nbytes, 1)))
+            with self.lock:
+                return int(self.call("cudaMalloc", max(nbytes, 1)))
         except GpuMemoryError:
             raise GpuMemoryError(
                 f"{self} is out of memory: {nbytes / 1e9:.2f} GB asked, "
@@ -172,12 +179,18 @@ class Gpu:
     def free(self, address: int) -> None:
         """Free memory once the work that is queued is done; while recording, when the recording has ended."""
         self._dead.append(address)
-        if not self._recording:
-            self._bury()
+        # A garbage collector calls this wherever it likes, also where waiting would never end.
+        if self.lock.acquire(blocking=False):
+            try:
+                if not self._recording:
+                    self._bury()
+            finally:
+                self.lock.release()
 
     def _bury(self) -> None:
-        while self._dead:
-            self.driver.cudaFree(self._dead.pop())  # waits for the GPU; at exit it may say no, with no harm
+        with self.lock:
+            while self._dead:
+                self.driver.cudaFree(self._dead.pop())  # waits for the GPU; at exit it may say no: no harm
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceBuffer:
         """A new buffer; its values are whatever was there."""
@@ -206,8 +219,9 @@ class Gpu:
     def read(self, buffer: DeviceBuffer) -> npt.NDArray[Any]:
         """The buffer's values, once all work queued so far is done."""
         values = np.empty(buffer.shape, buffer.dtype)
-        self._copy(values.ctypes.data, buffer.pointer, buffer.nbytes, "cudaMemcpyDeviceToHost")
-        self.synchronize()
+        with self.lock:
+            self._copy(values.ctypes.data, buffer.pointer, buffer.nbytes, "cudaMemcpyDeviceToHost")
+            self.synchronize()
         return values
 
     def rows(self, buffer: DeviceBuffer, kept: list[DeviceBuffer] | None = None) -> list[DeviceBuffer]:
@@ -238,7 +252,8 @@ class Gpu:
 
     def _copy(self, to: int, start: int, nbytes: int, kind: str) -> None:
         way = getattr(self.driver.cudaMemcpyKind, kind)
-        self.call("cudaMemcpyAsync", to, start, nbytes, way, self.stream)
+        with self.lock:
+            self.call("cudaMemcpyAsync", to, start, nbytes, way, self.stream)
 
     def synchronize(self) -> None:
         """Wait until all queued work is done; an error of that work is raised here."""
@@ -251,6 +266,10 @@ class Gpu:
             BackendError: the work allocates, waits, or cannot be recorded for another reason. The stream
                 is as it was before.
         """
+        with self.lock:
+            return self._record(work)
+
+    def _record(self, work: Callable[[], None]) -> Launch:
         # Thread-local: TensorRT-RTX compiles kernels on threads of its own, which may allocate.
         mode = self.driver.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", self.stream, mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 from flux_trt.runtime.backends.memory import MemoryMode, Needs, picture_bytes
@@ -15,7 +16,8 @@ from flux_trt.runtime.errors import BackendError
 class Loaded:
     """Graphs by name: all stages at once, or in sequential mode only the one that was asked for last.
 
-    What is not among the first names is loaded when it is first asked for. Glue is small and stays.
+    What is not among the first names is loaded when it is first asked for, once, whichever threads ask. Glue
+    is small and stays.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Loaded:
         self._graphs: dict[StageName, Graph] = {}
         self._glue: dict[GlueName, Graph] = {}
         self._closed = False
+        self._lock = threading.RLock()
         for name in names:
             backend.refuse(name, bundle.stage(name))
         try:
@@ -47,22 +50,24 @@ class Loaded:
             BackendError: it cannot be loaded, or all is closed.
             BundleError: the bundle is without it.
         """
-        if self._closed:
-            raise BackendError(f"the stage {name} is closed; load the pipeline again")
-        if name in GLUE:
-            return self._glue_graph(name)
-        if name not in self._graphs:
-            if self._memory == "sequential":
-                self._unload()
-            self._load(name)
-        return self._graphs[name]
+        with self._lock:
+            if self._closed:
+                raise BackendError(f"the stage {name} is closed; load the pipeline again")
+            if name in GLUE:
+                return self._glue_graph(name)
+            if name not in self._graphs:
+                if self._memory == "sequential":
+                    self._unload()
+                self._load(name)
+            return self._graphs[name]
 
     def close(self) -> None:
         """Free all graphs; closing twice is harmless."""
-        self._closed = True
-        self._unload()
-        while self._glue:
-            self._glue.popitem()[1].close()
+        with self._lock:
+            self._closed = True
+            self._unload()
+            while self._glue:
+                self._glue.popitem()[1].close()
 
     def _load(self, name: StageName) -> None:
         stage = self._bundle.stage(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ except ImportError:
         "openvino is not installed; install flux_trt with its extra: flux_trt[openvino]"
     ) from None
 
+SHAPES = 64
+"""Shapes per graph whose kernels are kept. By itself OpenVINO keeps 5000, in practice all: 2 MB for each size
+of picture (benchmarks/results/soak.json)."""
 _HINTS: dict[Precision, tuple[str, str]] = {
     "fp32": ("f32", "FP32"),
     "bf16": ("bf16", "BF16"),
@@ -91,6 +95,7 @@ class OpenVinoGraph:
         self._inputs = [tensor.name for tensor in stage.inputs]
         self._outputs = {tensor.name: tensor for tensor in stage.outputs}
         self._bound: dict[str, tuple[tuple[int, tuple[int, ...]], ov.Tensor, object]] = {}
+        self._lock = threading.RLock()  # a request's tensors are one caller's until it has run
 
     def run(
         self,
@@ -98,6 +103,14 @@ class OpenVinoGraph:
         into: Mapping[str, protocols.Buffer] | None = None,
     ) -> dict[str, protocols.Buffer]:
         """Run once; see `protocols.Graph.run`."""
+        with self._lock:
+            return self._run(inputs, into)
+
+    def _run(
+        self,
+        inputs: Mapping[str, protocols.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, protocols.Buffer] | None,
+    ) -> dict[str, protocols.Buffer]:
         if self._request is None:
             raise BackendError(f"the stage {self._name} is closed; load the pipeline again")
         protocols.expect_all(self._name, self._inputs, inputs)
@@ -120,9 +133,10 @@ class OpenVinoGraph:
         return {name: HostBuffer(tensor.data) for name, tensor in made.items()}
 
     def close(self) -> None:
-        """Let the compiled graph and its weights go."""
-        self._request = None
-        self._bound.clear()
+        """Let the compiled graph and its weights go, once the run under way is done."""
+        with self._lock:
+            self._request = None
+            self._bound.clear()
 
     def _bind(self, name: str, array: npt.NDArray[Any]) -> None:
         """Bind the array's own memory, and hold it until another takes its place."""
@@ -142,19 +156,26 @@ class OpenVino:
     device = "cpu"
     gpu = None
 
-    def __init__(self, device: protocols.Device = "auto", settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        device: protocols.Device = "auto",
+        settings: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+    ) -> None:
         """Start OpenVINO.
 
         Args:
             device: "auto" or "cpu".
-            settings: OpenVINO's own, which take the place of ours, such as `INFERENCE_NUM_THREADS`.
+            settings: OpenVINO's own, which take the place of ours, such as `CPU_RUNTIME_CACHE_CAPACITY`.
+            threads: that a graph computes on; None: as many as the machine has cores.
 
         Raises:
             BackendError: "cuda".
         """
         if device == "cuda":
             raise BackendError("openvino runs on the CPU; use --device cpu, or --backend onnxruntime")
-        self._settings = dict(settings or {})
+        self._settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        self._settings |= settings or {}
         self._core = ov.Core()
         self._core.add_extension(ConversionExtension("QKNormRope", "flux", qk_norm_rope))
         self._able = set(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -180,6 +201,7 @@ class OpenVino:
         settings = {
             "INFERENCE_PRECISION_HINT": hint if capability in self._able else "f32",
             "PERFORMANCE_HINT": "LATENCY",
+            "CPU_RUNTIME_CACHE_CAPACITY": SHAPES,
             **self._settings,
         }
         try:

@@ -8,6 +8,7 @@ values stay there from the conditioner to the decoder. On a GPU it runs on the s
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,13 @@ except ImportError:
 if _wrong := misfit("onnxruntime", "onnxruntime-gpu"):
     raise BackendError(_wrong)
 
+PLAIN_QDQ = {"session.disable_quant_qdq": "1"}
+"""Q/DQ pairs are carried out as they stand, and constant ones once, at loading.
+
+Left on, onnxruntime before 1.32 fuses pairs of E4M3 on the CPU into its kernels for 8-bit integers and then
+cannot load the graph; 1.32 dequantises every weight anew in every run. Its fusions are for the CPU provider
+alone, so a GPU gains nothing, and would hold the weights in the type around fp8, twice as large.
+"""
 _ERRORS_ONLY = 3
 _NUMPY = {
     "tensor(float)": "float32",
@@ -98,6 +106,8 @@ class OrtGraph:
         self._inputs = [tensor.name for tensor in session.get_inputs()]
         self._outputs = [output.name for output in session.get_outputs()]
         self._options = backend.run_options()
+        # A session may run on many threads; a binding is one caller's from its first input to its outputs.
+        self._lock = backend.gpu.lock if backend.gpu else threading.RLock()
 
     def run(
         self,
@@ -105,6 +115,14 @@ class OrtGraph:
         into: Mapping[str, protocols.Buffer] | None = None,
     ) -> dict[str, protocols.Buffer]:
         """Run once; see `protocols.Graph.run`."""
+        with self._lock:
+            return self._run(inputs, into)
+
+    def _run(
+        self,
+        inputs: Mapping[str, protocols.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, protocols.Buffer] | None,
+    ) -> dict[str, protocols.Buffer]:
         if self._session is None:
             raise BackendError(f"the stage {self._name} is closed; load the pipeline again")
         protocols.expect_all(self._name, self._inputs, inputs)
@@ -122,13 +140,14 @@ class OrtGraph:
         return {name: self._backend.buffer(value) for name, value in zip(wanted, made, strict=True)}
 
     def close(self) -> None:
-        """Let the session and its weights go."""
-        if self._session is not None and (gpu := self._backend.gpu):
-            gpu.synchronize()
-            gpu.epoch += 1
-        self._session = None
-        self._binding = None
-        self._bound.clear()
+        """Let the session and its weights go, once the run under way is done."""
+        with self._lock:
+            if self._session is not None and (gpu := self._backend.gpu):
+                gpu.synchronize()
+                gpu.epoch += 1
+            self._session = None
+            self._binding = None
+            self._bound.clear()
 
     def _hold(self, value: protocols.Buffer | npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:
         if isinstance(value, (OrtBuffer, DeviceBuffer)):
@@ -162,13 +181,22 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self, device: protocols.Device = "auto", library: Any = ort, driver: Any = None) -> None:
+    def __init__(
+        self,
+        device: protocols.Device = "auto",
+        library: Any = ort,
+        driver: Any = None,
+        threads: int | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         """Choose the device: "auto" is the GPU where there is one.
 
         Args:
             device: "auto", "cpu" or "cuda".
             library: `onnxruntime`, or what offers the same.
             driver: see `Gpu`.
+            threads: that a CPU session computes on; None: as many as the machine has cores.
+            settings: entries of a session's configuration, which take the place of ours.
 
         Raises:
             BackendError: "cuda" without a GPU or without onnxruntime-gpu.
@@ -176,6 +204,7 @@ class OnnxRuntime:
         library.set_default_logger_severity(_ERRORS_ONLY)
         library.disable_telemetry_events()
         self._library = library
+        self._threads, self._settings = threads, dict(settings or {})
         self.gpu: Gpu | None = None
         try:
             self.gpu = None if device == "cpu" else _gpu(library, driver)
@@ -204,10 +233,15 @@ class OnnxRuntime:
         options.log_severity_level = _ERRORS_ONLY
         # Threads spin while a stage runs, which saves waking them for every operator, and no longer: each
         # session has threads of its own, and idle ones that spin take cores from the next stage.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        entries = {"session.force_spinning_stop": "1"}
         providers: list[Any] = ["CPUExecutionProvider"]
-        if self.gpu:
+        if self.gpu is None:
+            entries |= PLAIN_QDQ
+            options.intra_op_num_threads = self._threads or 0
+        else:
             providers.insert(0, ("CUDAExecutionProvider", {"user_compute_stream": str(self.gpu.stream)}))
+        for name, value in (entries | self._settings).items():
+            options.add_session_config_entry(name, value)
         try:
             session = self._library.InferenceSession(path, options, providers)
         except Exception as fault:  # onnxruntime's errors share no base class

@@ -49,7 +49,7 @@ class Buffer(Protocol):
 
 
 class Graph(Protocol):
-    """A stage that is ready to run."""
+    """A stage that is ready to run; calls from several threads wait for each other."""
 
     def run(
         self, inputs: Mapping[str, Buffer | npt.NDArray[Any]], into: Mapping[str, Buffer] | None = None

@@ -88,6 +88,14 @@ class TensorRTGraph:
         into: Mapping[str, protocols.Buffer] | None = None,
     ) -> dict[str, protocols.Buffer]:
         """Queue one run; see `protocols.Graph.run`."""
+        with self._owner.gpu.lock:
+            return self._run(inputs, into)
+
+    def _run(
+        self,
+        inputs: Mapping[str, protocols.Buffer | npt.NDArray[Any]],
+        into: Mapping[str, protocols.Buffer] | None,
+    ) -> dict[str, protocols.Buffer]:
         name, gpu = self._record.recipe.stage, self._owner.gpu
         if self._engine is None:
             raise BackendError(f"the stage {name} is closed; load the pipeline again")
@@ -116,12 +124,13 @@ class TensorRTGraph:
 
     def close(self) -> None:
         """Free the contexts, the engine and its weights, once the queued work is done."""
-        if self._engine is not None:
-            self._owner.gpu.synchronize()
-            self._owner.gpu.epoch += 1
-            self._shaped.clear()
-            self._engine = None
-            self._owner.forget(self)
+        with self._owner.gpu.lock:
+            if self._engine is not None:
+                self._owner.gpu.synchronize()
+                self._owner.gpu.epoch += 1
+                self._shaped.clear()
+                self._engine = None
+                self._owner.forget(self)
 
     @property
     def activations(self) -> int:

@@ -165,13 +165,17 @@ class Loop:
         self._spare = self.room("following", of.batch * copies)
         self._move = move(self, trajectory)
 
-    def steps(self) -> Iterator[Buffer]:
-        """Queue step by step; the latents after each, overwritten by the step after the next."""
+    def steps(self) -> Iterator[tuple[Buffer, Buffer]]:
+        """Queue step by step: what the step's velocity was taken at, and the latents after it.
+
+        The first is overwritten by the next step, the second by the step after that.
+        """
         now, spare = self._now, self._spare
         for index in range(self.shape.steps):
+            before = now
             now, spare = self._move.step(self, index, now, spare)
             self._last = now
-            yield now
+            yield self._move.origin(self, index, before), now
 
     def run(self) -> Buffer:
         """Queue all steps; the last latents.

@@ -61,6 +61,9 @@ class Move(Protocol):
     def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         """Queue step `index`: the new latents, and a buffer that may be overwritten."""
 
+    def origin(self, loop: Queue, index: int, before: Buffer) -> Buffer:
+        """What step `index`, which is queued, has added its velocity to; it was given `before`."""
+
 
 def move(loop: Queue, trajectory: Trajectory) -> Move:
     """The move of a trajectory, with all that it needs in the backend's memory."""
@@ -78,6 +81,10 @@ class Plain:
         loop.denoise(index, now, {"next_latents": spare})
         return spare, now
 
+    def origin(self, loop: Queue, index: int, before: Buffer) -> Buffer:
+        """The latents."""
+        return before
+
 
 class Guided:
     """True classifier-free guidance: prompt and negative as one batch (diffusers' `true_cfg_scale`)."""
@@ -94,6 +101,10 @@ class Guided:
         loop.glue("cfg", {**inputs, "scale": self._scale}, {"next_latents": loop.pair(spare)})
         return spare, now
 
+    def origin(self, loop: Queue, index: int, before: Buffer) -> Buffer:
+        """The latents."""
+        return before
+
 
 class Masked:
     """Any move, after which what the mask leaves alone is put back at the step's noise level."""
@@ -105,13 +116,21 @@ class Masked:
             name: loop.put(name, np.concatenate([part] * trajectory.copies)) for name, part in parts.items()
         }
         self._sigma = loop.spread("sigma", trajectory.levels[1:, None])
+        self._third = self._room = loop.room("third", loop.rows)
 
     def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
-        """The inner move, then the paste."""
+        """The inner move, then the paste; `now` stays as it is for those who ask for the origin."""
+        if index == 0:
+            self._third = self._room
         moved, free = self._inner.step(loop, index, now, spare)
         inputs = {**self._known, "latents": moved, "sigma": self._sigma[index]}
-        loop.glue("paste", inputs, {"next_latents": free})
-        return free, moved
+        pasted, self._third = self._third, free
+        loop.glue("paste", inputs, {"next_latents": pasted})
+        return pasted, moved
+
+    def origin(self, loop: Queue, index: int, before: Buffer) -> Buffer:
+        """The latents; what is put back lies on a straight line from its noise to the picture, too."""
+        return before
 
 
 class Edited:
@@ -144,6 +163,10 @@ class Edited:
         else:
             loop.denoise_second(index, now, {"next_latents": spare})
         return spare, now
+
+    def origin(self, loop: Queue, index: int, before: Buffer) -> Buffer:
+        """The latents, but for the first plain step: it goes on from the target's half of the pair."""
+        return loop.pair(self._both)[1] if index == self._first_plain else before
 
     def _move(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         moved, free = now, [spare, self._third]

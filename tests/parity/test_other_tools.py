@@ -143,7 +143,9 @@ def test_openvino(
 
     with pytest.raises(openvino.frontend.OpConversionFailure, match="QKNormRope"):
         openvino.convert_model(plain / "denoiser.onnx")
-    command("ovc", inlined / "denoiser.onnx", "--output_model", tmp_path / "d.xml", "--compress_to_fp16=False")
+    command(
+        "ovc", inlined / "denoiser.onnx", "--output_model", tmp_path / "d.xml", "--compress_to_fp16=False"
+    )
     compiled = openvino.compile_model(tmp_path / "d.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     close([*compiled(inputs).values()], expected)
 
@@ -189,8 +191,8 @@ def test_netron(inlined: Path) -> None:
     address = netron.start(str(inlined / "denoiser.onnx"), address=("127.0.0.1", 0), browse=False)
     try:
         place = f"http://{address[0]}:{address[1]}"
-        assert b"netron" in urllib.request.urlopen(place, timeout=20).read().lower()  # noqa: S310
-        served = urllib.request.urlopen(f"{place}/data/denoiser.onnx", timeout=20).read()  # noqa: S310
+        assert b"netron" in urllib.request.urlopen(place, timeout=20).read().lower()
+        served = urllib.request.urlopen(f"{place}/data/denoiser.onnx", timeout=20).read()
         assert served == (inlined / "denoiser.onnx").read_bytes()
     finally:
         netron.stop(address)

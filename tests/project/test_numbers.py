@@ -135,6 +135,33 @@ RESULTS = {
             }
         }
     },
+    "soak.json": {
+        "settings": {"different_sizes": 140},
+        "ways": {
+            "onnxruntime": {
+                "loaded_mb": 120.0,
+                "after_pictures_mb": {"1": 130.0, "150": 290.2},
+                "closed_mb": 150.0,
+            }
+        },
+        "again": {"sizes": 12, "bounded_times_as_fast": 0.98},
+    },
+    "fp8_qdq.json": {
+        "rows": [
+            {
+                "name": name,
+                "picture_seconds": FIGURES,
+                "ours_times_as_fast": ratio,
+                "marks_lost": 0.2,
+                "psnr_db_median_to_fp32": 50.6,
+            }
+            for name, ratio in (("as they stand", 1.0), ("fused by onnxruntime", 1.833))
+        ],
+        "versions_tried": [
+            {"onnxruntime": "1.24.1", "setting": "as they stand", "loads": True},
+            {"onnxruntime": "1.24.1", "setting": "fused by onnxruntime", "loads": False},
+        ],
+    },
     "fp8.json": {
         "targets": {"fp8_points_lost_at_most": 1.0},
         "rows": [
@@ -171,7 +198,7 @@ def page(tmp_path):
     path = tmp_path / "page.md"
     blocks = (
         f"<!-- {name}: python benchmarks/table.py -->\n<!-- end of {name} -->"
-        for name in ("few", "numbers", "steps")
+        for name in ("few", "numbers", "steps", "soak")
     )
     path.write_text("\n".join(["before", *blocks, "after\n"]))
     return path
@@ -212,7 +239,9 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
     for name in RESULTS:
         assert (f"(../benchmarks/results/{name})" in text) == (name not in missing)
         in_few = f"(benchmarks/results/{name})" in few
-        assert in_few == (name not in missing and name not in {"tiles.json", "ladder.json"})
+        assert in_few == (
+            name not in missing and name not in {"tiles.json", "ladder.json", "soak.json", "fp8_qdq.json"}
+        )
     headlines_of(few, missing)
     told = "flux_trt/onnxruntime | 100.0 ms a picture (spread 0%); 3.00 times as fast as diffusers"
     assert f"{told} (2.90 to 3.10)" in text
@@ -227,6 +256,13 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
         assert "| ms a step | mid: 54 M, 1152 tokens | PSNR of the latents |\n|---|---|---|\n" in text
         assert "| diffusers, fp32 | 450.0 | the reference |" in text
         assert "| ours, openvino, bf16 | **200.0** | 51 dB |" in text
+    if "soak.json" not in missing:
+        assert "| loaded 120; 1: 130, 150: 290; closed 150 |" in text
+        assert "| onnxruntime | 120 | 130 | 290 | 150 |" in text
+        assert "where 12 sizes come again | 0.98 times as fast as without |" in text
+    if "fp8_qdq.json" not in missing:
+        assert '2000 ms a picture, 1.83 times as fast as "fused by onnxruntime"; marks -0.2 points' in text
+        assert "| loads with 1.24.1 | loads with each |" in text
     if "ladder.json" not in missing:
         assert "400.0 ms a step | hoisted x1.25; 1.25 times as fast in all |" in text
     if "flux_nano_score.json" not in missing:

@@ -167,7 +167,7 @@ def test_half_precision_on_a_gpu(tiny, half, tmp_path, memory):
     ):
         for _ in range(3):
             np.testing.assert_array_equal(pictures(pipeline), pictures(exact))
-        (loop,) = pipeline._loops.values()
+        (loop,) = pipeline.loops
         held = {name: buffer.dtype for name, buffer in loop._held.items() if isinstance(buffer, DeviceBuffer)}
         assert {name for name, dtype in held.items() if dtype == np.float16} == HALF & set(held)
         assert held["latents"] == np.float32

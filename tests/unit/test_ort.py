@@ -36,3 +36,40 @@ def test_cuda_is_refused_where_it_is_not():
     with pytest.raises(BackendError, match=r"has no CUDA.*use --device cpu"):
         connect("auto", "cuda")
     assert connect("onnxruntime", "auto").device == "cpu"
+
+
+def test_q_dq_are_carried_out_as_they_stand_on_a_cpu_alone(tiny, stages):
+    """onnxruntime's CPU fusions of them do not load before 1.32; a GPU has none, but would unpack weights."""
+    import onnxruntime
+    from simulator_cuda import CudaSimulator
+    from simulator_ort import OrtSimulator
+
+    from flux_trt.runtime.backends.ort import OnnxRuntime
+
+    seen = []
+
+    class Noted(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, name, value):
+            seen.append((name, value))
+            super().add_session_config_entry(name, value)
+
+    class Library:
+        SessionOptions = Noted
+
+        def __getattr__(self, name):
+            return getattr(onnxruntime, name)
+
+    plain, cuda = ("session.disable_quant_qdq", "1"), CudaSimulator()
+    OnnxRuntime("cpu", Library()).load(tiny / "clip.onnx", "clip", stages["clip"])
+    assert plain in seen
+    seen.clear()
+    settings = {"session.disable_quant_qdq": "0"}
+    OnnxRuntime("cpu", Library(), settings=settings).load(tiny / "clip.onnx", "clip", stages["clip"])
+    assert plain not in seen
+    assert ("session.disable_quant_qdq", "0") in seen
+    seen.clear()
+    simulated = OrtSimulator(cuda)
+    simulated.SessionOptions = Noted
+    OnnxRuntime("cuda", simulated, cuda).load(tiny / "clip.onnx", "clip", stages["clip"])
+    assert seen
+    assert "session.disable_quant_qdq" not in dict(seen)

@@ -12,6 +12,7 @@ from simulator_cuda import CudaSimulator
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import BackendError, GpuMemoryError, PaintError
 from flux_trt.runtime.sampling import noise, schedule
+from flux_trt.runtime.sampling.loop import LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
 
 MODES = ("resident", "sequential", "streaming")
@@ -141,7 +142,11 @@ def test_a_recording_is_of_the_buffers_it_was_made_with(engines, tiny):
         others = {each: each.condition(text[each], levels, 9.0) for each in (pipeline, onnxruntime)}
         for parts in (kept, kept, kept, others, others, kept, others, others):
             *_, exact = onnxruntime.denoise(start, levels, parts[onnxruntime], (2, 2))
-            found = pipeline._walk(Trajectory(levels, start, ((2, 2),)), parts[pipeline], lambda steps: None)
+            trajectory = Trajectory(levels, start, ((2, 2),))
+            text_tokens = pipeline.flow.text(parts[pipeline])
+            with pipeline.loops.lent(LoopShape.of(trajectory, text_tokens)) as loop:
+                loop.begin(trajectory, parts[pipeline])
+                found = loop.run()
             np.testing.assert_array_equal(found.numpy(), exact.latents.numpy())
     assert cuda.calls["cudaGraphLaunch"] == 4
 
