@@ -100,14 +100,8 @@ class Recorded:
         """What `Pipeline.generate` takes to paint it again, or `Pipeline.edit` where `command` says so.
 
         Raises:
-            RequestError: as `found`; or a picture that was outpainted or made after edges, which `request`
-            can do.
+            RequestError: as `found`.
         """
-        if self.parameters.get("canny") or "outpaint" in self.parameters:
-            raise RequestError(
-                f"{self.path} was painted with --outpaint or --canny; "
-                "paint it with pipeline.paint(recorded(path).request(pipeline.bundle.manifest))"
-            )
         return self.options | self.found()
 
     def request(self, manifest: Manifest, given: Mapping[str, Any] | None = None) -> Request:

@@ -70,6 +70,7 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
         found |= {"negative_2": request.negatives_2[index]}
     if request.levels.rule != bundle.manifest.schedule:
         found |= {"schedule": request.levels.rule.model_dump()}
+        found |= {"shift": getattr(request.levels.rule, "shift", None)}
     if request.levels.given is not None:
         found |= {"sigmas": list(request.levels.given)}
     if request.negatives:

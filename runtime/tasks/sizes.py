@@ -47,13 +47,12 @@ def own(manifest: Manifest, picture: Image.Image, exact: bool) -> Size:
         near = _shaped((width, height), patch, MANY // 2)
         raise RequestError(
             f"the picture has {said((width, height), manifest)}; pictures of more than "
-            f"{MOST / 1e6:.1f} megapixels or {sides.largest} pixels a side need a --size, "
-            f"such as {near[0]}x{near[1]}"
+            f"{MOST / 1e6:.1f} megapixels or {sides.largest} pixels a side need a --size, such as "
+            f"{near[0]}x{near[1]}"
         )
     if exact:
-        return max(-(-width // patch) * patch, sides.smallest), max(
-            -(-height // patch) * patch, sides.smallest
-        )
+        wide, high = (max(-(-side // patch) * patch, sides.smallest) for side in picture.size)
+        return wide, high
     return width // patch * patch, height // patch * patch
 
 

@@ -14,13 +14,10 @@ SEEDS = 2**64
 T = TypeVar("T")
 
 
-def texts(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
+def texts(name: str, given: Any) -> tuple[str, ...]:
     """At least one text, each valid Unicode."""
-    if not isinstance(given, (str, list, tuple)):
-        given = (
-            tuple(given) if isinstance(given, Iterable) and not isinstance(given, (bytes, dict)) else (given,)
-        )
-    found = (given,) if isinstance(given, str) else tuple(given)
+    one = isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable)
+    found = (given,) if one else tuple(given)
     if not found:
         raise RequestError(f"no {name} is given; give at least one (it may be empty)")
     for text in found:
@@ -84,7 +81,11 @@ def seeds(seed: Any, pictures: int) -> tuple[int, ...]:
         seed = secrets.randbelow(2**32)
     if hasattr(seed, "initial_seed"):
         raise RequestError(f"seed is {kind(seed)}; give its number, generator.initial_seed()")
-    if isinstance(seed, Iterable) and not isinstance(seed, (str, bytes, dict)) and getattr(seed, "ndim", 1):
+    if (
+        isinstance(seed, Iterable)
+        and not isinstance(seed, (str, bytes, dict))
+        and getattr(seed, "ndim", 1) != 0
+    ):
         found = tuple(integer("seed", one) for one in seed)
     else:
         first = integer("seed", seed)

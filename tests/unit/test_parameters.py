@@ -34,10 +34,18 @@ GENERATE = {
     "negative": ("dev-like", {"true_cfg": 2.0}, "", "b"),
     "true_cfg": ("dev-like", {"negative": "b"}, 2.0, 3.0),
     "image": ("dev-like", {}, A, B),
+    "prompt_2": ("dev-like", {}, "b", "c"),
+    "negative_2": ("dev-like", {"negative": "b", "true_cfg": 2.0}, "b", "c"),
+    "shift": ("dev-like", {}, 2.0, 3.0),
+    "sigmas": ("dev-like", {}, [1.0, 0.5], [1.0, 0.25]),
     "strength": ("dev-like", IMAGE, 0.5, 1.0),
+    "outpaint": ("dev-like", IMAGE, (16, 0, 0, 0), (0, 0, 16, 0)),
+    "mask_blur": ("dev-like", HOLE, 1.0, 2.0),
+    "mask_crop": ("dev-like", HOLE, 1, 2),
     "mask": ("dev-like", IMAGE, MASK, OTHER),
     "paste": ("dev-like", HOLE, True, False),
     "control": ("canny-like", {}, A, B),
+    "canny": ("canny-like", {}, A, B),
     "reference": ("kontext-like", {}, [A], [B]),
     "auto_resize": ("kontext-like", {"reference": [A]}, True, False),
 }
@@ -46,6 +54,8 @@ EDIT = {
     "size": ({}, (32, 48), (48, 32)),
     "seed": ({}, 3, 4),
     "steps": ({"n_max": 2}, 3, 4),
+    "shift": ({}, 2.0, 3.0),
+    "sigmas": ({}, [1.0, 0.5], [1.0, 0.25]),
     "n_max": ({"steps": 4}, 3, 4),
     "n_min": ({"steps": 4}, 0, 1),
     "n_avg": ({}, 1, 2),
@@ -196,7 +206,7 @@ def test_only_a_pictures_own_may_differ_in_company(opened, name):
     """Joined, each picture has the record that it has alone; else they are not alike."""
     bundle, more, one, other = opened(GENERATE[name][0]), *GENERATE[name][1:]
     requests = [Request.of(bundle.manifest, "a", **more, **{name: value}) for value in (one, other)]
-    own = {"seed", "negative", "image", "mask", "control"}
+    own = {"seed", "prompt_2", "negative", "negative_2", "image", "mask", "control", "canny"}
     assert alike(*requests) == (name in own)
     assert alike(requests[0], requests[0])
     pair = requests if name in own else [requests[0]] * 2
