@@ -143,7 +143,9 @@ def test_openvino(
 
     with pytest.raises(openvino.frontend.OpConversionFailure, match="QKNormRope"):
         openvino.convert_model(plain / "denoiser.onnx")
-    command("ovc", inlined / "denoiser.onnx", "--output_model", tmp_path / "d.xml", "--compress_to_fp16=False")
+    command(
+        "ovc", inlined / "denoiser.onnx", "--output_model", tmp_path / "d.xml", "--compress_to_fp16=False"
+    )
     compiled = openvino.compile_model(tmp_path / "d.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     close([*compiled(inputs).values()], expected)
 

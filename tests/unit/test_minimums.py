@@ -48,7 +48,9 @@ def test_what_is_new_enough_is_not(there: Set, good: str) -> None:
 @pytest.mark.parametrize("new", ["0.8.0", "0.8", "1.0"])
 def test_what_is_too_new_is_named(there: Set, new: str) -> None:
     there(onnxscript=new)
-    assert (minimums.misfit("onnxscript") or "").startswith(f"needs onnxscript older than 0.8, this is {new};")
+    assert (minimums.misfit("onnxscript") or "").startswith(
+        f"needs onnxscript older than 0.8, this is {new};"
+    )
 
 
 def test_this_environment_fits() -> None:
@@ -68,7 +70,9 @@ def test_an_old_onnxruntime_is_one_line_where_it_is_needed() -> None:
     assert re.match(r"needs onnxruntime 1\.24\.1 or newer, this is 1\.22\.1; ", done.stdout)
 
 
-@pytest.mark.parametrize("command", [["build", "x", "-o", "y"], ["calibrate", "x", "-o", "y"], ["verify", "x"]])
+@pytest.mark.parametrize(
+    "command", [["build", "x", "-o", "y"], ["calibrate", "x", "-o", "y"], ["verify", "x"]]
+)
 def test_the_exporter_names_an_old_library(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minimums, "version", lambda name: "0.5.6" if name == "onnxscript" else "99")
     done = CliRunner().invoke(main, command)
