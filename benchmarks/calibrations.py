@@ -1,4 +1,4 @@
-"""How small a calibration may be: flux-nano in fp8, by calibrations of several sizes, beside fp32 from the same seeds.
+"""How small a calibration may be: flux-nano in fp8 by several, beside fp32 from the same seeds.
 
     python benchmarks/calibrations.py [--pictures 8] [--out benchmarks/results]
 

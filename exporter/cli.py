@@ -25,11 +25,11 @@ class Commands(RunCommands):
     extras: ClassVar = {"": "export"}
 
 
-TRACES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "diffusers", "safetensors", "accelerate")
+TRACES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "diffusers", "safetensors")
 
 
 def _refuse_here(*libraries: str) -> None:
-    """Refuse another system than Linux, and libraries that are too old or too new, before they are imported."""
+    """Refuse another system than Linux, and libraries that are too old or too new."""
     from flux_trt.runtime.minimums import misfit
 
     if sys.platform != "linux":
