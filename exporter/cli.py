@@ -25,11 +25,11 @@ class Commands(RunCommands):
     extras: ClassVar = {"": "export"}
 
 
-TRACES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "diffusers", "safetensors", "accelerate")
+TRACES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "diffusers", "safetensors")
 
 
 def _refuse_here(*libraries: str) -> None:
-    """Refuse another system than Linux, and libraries too old or too new, before they are imported."""
+    """Refuse another system than Linux, and libraries that are too old or too new."""
     from flux_trt.runtime.minimums import misfit
 
     if sys.platform != "linux":
@@ -284,9 +284,14 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
     else:
         show_rows(rows)
     if failed := [row for row in rows if not row.passed]:
+        what = "build the bundle again, or report it with this table"
+        if failed[0].precision == "fp8":
+            what = (
+                "its calibration may be too small or of other prompts: make a larger one with flux-export "
+                "calibrate and build again, or report it with this table"
+            )
         raise click.ClickException(
-            f"{failed[0].stage} {failed[0].output} is off by {failed[0].error:.1e}; build the bundle again, "
-            "or report it with this table"
+            f"{failed[0].stage} {failed[0].output} is off by {failed[0].error:.1e}; {what}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The oldest versions of libraries that work, as this package's own metadata say them: setup.cfg's."""
+"""The oldest versions of libraries that work, as setup.cfg says them: read off our own metadata."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def environment(folder: Path, extras: list[str], keep: list[str]) -> Path:
     """A new virtual environment with the minimums and this package: its bin/."""
     run(sys.executable, "-m", "venv", folder)
     wanted = folder / "minimums.txt"
-    lines = dict.fromkeys(line for extra in extras for line in minimums(extra, keep))
-    wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = {line.partition("==")[0]: line for extra in extras for line in minimums(extra, keep)}
+    wanted.write_text("\n".join(lines.values()) + "\n", encoding="utf-8")
     pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "--requirement", wanted, "setuptools", "wheel")
     run(*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)

@@ -29,6 +29,7 @@ PACKAGES = {
 APART = {
     "runtime/errors.py": "runtime ground",
     "runtime/lock.py": "runtime ground",
+    "runtime/minimums.py": "runtime ground",
     "runtime/notation.py": "runtime ground",
     "runtime/lines.py": "runtime ground",
     "runtime/progress.py": "runtime ground",

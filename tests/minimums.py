@@ -29,7 +29,7 @@ def minimums(extra: str, keep: Sequence[str] = ()) -> list[str]:
     lines += config["options.extras_require"][extra].split("\n")
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     exact = dict(line.split("==") for line in pinned if "==" in line)
-    found = []
+    found = dict[str, str]()
     for line in filter(None, map(str.strip, lines)):
         parts = LINE.fullmatch(line)
         if parts is None:
@@ -37,8 +37,8 @@ def minimums(extra: str, keep: Sequence[str] = ()) -> list[str]:
         name = parts["name"]
         version = exact[name] if name in keep else parts["version"]
         marker = parts["rest"].partition(";")[2]
-        found.append(f"{name}=={version}" + (f";{marker}" if marker else ""))
-    return found
+        found[name] = f"{name}=={version}" + (f";{marker}" if marker else "")  # an extra may want a newer one
+    return [*found.values()]
 
 
 if __name__ == "__main__":

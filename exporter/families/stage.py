@@ -84,7 +84,7 @@ class Stage:
     quantisation: Quantisation | None = None
     """Of fp8: what is quantised; known when a calibration is."""
     inline: bool = False
-    """Whether its graph is of standard operators alone, for tools that know no model-local functions."""
+    """Whether its graph is to be of standard operators alone."""
 
     @property
     def dtype(self) -> torch.dtype:

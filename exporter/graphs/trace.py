@@ -95,10 +95,7 @@ def _forget_fakes(model: ir.Model) -> None:
 
 
 def _name_dims(model: ir.Model, stage: Stage) -> None:
-    """Give the inputs and outputs the contract's dims, and drop the tracer's symbols in between.
-
-    What dims are of each other is said in the graph's metadata.
-    """
+    """Give inputs and outputs the contract's dims and their rules; drop the tracer's symbols in between."""
     ends = [*zip(model.graph.inputs, stage.inputs, strict=True)]
     ends += [*zip(model.graph.outputs, stage.outputs, strict=True)]
     for node in model.graph:

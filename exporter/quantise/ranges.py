@@ -17,6 +17,7 @@ from flux_trt.exporter.folder import digests
 from flux_trt.exporter.quantise.calibrate import calibrate, settings_of
 from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, digest_of, read
 from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.enough import warning
 from flux_trt.exporter.quantise.told import told
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
@@ -63,6 +64,8 @@ def with_ranges(
             weights = identity(model, sources, progress, plain=True)
             tell(f"{fp8.calibration} is not of the model with its LoRAs; that of the model without is used")
         refuse_foreign(found, weights, parts, fp8.calibration)
+        if line := warning(found.settings, settings_of(model)):
+            tell(f"{line}: {fp8.calibration}")
     else:
         settings = settings_of(model)
         kept = _kept(beside, weights)
@@ -124,6 +127,8 @@ def calibrate_checkpoint(
         raise BuildError("PyTorch finds no GPU; use --device cpu")
     texts = _lines(prompts) if prompts is not None else ()
     settings = settings_of(model, prompts=texts, size=size, steps=steps, guidance=guidance)
+    if line := warning(settings, settings_of(model)):
+        tell(line)
     weights = identity(model, {}, progress)
     return calibrate(model, settings, weights, out, device=device, tell=tell, progress=progress)
 
