@@ -204,7 +204,7 @@ class Results:
         try:
             record = json.loads(raw)
             self._outputs[str(record["job"])] = str(record["path"]) if record["ok"] is True else None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
 
     def _cannot(self, fault: OSError) -> RequestError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from flux_trt.runtime.bundle.flavour import FlavourName
+from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.bundle.manifest import File, Manifest, Precision
 from flux_trt.runtime.bundle.record import Record, StageName
 from flux_trt.runtime.errors import BackendError, BundleError
@@ -82,8 +83,8 @@ def engines(root: Path) -> list[tuple[Path, Engine]]:
     found = []
     for path in sorted((root / FOLDER).glob(f"*/{RECORD}")):
         try:
-            engine = Engine.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ValidationError) as fault:
+            engine = Engine.model_validate_json(plain.text(path, root))
+        except (OSError, ValueError, RuntimeError) as fault:  # ValidationError is a ValueError
             why = str(fault).splitlines()[0]
             raise BundleError(f"cannot read {path} ({why}); remove its folder and build again") from None
         if engine.recipe.folder != f"{FOLDER}/{path.parent.name}":

@@ -49,7 +49,9 @@ class Window:
         """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(root / spec.file))
-        except Exception as fault:  # the library raises bare Exception
+        except BaseException as fault:  # bare Exception, and for a Rust panic one that is no Exception
+            if isinstance(fault, (KeyboardInterrupt, SystemExit)):
+                raise
             raise BundleError(
                 f"{root / spec.file} is not a tokenizer ({fault}); build the bundle again"
             ) from None
