@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: install demo test test-slow lint format types graph kernels score gallery bench regress clean
+.PHONY: install demo test test-slow test-minimums lint format types graph kernels score gallery bench regress clean
 
 install: $(INSTALLED)
 
@@ -18,7 +18,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	@mkdir -p $(OUT)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
-	$(BIN)/flux-run generate $(OUT)/flux-nano --steps 12 --guidance 1 --out $(OUT)/demo.png \
+	$(BIN)/flux-run generate $(OUT)/flux-nano --steps 12 --guidance 1 --force --out $(OUT)/demo.png \
 	    "a red circle at the top left on a white background" \
 	    "a yellow square at the left and a green cross at the right on a purple background" \
 	    "a blue triangle in the center on a gray background"
@@ -29,6 +29,17 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# Environments with the oldest versions that setup.cfg allows: painting with [cpu], building and verifying with
+# [export]. KEEP=torch takes torch of constraints.txt, where an index has older ones with CUDA alone.
+KEEP ?= torch
+test-minimums: $(INSTALLED)
+	rm -rf $(OUT)/minimums && mkdir -p $(OUT)/minimums
+	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
+	$(BIN)/flux-run generate $(OUT)/flux-nano "a red circle at the top left on a white background" \
+	    --backend onnxruntime --steps 4 --seed 3 --force --out $(OUT)/minimums/now.png
+	$(PYTHON) tests/at_minimums.py cpu $(OUT)/minimums $(OUT)/flux-nano
+	$(PYTHON) tests/at_minimums.py export $(OUT)/minimums $(KEEP:%=--keep %)
 
 lint: $(INSTALLED) types
 	$(BIN)/ruff check .

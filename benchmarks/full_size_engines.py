@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from machine import describe, write
@@ -54,7 +56,7 @@ def write_checkpoint(folder: Path) -> int:
         transformer = [Conditioner(FLUX_DEV), Denoiser(FLUX_DEV)]
         encoders = {"text_encoder": CLIPTextModel(clip), "text_encoder_2": T5EncoderModel(t5)}
         vae = AutoencoderKL(**forms.vae((128, 256, 512, 512), 2, side=1024))
-    size = _write_random(folder / "flux1-dev.safetensors", transformer)
+    size = write_random(folder / "flux1-dev.safetensors", _shapes(transformer))
     parts = {**encoders, "vae": vae}
     for name, part in parts.items():
         (folder / name).mkdir()
@@ -64,24 +66,28 @@ def write_checkpoint(folder: Path) -> int:
         else:
             part.config.save_pretrained(folder / name)
         file = "diffusion_pytorch_model.safetensors" if name == "vae" else "model.safetensors"
-        size += _write_random(folder / name / file, [part])
+        size += write_random(folder / name / file, _shapes([part]))
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(NANO / name, folder / name)
     shutil.copy(NANO / "model_index.json", folder)
     return size
 
 
-def _write_random(path: Path, modules: list) -> int:  # type: ignore[type-arg]
-    """Parameters of the modules' names and shapes, normal with deviation 0.02, in bf16."""
+def _shapes(modules: list) -> dict[str, tuple[int, ...]]:  # type: ignore[type-arg]
+    """Parameters of the modules."""
+    return {name: tuple(value.shape) for module in modules for name, value in module.named_parameters()}
+
+
+def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """A bf16 file of tensors with these names and shapes, normal with deviation 0.02; its bytes."""
     import torch
 
-    shapes = {name: value.shape for module in modules for name, value in module.named_parameters()}
     header, end = {}, 0
     for name, shape in sorted(shapes.items()):
         header[name] = {
             "dtype": "BF16",
             "shape": list(shape),
-            "data_offsets": [end, end + 2 * shape.numel()],
+            "data_offsets": [end, end + 2 * math.prod(shape)],
         }
         end = header[name]["data_offsets"][1]
     text = json.dumps(header).encode()

@@ -25,6 +25,8 @@ Rows = Callable[[Results], Iterator[Row]]
 FILES: dict[str, Rows] = {
     "full_size.json": building.full_size,
     "full_size_engines.json": building.engines,
+    "full_size_flux2.json": building.full_size_flux2,
+    "full_size_engines_flux2.json": building.engines_flux2,
     "build.json": building.build,
     "decode.json": building.decode,
     "cold_start.json": speed.cold_start,

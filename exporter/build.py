@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -15,16 +16,19 @@ from flux_trt.exporter.checkpoints.open import Beside
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
-from flux_trt.exporter.families.stage import Stage
+from flux_trt.exporter.families.stage import Stage, roughly_quantised
 from flux_trt.exporter.faults import Faults
 from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
+from flux_trt.exporter.graphs.rewrite import inline as inline_functions
 from flux_trt.exporter.graphs.trace import trace
 from flux_trt.exporter.graphs.weights import Links, as_they_lie, attach, broken, bytes_to_write, plan_links
+from flux_trt.exporter.place import refuse_odd_name, refuse_out
 from flux_trt.exporter.prepare import prepare
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.quantize import quantize
 from flux_trt.exporter.quantise.ranges import with_ranges
+from flux_trt.exporter.written import write_file
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import graph_digest
 from flux_trt.runtime.bundle.manifest import (
@@ -47,6 +51,7 @@ def build(
     stages: Sequence[StageName] | None = None,
     variant: str | None = None,
     link: bool = True,
+    inline: bool = False,
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
     **beside: Unpack[Beside],
@@ -62,6 +67,7 @@ def build(
         stages: which to build; a bundle without all of them is partial. None: all.
         variant: chooses among variants of the family whose tensors are alike.
         link: use weights where they lie when they need no change; False copies every weight.
+        inline: write graphs of standard operators alone, for tools that know no model-local functions.
         tell: called with a line for every step done.
         progress: told (what, bytes done, bytes in all) while files are hashed and written.
         beside: what the checkpoint lacks, see `Beside`.
@@ -71,6 +77,8 @@ def build(
         BuildError: a stage cannot be traced or written; `out` is as it was.
     """
     fp8 = fp8 or Fp8()
+    refuse_out(out)
+    refuse_odd_name(source)
     prepared = prepare(
         source,
         precision=precision,
@@ -81,40 +89,58 @@ def build(
         faults=Faults(),
         **beside,
     )
-    model, plan, numbers = prepared.model, prepared.plan, prepared.numbers
+    prepared = replace(prepared, plan=[replace(stage, inline=inline) for stage in prepared.plan])
+    model, numbers = prepared.model, prepared.numbers
     assert numbers is not None
     tell(f"{source}: {model.title} in {model.checkpoint.layout} layout")
     for line in prepared.notes:
         tell(line)
 
-    with written_aside(out) as folder:
-        sources = _hashed(plan, progress)
+    with written_aside(out, tell) as aside:
+        folder, old = aside.folder, reuse.previous(out)
+        sources = _hashed(prepared.plan, progress)
+        rough = [roughly_quantised(stage) for stage in prepared.plan]
+        links = plan_links(rough, folder) if link else {}
+        new_for_sure = [stage for stage in rough if not _may_be_kept(stage, old, sources, link)]
+        refuse_full_disk(sum(bytes_to_write(stage, links) for stage in new_for_sure), folder)
         calibration = out.with_name(f"{out.name}.calibration.json")
-        plan = with_ranges(plan, model, sources, fp8, calibration, tell, progress)
-        links = plan_links(plan, folder) if link else {}
-        refuse_full_disk(sum(bytes_to_write(stage, links) for stage in plan), folder)
+        plan = with_ranges(prepared.plan, model, sources, fp8, calibration, tell, progress)
+        keys = {stage.name: reuse.key(stage, sources, link) for stage in plan}
+        kept = {name: reuse.reuse(name, key, old, out, folder) for name, key in keys.items()}
+        refuse_full_disk(sum(bytes_to_write(stage, links) for stage in plan if not kept[stage.name]), folder)
         files = {inside: sources[file] for file, inside in links.items()}
-        old, built = reuse.previous(out), {}
+        built: dict[StageName, manifest.Stage] = {}
         for stage in plan:
-            started, key = time.perf_counter(), reuse.key(stage, sources, link)
-            if kept := reuse.reuse(stage.name, key, old, out, folder):
-                built[stage.name], new = kept
+            started = time.perf_counter()
+            if found_there := kept[stage.name]:
+                built[stage.name], new = found_there
                 tell(f"{stage.name}: reused, nothing it is built from has changed")
             else:
                 progress(stage.name, 0, bytes_to_write(stage, links))
-                built[stage.name], new = _build_stage(stage, key, folder, links, progress)
+                built[stage.name], new = _build_stage(stage, keys[stage.name], folder, links, progress)
                 size = sum(file.bytes for file in new.values()) / 1e6
                 seconds = time.perf_counter() - started
                 tell(f"{stage.name}: {stage.precision}, {size:.1f} MB written in {seconds:.1f} s")
             files |= new
         tokenizers = {name: each.write(folder) for name, each in prepared.tokenizers.items()}
-        files |= {tokenizer.file: digest(folder / tokenizer.file) for tokenizer in tokenizers.values()}
+        files |= {each.file: digest(folder / each.file) for each in tokenizers.values()}
         glue, new = write_glue(folder, numbers.model.channels) if "denoiser" in built else ({}, {})
         files |= new
         found = describe(model, sources, built, glue, tokenizers, files)
-        (folder / manifest.NAME).write_text(found.dumps(), encoding="utf-8")
-        keep_engines(out, folder, {name: graph_digest(found, name) for name in (*found.stages, *found.glue)})
+        aside.unchanged = reuse.is_same(found, out, folder)
+        if not aside.unchanged:
+            write_file(folder / manifest.NAME, found.dumps().encode())
+            graphs = {name: graph_digest(found, name) for name in (*found.stages, *found.glue)}
+            keep_engines(out, folder, graphs)
     return found
+
+
+def _may_be_kept(stage: Stage, old: Manifest | None, sources: Mapping[Path, File], link: bool) -> bool:
+    """Whether a stage could be reused; of one in fp8 that is known once its ranges are."""
+    there = old.stages.get(stage.name) if old else None
+    if there is None or stage.precision == "fp8":
+        return there is not None and there.precision == "fp8"
+    return there.key == reuse.key(stage, sources, link)
 
 
 def _hashed(plan: Sequence[Stage], progress: Progress) -> dict[Path, File]:
@@ -142,8 +168,10 @@ def _build_stage(
     if stage.quantisation is not None:
         quantize(model, stage)
     written = attach(model, stage, folder, links, progress)
+    if stage.inline:
+        inline_functions(model)
     graph = f"{stage.name}.onnx"
-    ir.save(model, folder / graph)
+    file = write_file(folder / graph, ir.to_proto(model).SerializeToString())
     record = manifest.Stage(
         graph=graph,
         weights=written.used,
@@ -154,4 +182,4 @@ def _build_stage(
         runs=stage.runs,
         key=key,
     )
-    return record, {graph: digest(folder / graph), **written.made}
+    return record, {graph: file, **written.made}

@@ -25,6 +25,21 @@ class Commands(RunCommands):
     extras: ClassVar = {"": "export"}
 
 
+TRACES = ("torch", "onnx", "onnx-ir", "onnxscript", "transformers", "diffusers", "safetensors", "accelerate")
+
+
+def _refuse_here(*libraries: str) -> None:
+    """Refuse another system than Linux, and libraries that are too old or too new, before they are imported."""
+    from flux_trt.runtime.minimums import misfit
+
+    if sys.platform != "linux":
+        raise click.ClickException(
+            "this command runs on Linux only; build there (WSL is one), and paint with the bundle anywhere"
+        )
+    if wrong := misfit(*libraries):
+        raise click.ClickException(wrong)
+
+
 class _StageList(click.ParamType):
     name = "stage,..."
 
@@ -70,7 +85,7 @@ def main() -> None:
 )
 @fp8_options
 @click.option(
-    "--stages", type=_StageList(), default=",".join(STAGES), help="Build only these stages.  [default: all]"
+    "--stages", type=_StageList(), help="Build only these stages.  [default: all that the model has]"
 )
 @click.option(
     "--variant", type=click.Choice(VARIANTS), help="Chooses among variants whose tensors are alike."
@@ -82,6 +97,11 @@ def main() -> None:
     default=True,
     show_default=True,
     help="Use weights where they lie, by hard links, when they need no change.",
+)
+@click.option(
+    "--inline",
+    is_flag=True,
+    help="Graphs of standard operators alone, for tools that know no functions of a model's own.",
 )
 @click.option(
     "--backend",
@@ -112,6 +132,7 @@ def build(
     --clip, --t5, --vae and --tokenizers. An older bundle at --out is replaced once the new one is complete,
     and stages that would not change are reused.
     """
+    _refuse_here(*TRACES, *(() if backend == "onnxruntime" else ("polygraphy",)))
     from flux_trt.exporter.build import build as build_bundle
     from flux_trt.exporter.quantise.e4m3 import Fp8
     from flux_trt.runtime.progress import bars
@@ -136,7 +157,7 @@ def build(
     size = sum(file.bytes for file in found.files.values())
     click.echo(f"{out}: {len(found.stages)} stages, {size / 1e6:.1f} MB")
     if backend != "onnxruntime":
-        build_engines(out, backend, options["stages"], chosen)
+        build_engines(out, backend, options["stages"] or list(found.stages), chosen)
 
 
 def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
@@ -144,6 +165,7 @@ def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
     from flux_trt.exporter.survey import survey
     from flux_trt.exporter.survey_view import show_survey
 
+    options.pop("inline")  # sizes are those of the weights, whatever the graphs say
     found = survey(checkpoint, out, **options)
     show_survey(found, engines)
     for fault in found.faults:
@@ -166,6 +188,7 @@ def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
     `flux-export build --precision fp8 --calibration FILE` takes the result. The checkpoint is read block by
     block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
     """
+    _refuse_here(*TRACES)
     from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
     from flux_trt.runtime.progress import bars
 
@@ -188,19 +211,20 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
     Needs neither the checkpoint nor PyTorch, so a bundle that was exported elsewhere gets its engines on the
     machine that will run them. Engines that are there already are kept.
     """
+    _refuse_here("polygraphy")
     from flux_trt.runtime.bundle import manifest
 
     build_engines(bundle, backend, stages or list(manifest.read(bundle).stages), chosen)
 
 
-@main.command(short_help="Show what is in a bundle or a checkpoint.")
-@click.argument("what", metavar="BUNDLE|CHECKPOINT")
+@main.command(short_help="Show what is in a bundle, a checkpoint or a LoRA.")
+@click.argument("what", metavar="BUNDLE|CHECKPOINT|LORA")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def inspect(what: str, as_json: bool) -> None:
     """Show what is in a bundle: stages, dtypes, shapes, bytes, engines, provenance.
 
     Of a checkpoint, in any form that build takes, show its layout, family, variant and parts, and what it
-    lacks.
+    lacks. Of a LoRA, show its form, kind and rank, and how many modules of which parts it changes.
     """
     from flux_trt.runtime.bundle import manifest
     from flux_trt.runtime.bundle.engine import engines
@@ -221,9 +245,16 @@ def inspect(what: str, as_json: bool) -> None:
 
 
 def _inspect_checkpoint(checkpoint: str, as_json: bool) -> None:
+    from flux_trt.exporter.families.recognise import recognise_lora
     from flux_trt.exporter.survey import survey
-    from flux_trt.exporter.survey_view import show_checkpoint
+    from flux_trt.exporter.survey_view import show_checkpoint, show_lora
 
+    if (lora := recognise_lora(Path(checkpoint))) is not None:
+        if as_json:
+            click.echo(json.dumps({"family": lora[1], **lora[0].facts}, indent=2, ensure_ascii=False))
+        else:
+            show_lora(*lora)
+        return
     found = survey(checkpoint, None)
     if not found.parts:
         raise click.ClickException(f"{checkpoint} is no bundle; {found.faults[0]}")
@@ -243,6 +274,7 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
 
     The reference is loaded part by part, in fp32: verifying the 12 B transformer takes 48 GB of memory.
     """
+    _refuse_here(*TRACES)
     from flux_trt.exporter.inspect import show_rows
     from flux_trt.exporter.verify.verify import verify as verify_bundle
 

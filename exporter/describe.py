@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.reuse import versions
+from flux_trt.exporter.stamp import stamp
 from flux_trt.runtime.bundle.manifest import (
     File,
     GlueName,
     Manifest,
+    MergedLora,
     Provenance,
     Source,
     Stage,
@@ -51,12 +52,23 @@ def describe(
             checkpoint=checkpoint.source,
             beside=dict(checkpoint.beside),
             layout=checkpoint.layout,
+            loras=[
+                MergedLora(
+                    file=str(lora.path),
+                    bytes=sources[lora.path].bytes,
+                    sha256=sources[lora.path].sha256,
+                    strength=lora.strength,
+                    form=lora.describe,
+                )
+                for lora in checkpoint.loras
+                if lora.path in sources
+            ],
             sources=[
                 Source(name=f"{path.parent.name}/{path.name}", bytes=file.bytes, sha256=file.sha256)
                 for path, file in sources.items()
             ],
             tool=f"flux_trt {version('flux_trt')}",
             packages=versions(),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created=stamp(),
         ),
     )

@@ -4,58 +4,140 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from flux_trt.exporter.exchange import exchange
+from flux_trt.exporter.lock import alone
+from flux_trt.exporter.place import refuse_out
+from flux_trt.exporter.written import RANDOM, cannot_write, sync
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress
 
 CHUNK = 1 << 24
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Aside:
+    """A folder that is being written, and where it goes."""
+
+    folder: Path
+    out: Path
+    """Resolved."""
+    unchanged: bool = False
+    """Set it where `out` is already what would take its place: then it is left as it is."""
 
 
 @contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
+def written_aside(out: Path, tell: Tell = lambda line: None) -> Iterator[Aside]:
     """A fresh directory beside `out` that takes its place when the block ends well, and vanishes when not.
 
+    What killed builds of that name have left is removed, and a bundle that one of them was about to replace
+    is put back; both under the lock that `engines` takes too.
+
     Raises:
-        BuildError: `out` is something other than a bundle or an empty directory, or cannot be written.
+        BuildError: `out` is something other than a bundle or an empty directory, or cannot be written, or
+            another build is at work there.
     """
     out = out.resolve()
     refuse_out(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        with alone(lock_of(out), out, tell) as held:
+            if held:
+                _clear(out, tell)
+            aside = Aside(Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent)), out)
+            try:
+                yield aside
+                if not aside.unchanged:
+                    _put(aside.folder, out)
+            finally:
+                remove(aside.folder)
     except OSError as fault:
-        raise BuildError(
-            f"cannot write in {out.parent} ({fault.strerror}); give --out another place"
-        ) from None
-    try:
-        yield aside
-        aside.chmod(0o755)
-        for path in sorted(aside.rglob("*")):
-            sync(path)
-        sync(aside)
+        raise _explained(fault, out) from fault
+
+
+def lock_of(out: Path) -> Path:
+    """The lock of a bundle, beside it."""
+    return out.with_name(f".{out.name}.lock")
+
+
+def _explained(fault: OSError, out: Path) -> BuildError:
+    """Which file it was, under the name it would have had."""
+    if isinstance(fault.filename, str):
+        path = Path(fault.filename)
+        if not path.is_relative_to(out.parent):
+            return BuildError(f"cannot read {path} ({fault.strerror}); check the path and the disk")
+        parts = path.relative_to(out.parent).parts
+        if len(parts) > 1 and parts[0].startswith(f".{out.name}.partial-"):
+            return cannot_write(out.joinpath(*parts[1:]), fault)
+        if len(parts) == 1:
+            return cannot_write(out.parent, fault)
+    return cannot_write(out, fault)
+
+
+def _put(aside: Path, out: Path) -> None:
+    """Give a folder its name; what had that name is gone afterwards."""
+    aside.chmod(0o755)
+    for path in sorted(aside.rglob("*")):
+        sync(path)
+    sync(aside)
+    if not out.exists():
+        aside.rename(out)
+    elif not exchange(aside, out):
         _replace(aside, out)
-    except OSError as fault:
-        raise BuildError(f"cannot write {out} ({fault.strerror}); check the disk") from fault
+    sync(out.parent)
+
+
+def _replace(aside: Path, out: Path) -> None:
+    """In two steps; a build killed between them leaves both, and the next one puts the old one back."""
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    try:
+        out.rename(old / out.name)
+        try:
+            aside.rename(out)
+        except OSError:
+            (old / out.name).rename(out)
+            raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if out.exists():
+            remove(old)
 
 
-def refuse_out(out: Path) -> None:
-    """Refuse a place that holds something other than a bundle.
+def _clear(out: Path, tell: Tell) -> None:
+    """Remove what killed builds have left beside `out`, and put back what one was about to replace."""
+    ours = re.compile(re.escape(f".{out.name}.") + f"(partial|old)-{RANDOM}")
+    rests = [path for path in out.parent.iterdir() if ours.fullmatch(path.name) and path.is_dir()]
+    if not (out / manifest.NAME).is_file():  # and nothing else is there
+        olds = [rest / out.name for rest in rests if (rest / out.name / manifest.NAME).is_file()]
+        if olds:
+            if out.exists():
+                out.rmdir()
+            max(olds, key=lambda path: path.parent.stat().st_mtime).rename(out)
+            sync(out.parent)
+            tell(f"{out}: put back; a build was killed while it replaced it")
+    for rest in rests:
+        remove(rest)
+        tell(f"{rest}: removed; a killed build left it")
 
-    Raises:
-        BuildError: naming it.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / manifest.NAME).is_file()):
-        raise BuildError(f"{out.resolve()} exists and is not a bundle; give --out another name")
+
+def remove(folder: Path) -> None:
+    """Remove a folder of ours, also one that was made read-only, as far as that is allowed."""
+    for each, _, _ in os.walk(folder):
+        try:
+            Path(each).chmod(0o700)
+        except OSError:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def existing(out: Path) -> Path:
@@ -75,50 +157,6 @@ def refuse_full_disk(needed: int, place: Path) -> None:
             f"the bundle needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
             "use --precision bf16, or --out on another disk"
         )
-
-
-def _replace(aside: Path, out: Path) -> None:
-    old = None
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-        out.rename(old / out.name)
-    aside.rename(out)
-    sync(out.parent)
-    if old is not None:
-        shutil.rmtree(old)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, or as it was before.
-
-    Raises:
-        BuildError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        aside = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.chmod(0o644)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-        sync(path.parent)
-    except OSError as fault:
-        raise BuildError(f"cannot write {path} ({fault.strerror}); check the disk") from fault
-
-
-def sync(path: Path) -> None:
-    """Flush a file or directory to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def digest(path: Path, seen: Callable[[bytes], None] = lambda chunk: None) -> File:

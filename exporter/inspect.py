@@ -47,7 +47,9 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
     facts.add_row("sizes", f"{manifest.sizes.smallest} to {manifest.sizes.largest} px in steps of {m.patch}")
     facts.add_row("defaults", f"{d.width}x{d.height}, {d.steps} steps")
     facts.add_row("built from", f"{p.checkpoint} ({p.layout} layout, {len(p.sources)} files)")
-    facts.add_row("built by", f"{p.tool} on {p.created}")
+    for lora in p.loras:
+        facts.add_row("LoRA", f"{lora.file} at {lora.strength:g}: {lora.form}")
+    facts.add_row("built by", p.tool + (f" on {p.created}" if p.created else ""))
     facts.add_row("with", ", ".join(f"{name} {version}" for name, version in p.packages.items()))
     console.print(facts)
 

@@ -12,7 +12,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 _BESIDE = (
-    click.option("--text-encoders", type=PATH, help="A diffusers folder with CLIP, T5 and their tokenizers."),
+    click.option(
+        "--text-encoders",
+        type=PATH,
+        help="A diffusers folder with encoders and tokenizers, an encoder's folder, or its file.",
+    ),
     click.option("--clip", type=PATH, help="A file with CLIP, such as clip_l.safetensors, or its folder."),
     click.option("--t5", type=PATH, help="A file with T5, such as t5xxl_fp16.safetensors, or its folder."),
     click.option("--vae", type=PATH, help="ae.safetensors, any file with a VAE, or a diffusers folder."),
@@ -20,6 +24,15 @@ _BESIDE = (
         "--tokenizers", help="A diffusers folder, bundle, hub id or T5 in GGUF: its tokenizers alone."
     ),
     click.option("--scheduler", type=PATH, help="A scheduler_config.json, for another schedule."),
+    click.option(
+        "--lora",
+        metavar="FILE[:STRENGTH]",
+        multiple=True,
+        help="A LoRA of any form to merge into the weights; several are merged in order.  [strength: 1]",
+    ),
+    click.option(
+        "--lora-partial", is_flag=True, help="Leave out what of a LoRA finds no place in the model."
+    ),
 )
 
 CASES = """\b
@@ -32,11 +45,14 @@ What you have, and what CHECKPOINT and the options are:
   an all-in-one file      the file (17 GB) --tokenizers WHERE
   fp8, NF4, GGUF          as flux1-dev.safetensors; GGUF needs flux_trt[gguf]
   T5 in GGUF              --t5 t5.gguf: its tokenizer comes with it
+  FLUX.2                  likewise: a hub id, a folder, or a file of the
+                          transformer --text-encoders qwen_3_4b.safetensors
+                          --vae ae.safetensors --tokenizers WHERE
   Krea, Depth, Kontext    also --variant krea, depth, kontext
-  a LoRA                  not yet: merge it into the model first
+  a LoRA                  the model and --lora style.safetensors:0.8
 
 \b
-FOLDER is a diffusers folder of any FLUX.1. WHERE is that, a bundle, or a hub
+FOLDER is a diffusers folder of the family. WHERE is that, a bundle, or a hub
 id, of which only the tokenizers are fetched. --dry-run looks, in seconds.
 """
 """Under the help of `build`; docs/checkpoints.md has the whole table."""

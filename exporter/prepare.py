@@ -49,7 +49,8 @@ def prepare(
         BuildError: a precision that a stage cannot have, likewise.
     """
     checkpoint = open_checkpoint(source, faults=faults, **beside)
-    model = recognise(checkpoint, variant)
+    model = recognise(checkpoint, variant, faults)
+    checkpoint = model.checkpoint
     plan = make_stages(model, precision, stages, stage_precisions, base, faults)
     disagreements: list[str] = []
     with faults.met():
@@ -60,7 +61,7 @@ def prepare(
     numbers, tokenizers = None, dict[str, LoadedTokenizer]()
     with faults.met():
         numbers = model.numbers()
-    wanted = list(model.parts) if stages is None else list(stages)
+    wanted = [name for name in (model.parts if stages is None else stages) if name in model.parts]
     notes = [*checkpoint.notes, *model.choices]
     for name in wanted if numbers else ():
         if name not in numbers.padding:

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.open import Beside
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, Decoded
-from flux_trt.exporter.families.stage import Quantisation, Stage, large_layers
+from flux_trt.exporter.families.stage import Stage, roughly_quantised
 from flux_trt.exporter.faults import Faults
-from flux_trt.exporter.folder import existing, refuse_full_disk, refuse_out
+from flux_trt.exporter.folder import existing, refuse_full_disk
 from flux_trt.exporter.graphs.weights import bytes_to_write, linkable, linked_bytes
+from flux_trt.exporter.place import refuse_out
 from flux_trt.exporter.prepare import prepare
 from flux_trt.exporter.quantise.calibration import read
 from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.told import told
 from flux_trt.runtime.bundle.manifest import Precision, StageName, Task
 
 
@@ -127,7 +129,7 @@ def survey(
             faults=faults,
             **beside,
         )
-        model, plan = prepared.model, [_quantised(stage) for stage in prepared.plan]
+        model, plan = prepared.model, [roughly_quantised(stage) for stage in prepared.plan]
         found.title, found.layout = model.title, model.checkpoint.layout
         used = dict.fromkeys(stage.part for stage in plan) if out else model.checkpoint.parts
         found.parts = [_part(name, model.checkpoint.parts[name]) for name in used]
@@ -141,7 +143,7 @@ def survey(
             refuse_full_disk(found.written, existing(out))
         with faults.met():
             if any(stage.precision == "fp8" for stage in found.stages):
-                found.notes.append(_calibration(fp8, out))
+                found.notes.append(_calibration(fp8, out, prepared.plan))
     found.faults = [str(fault) for fault in faults.found]
     return found
 
@@ -150,7 +152,7 @@ def _part(name: str, part: Part) -> PartRow:
     files = sorted({file for info in part.tensors.values() for file in info.files})
     return PartRow(
         name=name,
-        folder=part.folder or (files[0].parent if files else Path()),
+        folder=(part.plain or part).folder or (files[0].parent if files else Path()),
         files=len(files),
         tensors=len(part.tensors),
         bytes=sum(file.stat().st_size for file in files),
@@ -160,13 +162,6 @@ def _part(name: str, part: Part) -> PartRow:
 
 def _type(info: AnyTensor) -> str:
     return info.format if isinstance(info, Decoded) else str(info.dtype).removeprefix("torch.")
-
-
-def _quantised(stage: Stage) -> Stage:
-    """The stage with the sizes that fp8 gives it; its ranges are not known yet."""
-    if stage.precision != "fp8":
-        return stage
-    return replace(stage, quantisation=Quantisation(inputs=dict.fromkeys(large_layers(stage), 1.0)))
 
 
 def _weights(found: Survey, plan: Sequence[Stage], out: Path, link: bool) -> None:
@@ -180,11 +175,14 @@ def _weights(found: Survey, plan: Sequence[Stage], out: Path, link: bool) -> Non
         found.stages.append(StageRow(stage.name, stage.precision, stage.base, linked, written))
 
 
-def _calibration(fp8: Fp8, out: Path) -> str:
+def _calibration(fp8: Fp8, out: Path, plan: Sequence[Stage]) -> str:
     beside = out.with_name(f"{out.name}.calibration.json")
     if fp8.calibration is not None:
         seen = len(read(fp8.calibration).settings.prompts)
         return f"calibration: {fp8.calibration}, {seen} prompts; a build checks that it is of these weights"
+    quantised = [stage for stage in plan if stage.precision == "fp8"]
+    if not fp8.attention and all(told(stage, fp8.per_channel) for stage in quantised):
+        return "calibration: none is needed, the checkpoint itself tells the ranges"
     if beside.is_file():
         return f"calibration: {beside}, if it is of these weights"
     return "calibration: none is given, so the model first paints a built-in list of prompts (hours at 12 B)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from flux_trt.exporter.checkpoints.lora.term import Lora
 from flux_trt.exporter.engines.preflight import Estimate
 from flux_trt.exporter.survey import Survey
 
@@ -44,6 +45,21 @@ def show_checkpoint(found: Survey, console: Console | None = None) -> None:
     for kind, lines in (("note", found.notes), ("lacks", found.faults)):
         for line in lines:
             facts.add_row(kind, line)
+    console.print(facts)
+
+
+def show_lora(lora: Lora, family: str, console: Console | None = None) -> None:
+    """What a LoRA is and changes, by itself: whether it fits a model is seen when it is built with one."""
+    console = console or Console()
+    console.print(f"[bold]{lora.path}[/]  a LoRA for {family}, {lora.form} form", soft_wrap=True)
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    facts.add_row("kinds", ", ".join(f"{count} {kind}" for kind, count in lora.kinds.items()))
+    facts.add_row("rank", ", ".join(map(str, lora.ranks)) or "none")
+    facts.add_row("modules", ", ".join(f"{count} of {part}" for part, count in lora.targets.items()))
+    scales = {"alpha": "alpha / rank", "metadata": "alpha / rank, of its metadata"}
+    facts.add_row("scale", scales.get(lora.scaled_by, "1: it has no alpha"))
+    for note in lora.notes:
+        facts.add_row("note", note)
     console.print(facts)
 
 

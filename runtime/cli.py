@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from flux_trt.runtime import signals, warned
 from flux_trt.runtime.errors import FluxTrtError, RequestError
-from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures
+from flux_trt.runtime.lines import lines
+from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures, of_schedule
 
 if TYPE_CHECKING:
-    from flux_trt.runtime.bundle.manifest import Manifest
+    from collections.abc import Callable
+
+    from flux_trt.runtime.bundle.bundle import Bundle
     from flux_trt.runtime.tasks.request import Request
 
 # numpy, Pillow and onnxruntime are imported inside the commands: --help answers at once.
@@ -24,6 +28,15 @@ class Commands(click.Group):
 
     extras: ClassVar[Mapping[str, str]] = {}
     """The extra that brings a package; "" stands for those not named. Without either it is a bug."""
+
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        """Run as a program: warnings are lines, and signals end it when all is tidy, with their own code."""
+        try:
+            with signals.heard(), warned.lines():
+                return super().main(*arguments, **more)
+        except signals.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            signals.die(stopped.number)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -54,8 +67,16 @@ def main() -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), help="How many steps the schedule has.  [default: the bundle's]"
 )
+@of_schedule
 @click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the bundle's]")
+@click.option(
+    "--prompt-2",
+    metavar="PROMPT",
+    multiple=True,
+    help="What the second text encoder (T5) reads, and only it: one for all, or one for each PROMPT.",
+)
 @click.option("--negative", metavar="PROMPT", help="What to keep away from; needs --true-cfg.")
+@click.option("--negative-2", metavar="PROMPT", help="What the second text encoder reads of it.")
 @click.option("--true-cfg", type=float, help="Scale of true classifier-free guidance; twice the time.")
 @click.option("--image", type=PICTURE, help="Start from this picture.")
 @click.option(
@@ -64,6 +85,15 @@ def main() -> None:
     help="How much of it to paint anew.  [default: 0.6; where a hole is filled: 1]",
 )
 @click.option("--mask", type=PICTURE, help="Paint only where this picture is white.")
+@click.option(
+    "--mask-blur", type=click.FloatRange(min=0), metavar="PX", help="Soften the mask's edges, for --paste."
+)
+@click.option(
+    "--mask-crop",
+    type=click.IntRange(min=0),
+    metavar="PAD",
+    help="Paint only what the mask has and PAD pixels around, at --size, and put it back.",
+)
 @click.option("--outpaint", type=Margins(), metavar="L,T,R,B", help="Extend --image by so many pixels.")
 @click.option("--paste", is_flag=True, help="Put the picture's own pixels back where the mask is black.")
 @click.option("--reference", type=PICTURE, multiple=True, help="Follow this picture; any number of times.")
@@ -91,49 +121,55 @@ def generate(
     prompts: tuple[str, ...],
     output: Path,
     jobs: Path | None,
+    again: Path | None,
     **options: Any,
 ) -> None:
     """Paint every PROMPT with BUNDLE, a folder that flux-export build has written.
 
     The prompt - reads prompts from standard input, one per line.
     """
-    if not prompts and jobs is None:
+    options["prompt_2"] = options["prompt_2"] or None
+    if not prompts and jobs is None and again is None:
         raise click.UsageError("Missing argument 'PROMPT...'.")
     if jobs is not None:
         _expect_alone(ctx, prompts)
-    texts = [] if jobs else _read(prompts)
+    options["prompt"] = _read(prompts) if prompts else None
 
     from flux_trt.runtime import session
-    from flux_trt.runtime.tasks.shortcuts import expanded
 
-    machine = session.split(options)
     if jobs is not None:
-        session.paint_jobs(bundle, jobs, machine)
-        return
+        from flux_trt.runtime.jobrun import paint_jobs
 
-    def ask(manifest: Manifest) -> Request:
+        writing, batch = session.split_writing(options), options["batch"]
+        paint_jobs(bundle, jobs, session.split(options), writing, batch)
+        return
+    ask = _as_recorded(ctx, again, options) if again else None
+    machine, writing = session.split(options), session.split_writing(options)
+
+    def request(opened: Bundle) -> Request:
         from flux_trt.runtime.tasks.request import Request
 
-        return Request.of(manifest, texts, **expanded(manifest, options))
+        asked = ask(opened) if ask else options
+        return Request.of(opened.manifest, asked.pop("prompt"), **asked)
 
-    session.paint(bundle, output, machine, ask)
+    session.paint(bundle, output, machine, request, writing)
 
 
 @main.command(short_help="Edit a picture by what it shows and should show.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--image", type=PICTURE, required=True, help="The picture.")
-@click.option("--source", metavar="PROMPT", required=True, help="What it shows.")
+@click.option("--image", type=PICTURE, help="The picture.  [required]")
+@click.option("--source", metavar="PROMPT", help="What it shows.  [required]")
 @click.option(
-    "--target", metavar="PROMPT", required=True, multiple=True, help="What to show; any number of times."
+    "--target", metavar="PROMPT", multiple=True, help="What to show; any number of times.  [required]"
 )
 @of_pictures
-@click.option("--steps", type=click.IntRange(min=1), default=28, show_default=True, help="Of the schedule.")
+@click.option("--steps", type=click.IntRange(min=1), help="Of the schedule.  [default: 28]")
+@of_schedule
 @click.option(
     "--n-max",
     type=click.IntRange(min=1),
-    default=24,
-    show_default=True,
-    help="How many of the last steps are walked; fewer keep more of the picture.",
+    help="How many of the last steps are walked; fewer keep more of the picture.  "
+    "[default: 24 of 28, that share of others]",
 )
 @click.option(
     "--n-min",
@@ -148,23 +184,64 @@ def generate(
 @click.option("--source-guidance", type=float, default=1.5, show_default=True)
 @click.option("--target-guidance", type=float, default=5.5, show_default=True)
 @of_machine
-def edit(bundle: Path, output: Path, **options: Any) -> None:
+@click.pass_context
+def edit(ctx: click.Context, bundle: Path, output: Path, again: Path | None, **options: Any) -> None:
     """Edit a picture with BUNDLE by FlowEdit: no inversion, no mask, two prompts."""
+    for name in ("image", "source", "target"):
+        if not options[name] and again is None:
+            raise click.UsageError(f"Missing option '--{name}'.")
+
     from flux_trt.runtime import session
 
-    machine = session.split(options)
+    ask = _as_recorded(ctx, again, options) if again else None
+    machine, writing = session.split(options), session.split_writing(options)
 
-    def ask(manifest: Manifest) -> Request:
+    def request(opened: Bundle) -> Request:
         from flux_trt.runtime.tasks.request import Request
 
-        return Request.of_edit(manifest, **options)
+        return Request.of_edit(opened.manifest, **(ask(opened) if ask else options))
 
-    session.paint(bundle, output, machine, ask)
+    session.paint(bundle, output, machine, request, writing)
+
+
+def _as_recorded(
+    ctx: click.Context, path: Path, options: dict[str, Any]
+) -> Callable[[Bundle], dict[str, Any]]:
+    """Take from a picture's file what is not said on the command line, and say what is.
+
+    The machine's options are filled in at once, the others when the bundle is open.
+    """
+    from flux_trt.runtime.again import merged, recorded
+
+    found = recorded(path)
+    if found.command != ctx.command.name:
+        raise RequestError(
+            f"{path} was painted by flux-run {found.command}; use flux-run {found.command} --from"
+        )
+    names = {"prompt": "prompts"}
+    said = {
+        name: value
+        for name, value in options.items()
+        if ctx.get_parameter_source(names.get(name, name)) == click.core.ParameterSource.COMMANDLINE
+    }
+    flags = {each.name: each.opts[0] for each in ctx.command.params} | {"prompt": "the prompt"}
+    options |= found.machine | {name: value for name, value in said.items() if name in found.machine}
+
+    def ask(bundle: Bundle) -> dict[str, Any]:
+        for doubt in found.doubts(bundle, said.get("backend", ""), said.get("device", "")):
+            print(warned.line(doubt), file=sys.stderr)
+        asked, changed = merged(found, said, options)
+        for name, (now, then) in changed.items():
+            click.echo(f"{flags.get(name, name)} is {now!r}; {path} has {then!r}", err=True)
+        return asked
+
+    return ask
 
 
 def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
     """With --jobs, what is painted stands in the file."""
-    machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "bundle", "jobs"}
+    machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "engines", "bundle", "jobs"}
+    machine |= {"batch", "force", "quality"}
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params
@@ -181,7 +258,14 @@ def _read(prompts: tuple[str, ...]) -> list[str]:
     """The prompts, with the lines of standard input in the place of "-"; blank lines are no prompts."""
     found: list[str] = []
     for prompt in prompts:
-        found += filter(str.strip, sys.stdin.read().splitlines()) if prompt == "-" else [prompt]
+        try:
+            found += lines(sys.stdin.buffer.read()) if prompt == "-" else [prompt]
+        except ValueError as fault:
+            raise RequestError(f"standard input: {fault}") from None
     if not found:
         raise RequestError("standard input has no prompt; give one per line")
     return found
+
+
+if __name__ == "__main__":
+    main()

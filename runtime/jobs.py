@@ -1,26 +1,15 @@
-"""A manifest of jobs: many pictures from one file, with results beside it that a next run goes on from.
+"""A manifest of jobs: many pictures from one file, JSONL, one object a line. A job is one picture:
 
-Both files are JSONL, one object a line. A job is one picture:
-
-    {"prompt": "a red circle", "size": "64x64", "seed": 3, "output": "circle.png"}
-
-and its result, written once the picture is on disk, or what went wrong:
-
-    {"line": 1, "job": "9f2c...", "ok": true, "path": "circle.png", "parameters": {...}}
-    {"line": 2, "job": "51aa...", "ok": false, "error": "line 2: unknown field 'sed'; ..."}
+{"prompt": "a red circle", "size": "64x64", "seed": 3, "output": "circle.png"}
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -54,13 +43,21 @@ class Fields(BaseModel):
         None, description="WxH or [w, h]"
     )
     steps: int | None = None
+    shift: float | None = None
+    sigmas: Annotated[tuple[float, ...] | None, _written(notation.sigmas)] = Field(
+        None, description="S,S,... or [s, s, ...]"
+    )
     guidance: float | None = None
     seed: int | None = None
+    prompt_2: str | None = None
     negative: str | None = None
+    negative_2: str | None = None
     true_cfg: float | None = None
     image: Path | None = None
     strength: float | None = None
     mask: Path | None = None
+    mask_blur: float | None = None
+    mask_crop: int | None = None
     outpaint: Annotated[tuple[int, int, int, int] | None, _written(notation.margins)] = Field(
         None, description="L,T,R,B or [l, t, r, b]"
     )
@@ -88,6 +85,9 @@ class Job:
     """SHA-256 of the line; of lines that are the same, the second has "-2" after it, and so on."""
     fields: Fields
     """Its paths start at the jobs file's folder."""
+    place: Path
+    """Where its picture goes: the output, or the jobs file's stem with the key's first digits. So a job keeps
+    its place when lines are inserted before it, and no other job has it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class BadLine:
     key: str
     error: str
     """One line that names the field."""
+
+
+DIGITS = 12
+"""Hexadecimal, of a key in the name of a picture; of a million jobs two share them once in 560 files."""
 
 
 def read(path: str | Path) -> Iterator[Job | BadLine]:
@@ -121,96 +125,32 @@ def read(path: str | Path) -> Iterator[Job | BadLine]:
                 except ValidationError as fault:
                     yield BadLine(number, key, f"line {number}: {_first(fault)}")
                 else:
-                    yield Job(number, key, _inside(fields, path.parent))
+                    inside = _inside(fields, path.parent)
+                    twin = key.removeprefix(digest)
+                    own = path.with_name(f"{path.stem}-{digest[:DIGITS]}{twin}.png")
+                    yield Job(number, key, inside, inside.output or own)
     except OSError as fault:
         raise RequestError(
             f"cannot read the jobs {path}: {fault.strerror or fault}; check the name"
         ) from None
 
 
-class Results:
-    """The results beside a jobs file, each on disk before the next job begins; a context manager."""
+def expect_apart(found: Iterable[Job | BadLine]) -> None:
+    """Refuse two jobs with one output: the later picture would take the earlier one's place.
 
-    def __init__(self, path: str | Path) -> None:
-        """Open or create the file; a last line that was cut off, as by a kill, is taken away.
-
-        Args:
-            path: of the results; the paths in it start at its folder.
-
-        Raises:
-            RequestError: a place that cannot be written.
-        """
-        self._path = Path(path)
-        self._outputs: dict[str, str | None] = {}
-        try:
-            # Without a buffer: what could not be written must not come with the next record.
-            self._file = self._path.open("ab", buffering=0)
-            content = self._path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            self._file.truncate(len(whole))
-        except OSError as fault:
-            raise self._cannot(fault) from None
-        for raw in whole.splitlines():
-            self._remember(raw)
-
-    def done(self, job: Job) -> Path | None:
-        """The picture of a job that an earlier run has painted, if it is still there."""
-        output = self._outputs.get(job.key)
-        place = self._path.parent / output if output else None
-        return place if place and place.is_file() else None
-
-    def succeeded(self, job: Job, output: Path, parameters: Mapping[str, Any]) -> None:
-        """Note a picture that has been written.
-
-        Raises:
-            RequestError: the results cannot be written; the file is as it was.
-        """
-        folder, place = self._path.parent.resolve(), output.resolve()
-        path = str(place.relative_to(folder) if place.is_relative_to(folder) else place)
-        self._add(
-            {"line": job.line, "job": job.key, "ok": True, "path": path, "parameters": dict(parameters)}
-        )
-
-    def failed(self, job: Job | BadLine, error: str) -> None:
-        """Note what went wrong. Errors are those of `succeeded`."""
-        self._add({"line": job.line, "job": job.key, "ok": False, "error": error})
-
-    def close(self) -> None:
-        """Close the file; closing twice is harmless."""
-        self._file.close()
-
-    def __enter__(self) -> Results:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _add(self, record: Mapping[str, Any]) -> None:
-        raw = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        before = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(raw) < len(raw):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
-        except OSError as fault:
-            self._file.truncate(before)
-            raise self._cannot(fault) from None
-        self._remember(raw)
-
-    def _remember(self, raw: bytes) -> None:
-        """The last result of a job counts; a line that is none of ours says nothing."""
-        try:
-            record = json.loads(raw)
-            self._outputs[str(record["job"])] = str(record["path"]) if record["ok"] is True else None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return
-
-    def _cannot(self, fault: OSError) -> RequestError:
-        return RequestError(
-            f"cannot write the results {self._path}: {fault.strerror or fault}; choose another place"
-        )
+    Raises:
+        RequestError: naming both lines.
+    """
+    seen: dict[Path, int] = {}
+    for job in found:
+        if isinstance(job, Job):
+            place = job.place.resolve()
+            if place in seen:
+                raise RequestError(
+                    f"lines {seen[place]} and {job.line} both write {job.place}; "
+                    "give each an output of its own, or leave the output out"
+                )
+            seen[place] = job.line
 
 
 def _inside(fields: Fields, folder: Path) -> Fields:

@@ -1,4 +1,4 @@
-"""Numbers as people write them on a command line or in a file of jobs: 1024x768, and 0,0,256,0."""
+"""Numbers as people write them, on a command line or in a file of jobs: 1024x768 and 0,0,256,0."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ def margins(text: str) -> tuple[int, int, int, int]:
         raise ValueError(f"{text!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels, such as 0,0,256,0")
     left, top, right, bottom = map(int, parts)
     return left, top, right, bottom
+
+
+def sigmas(text: str) -> tuple[float, ...]:
+    """The noise levels of "1,0.75,0.5".
+
+    Raises:
+        ValueError: anything else, with an example.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not noise levels, such as 1,0.75,0.5,0.25") from None

@@ -11,6 +11,8 @@ import click
 from flux_trt.runtime import notation
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+ENGINES = "FLUX_TRT_ENGINES"
+"""The environment variable of `--engines`."""
 PICTURE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -40,6 +42,40 @@ class Margins(click.ParamType):
             self.fail(str(fault), param, ctx)
 
 
+class Sigmas(click.ParamType):
+    """LEVEL,LEVEL,..., as floats."""
+
+    name = "S,S,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split "1,0.75,0.5"."""
+        try:
+            return notation.sigmas(str(value))
+        except ValueError as fault:
+            self.fail(str(fault), param, ctx)
+
+
+def of_schedule(command: Command) -> Command:
+    """Which noise levels are walked."""
+    for option in reversed(
+        [
+            click.option(
+                "--shift",
+                type=click.FloatRange(min=0, min_open=True),
+                help="Move the noise levels up, for all sizes alike; 1 is none.  [default: the bundle's way]",
+            ),
+            click.option(
+                "--sigmas",
+                type=Sigmas(),
+                metavar="S,S,...",
+                help="Noise levels falling from 1, before the shift; they say the number of steps.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 def of_pictures(command: Command) -> Command:
     """What becomes of the pictures: where, how large, how many, from which seed."""
     for option in reversed(
@@ -52,7 +88,24 @@ def of_pictures(command: Command) -> Command:
                 type=click.Path(path_type=Path),
                 default="out.png",
                 show_default=True,
-                help="Where to write; several pictures become OUT-0.png, OUT-1.png, ...",
+                help="Where to write: a .png, .jpg or .webp; several become OUT-0.png, OUT-1.png, ...",
+            ),
+            click.option(
+                "--force",
+                is_flag=True,
+                help="Replace files that are there; without it only the same pictures are.",
+            ),
+            click.option(
+                "--quality",
+                type=click.IntRange(1, 100),
+                help="Of JPEG and WebP.  [default: 95]",
+            ),
+            click.option(
+                "--from",
+                "again",
+                type=PICTURE,
+                metavar="PICTURE",
+                help="Paint a picture again, as its own file says; options beside it take precedence.",
             ),
             click.option(
                 "--size",
@@ -115,6 +168,13 @@ def of_machine(command: Command) -> Command:
                 type=click.IntRange(min=0),
                 help="Pixels of the tiles that the VAE works in; 0: never tile.  "
                 "[default: 1024 for pictures of more than 2 megapixels]",
+            ),
+            click.option(
+                "--engines",
+                type=click.Path(path_type=Path, file_okay=False),
+                envvar=ENGINES,
+                show_envvar=True,
+                help="A folder with TensorRT engines beside those in the bundle.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not file names."),
             click.option("--no-check", is_flag=True, help="Skip the SHA-256 of the bundle's files."),

@@ -26,17 +26,20 @@ from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import PaintError
 from flux_trt.runtime.painted import Painted, Step
-from flux_trt.runtime.pictures import latents, picture, vae
+from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.sampling import schedule
+from flux_trt.runtime.sampling import beside, schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.trajectory import Trajectory
-from flux_trt.runtime.tasks import inpaint
+from flux_trt.runtime.taken import expect_taken
+from flux_trt.runtime.tasks import wording
+from flux_trt.runtime.tasks.apart import Part, apart, in_order
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments, PictureLike
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.tasks.wording import Words
 
 Floats = npt.NDArray[np.float32]
 Values = Mapping[str, Buffer | Floats]
@@ -75,6 +78,7 @@ class Pipeline:
         self.memory = memory
         self._record = record
         self._loops: OrderedDict[LoopShape, Loop] = OrderedDict()
+        self._kept = beside.Kept(memory)
         self._tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
         self._precision = bundle.stage(DENOISER).precision
@@ -97,6 +101,7 @@ class Pipeline:
         memory: MemoryMode = "resident",
         record: bool = True,
         tile: int | None = None,
+        engines: str | Path | None = None,
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -109,12 +114,13 @@ class Pipeline:
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
             tile: pixels of the tiles that larger pictures are encoded and decoded in. None: tiles of 1024 for
                 pictures of more than two megapixels; 0: never.
+            engines: a folder with TensorRT engines beside those in the bundle.
 
         Raises:
             BundleError: a bundle that is not whole.
             BackendError: a backend, device or precision that does not work here, or too little memory.
         """
-        opened = Bundle.open(bundle, check=False)
+        opened = Bundle.open(bundle, check=False, engines=engines)
         connected = connect(backend, device, opened, memory, check)
         if check:
             opened.verify()
@@ -132,15 +138,16 @@ class Pipeline:
             asked: see `GenerateArguments`; what is left out is the bundle's default.
 
         Returns:
-            The pictures, prompt by prompt; `image.info["parameters"]` has what was used, as JSON.
+            The pictures, prompt by prompt; `image.info["flux_trt"]` has what was used, as JSON, and `save`
+            puts it into the file.
 
         Raises:
             RequestError: something that the bundle cannot do.
             PaintError: latents that are not finite.
             BackendError: a stage that failed, for example without enough memory.
         """
-        request = Request.of(self.bundle.manifest, prompt, **asked)
-        return [painted.image for painted in self.paint(request, progress)]
+        ask = partial(Request.of, self.bundle.manifest)
+        return self._images(apart(ask, "prompt", prompt, dict(asked)), progress)
 
     def edit(
         self,
@@ -163,12 +170,13 @@ class Pipeline:
         Returns:
             The edited pictures. Errors are `generate`'s.
         """
-        request = Request.of_edit(self.bundle.manifest, image, source, target, **asked)
-        return [painted.image for painted in self.paint(request, progress)]
+        ask, given = partial(Request.of_edit, self.bundle.manifest), {"image": image, "source": source}
+        return self._images(apart(ask, "target", target, given | dict(asked)), progress)
 
     def paint(self, request: Request, progress: Progress = silent) -> Iterator[Painted]:
         """Paint a request, batch by batch; every prompt is encoded once. Errors are `generate`'s."""
         manifest, pictures = self.bundle.manifest, len(request)
+        expect_taken(self.backend, manifest, self.flow, request, self._tiling)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             texts = self._encode_once(request, progress)
@@ -198,21 +206,31 @@ class Pipeline:
                     images = [image for part in parts for image in self.decode(part, request.grid, progress)]
                 progress("decode", chosen.stop, pictures)
                 for index, image in zip(range(pictures)[chosen], images, strict=True):
-                    done_image = _pasted(image, request, index) if request.paste else image
-                    yield Painted.of(done_image, self.bundle, request, index, seconds[chosen.start])
+                    done_image = request.finished(image, index)
+                    took = seconds[chosen.start]
+                    yield Painted.of(
+                        done_image, self.bundle, request, index, took, self.backend, self._tiling
+                    )
+        self._kept.forget()
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, Floats]:
-        """Tokenise and encode prompts; text that an encoder cannot read is logged as a warning.
+    def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
+        """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
+
+        Args:
+            prompts: one text for all encoders, or one for each in their order.
 
         Returns:
             What the text encoders give, by name, each [len(prompts), ...].
         """
         found: dict[str, Floats] = {}
-        for name, window in self._windows:
-            seen = window.of(prompts)
-            for text in filter(None, seen.lost):
-                _log.warning("%s reads only %d tokens; not read: %r", name, seen.ids.shape[1], text)
-            given = self._graphs[name].run(taken(self.bundle.stage(name), seen.inputs))
+        seen = {
+            name: window.of([wording.part(prompt, index) for prompt in prompts])
+            for index, (name, window) in enumerate(self._windows)
+        }
+        for line in (*wording.cut(seen), *wording.literal(prompts)):
+            _log.warning("%s", line)
+        for name, through in seen.items():
+            given = self._graphs[name].run(taken(self.bundle.stage(name), through.inputs))
             found |= {each: buffer.numpy() for each, buffer in given.items()}
         return found
 
@@ -227,6 +245,7 @@ class Pipeline:
         levels: Floats,
         guidance: float | Floats | None,
         into: Mapping[str, Buffer] | None = None,
+        references: Mapping[str, Floats] | None = None,
     ) -> Values:
         """All that the denoiser needs of text and time, for every step at once.
 
@@ -235,20 +254,21 @@ class Pipeline:
             levels: [steps + 1], from `schedule.sigmas`.
             guidance: one, or [batch]. None for a model without guidance input.
             into: the buffers to write to, by name. None: new ones.
+            references: from `beside.seen`, for a model that takes them so.
 
         Returns:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
             [steps, ...].
         """
-        timesteps = schedule.timesteps(levels, self.bundle.manifest.schedule)
-        found: dict[str, Buffer | Floats] = {**text, "timesteps": timesteps}
+        rows = next(iter(text.values())).shape[0]
+        found: dict[str, Buffer | Floats] = {**text, **(references or beside.none(rows))}
+        found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
         if guidance is not None:
-            rows = next(iter(text.values())).shape[0]
             found["guidance"] = np.full(rows, guidance, np.float32)
         for name in self.flow.before:
             stage = self.bundle.stage(name)
             there = into and {each.name: into[each.name] for each in stage.outputs}
-            found |= self._graphs[name].run(taken(stage, found), there)
+            found |= self._kept.run(self._graphs, name, stage, taken(stage, found), there)
         return {name: found[name] for name in self.flow.conditions}
 
     def denoise(
@@ -292,8 +312,12 @@ class Pipeline:
         pixels = vae.decode(graph, packed, grid, model, self._tiling, partial(progress, "decode tiles"))
         return [Image.fromarray(each) for each in pixels]
 
+    save = staticmethod(written.write)
+    """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
+
     def close(self) -> None:
         """Free all graphs and recordings; closing twice is harmless."""
+        self._kept.forget()
         while self._loops:
             self._loops.popitem()[1].close()
         self._graphs.close()
@@ -306,9 +330,14 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _encode_once(self, request: Request, progress: Progress) -> dict[str, dict[str, Floats]]:
+    def _images(self, parts: list[Part], progress: Progress) -> list[Image.Image]:
+        """The pictures of all parts of a call, in its order."""
+        painted = ([each.image for each in self.paint(part, progress)] for part, _ in parts)
+        return list(in_order(zip(painted, (places for _, places in parts), strict=True)))
+
+    def _encode_once(self, request: Request, progress: Progress) -> dict[Words, dict[str, Floats]]:
         """What the encoders give for each different prompt, as batches of one."""
-        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[str, dict[str, Floats]]()
+        prompts, found = list(dict.fromkeys(request.texts(slice(None)))), dict[Words, dict[str, Floats]]()
         # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
         together = request.batch if all(window.fixed for _, window in self._windows) else 1
         for first in range(0, len(prompts), together):
@@ -330,7 +359,8 @@ class Pipeline:
         into = None
         if self.memory != "sequential":
             into = self._loop(LoopShape.of(trajectory, self.flow.text(text))).conditioning
-        found = self.condition(text, trajectory.levels, guidance, into)
+        references = beside.seen(trajectory, self.bundle.manifest.model.positions)
+        found = self.condition(text, trajectory.levels, guidance, into, references)
         return {name: self._keep(value) for name, value in found.items()}
 
     def _walk(self, trajectory: Trajectory, conditions: Values, tell: Callable[[int], None]) -> Buffer:
@@ -371,11 +401,6 @@ def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:
     if tokens == trajectory.target:
         return [last]
     return [last[row].head(trajectory.target).reshape(1, trajectory.target, channels) for row in range(batch)]
-
-
-def _pasted(image: Image.Image, request: Request, index: int) -> Image.Image:
-    original = picture.as_pixels(request.images[index], image.size)
-    return Image.fromarray(inpaint.paste(np.asarray(image), original, request.mask(index)))
 
 
 @contextmanager

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,56 @@ def bundle(
         out = root / f"{name}-{precision}"
         if not out.exists():
             build(str(checkpoint(name)), out, precision=precision)
+        return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def flux2_parts() -> Callable[[str], dict[str, Any]]:
+    """The parts of a small FLUX.2 in memory, by the name of its member, made once."""
+    import flux2_checkpoints
+
+    made: dict[str, dict[str, Any]] = {}
+
+    def get(kind: str) -> dict[str, Any]:
+        if kind not in made:
+            made[kind] = flux2_checkpoints.parts(kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def flux2_folder(
+    flux2_parts: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The same as diffusers folders."""
+    import flux2_checkpoints
+
+    root = tmp_path_factory.mktemp("flux2")
+
+    def get(kind: str) -> Path:
+        if not (root / kind).exists():
+            flux2_checkpoints.pipeline(kind, flux2_parts(kind)).save_pretrained(root / kind)
+        return root / kind
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def flux2_bundle(
+    flux2_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Their bundles, built once per precision."""
+    from flux_trt.exporter.build import build
+
+    root = tmp_path_factory.mktemp("flux2-bundles")
+
+    def get(kind: str, precision: str = "fp32") -> Path:
+        out = root / f"{kind}-{precision}"
+        if not out.exists():
+            build(str(flux2_folder(kind)), out, precision=precision)
         return out
 
     return get

@@ -28,6 +28,7 @@ from flux_trt.exporter.checkpoints.single import read_parts
 from flux_trt.exporter.checkpoints.tensorfile import read_header, read_metadata
 from flux_trt.exporter.quantise import calibration
 from flux_trt.runtime import jobs
+from flux_trt.runtime import results as written
 from flux_trt.runtime.bundle import engine, manifest
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.window import Window
@@ -238,10 +239,11 @@ def _read_jobs(folder: Path, _: object) -> None:
     for each in jobs.read(folder / "jobs.jsonl"):
         if isinstance(each, jobs.BadLine):
             assert each.error and len(each.error.splitlines()) == 1, f"not one line: {each.error!r}"
-    with jobs.Results(folder / "jobs.results.jsonl") as results:
+    with written.Results(folder / "jobs.results.jsonl") as results:
         for each in jobs.read(folder / "more.jsonl"):
             assert isinstance(each, jobs.Job)
-            results.done(each)
+            place = results.place(each)
+            results.owner(place or folder)
 
 
 @cache

@@ -28,10 +28,17 @@ PACKAGES = {
 
 APART = {
     "runtime/errors.py": "runtime ground",
+    "runtime/lock.py": "runtime ground",
     "runtime/notation.py": "runtime ground",
+    "runtime/lines.py": "runtime ground",
     "runtime/progress.py": "runtime ground",
     "exporter/faults.py": "exporter ground",
     "exporter/folder.py": "exporter ground",
+    "exporter/place.py": "exporter ground",
+    "exporter/written.py": "exporter ground",
+    "exporter/lock.py": "exporter ground",
+    "exporter/exchange.py": "exporter ground",
+    "exporter/stamp.py": "exporter ground",
     "exporter/families/catalogue.py": "exporter registry",
     "exporter/families/recognise.py": "exporter registry",
     "exporter/engines/options.py": "exporter roof",  # words of the command line

@@ -332,10 +332,15 @@ def _default_size(bundle: Bundle) -> tuple[int, int]:
 def _prompts(path: Path | None) -> list[str]:
     from flux_trt.bench.job import PROMPTS
     from flux_trt.runtime.errors import RequestError
+    from flux_trt.runtime.lines import lines
 
     if path is None:
         return list(PROMPTS)
-    found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        found = lines(path.read_bytes())
+    except (OSError, ValueError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else fault
+        raise RequestError(f"cannot read {path} ({why})") from None
     if not found:
         raise RequestError(f"{path} has no prompt; give one per line")
     return found
@@ -351,3 +356,7 @@ def _report(out: Path, name: str, found: Result) -> None:
     save(out / name, found)
     write_all(out)
     click.echo(markdown(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -78,6 +78,11 @@ class Watched:
     """Fewest bytes that were free on the GPU after a run."""
 
     @property
+    def name(self) -> str:
+        """The inner backend's."""
+        return self.inner.name
+
+    @property
     def device(self) -> str:
         """The inner backend's."""
         return self.inner.device

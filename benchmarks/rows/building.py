@@ -28,6 +28,36 @@ def full_size(found: Results) -> Iterator[Row]:
     yield "the same: disk that the bundle adds", f"{own}; {linked}" if linked else own, ""
 
 
+def full_size_flux2(found: Results) -> Iterator[Row]:
+    """FLUX.2's full sizes through the exporter."""
+    for member, one in found["members"].items():
+        counts = " + ".join(f"{name} {count / 1e9:.1f} B" for name, count in one["parameters"].items())
+        graphs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in one["graph_seconds"].items())
+        nodes = ", ".join(str(one["nodes"][name]) for name in one["graph_seconds"])
+        yield (
+            f"Export FLUX.2 {member.replace('-', ' ')}, {counts} parameters, bf16",
+            f"{one['wall_seconds']:.0f} s with hashing {one['checkpoint_gb']:.1f} GB "
+            f"({graphs}; {nodes} nodes), "
+            f"{one['peak_rss_gb']:.2f} GB of memory; the bundle adds {one['bundle_own_mb_on_disk']:.1f} MB",
+            "",
+        )
+
+
+def engines_flux2(found: Results) -> Iterator[Row]:
+    """FP8 engines of FLUX.2 at full size, built without a GPU."""
+    for member, one in found["members"].items():
+        for name, engine in one["engines"].items():
+            yield (
+                f"TensorRT-RTX engine of FLUX.2 {member.replace('-', ' ')}'s {name} (fp8) for sm 8.9, "
+                "built without a GPU",
+                f"not built: {engine['fault']}"
+                if "fault" in engine
+                else f"{engine['seconds']:.0f} s, {engine['peak_gb']:.1f} GB of memory; "
+                f"the plan has {engine['engine_gb']:.2f} GB",
+                "",
+            )
+
+
 def engines(found: Results) -> Iterator[Row]:
     """FP8 engines at full size, built without a GPU."""
     targets = found.get("targets", {})

@@ -29,8 +29,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 KINDS = {".onnx": "graphs", ".safetensors": "weight files", ".json": "tokenizers"}
-PASSING = ("bundle", "flux_trt", "seconds", "path", "results")
-"""What is said of a picture but may change: the manifest's digest, the version, times and places."""
+PASSING = ("bundle", "content", "flux_trt", "backend_version", "seconds", "path", "results")
+"""What is said of a picture but may change: the manifest's digest, versions, times and places."""
 Found = dict[str, dict[str, Any]]
 """Kind -> name -> what must stay."""
 
@@ -65,7 +65,10 @@ def picture(path: Path) -> dict[str, Any]:
     """Pixels and parameters; the PNG's own bytes have the manifest's digest among them."""
     with Image.open(path) as image:
         pixels = f"{image.mode} {image.width}x{image.height} ".encode() + image.tobytes()
-        return {"pixels": digest(pixels), "parameters": lasting(json.loads(image.info["parameters"]))}
+        return {
+            "pixels": digest(pixels),
+            "parameters": lasting(json.loads(image.info.get("flux_trt") or image.info["parameters"])),
+        }
 
 
 def record(programs: Path, examples: Path, work: Path) -> Found:

@@ -26,6 +26,23 @@ FLUX_TRANSFORMER = {
 """FluxTransformer2DModel, but for `axes_dims_rope`: its (16, 56, 56) fits heads of 128 channels only, see
 `params.axes_of`."""
 
+FLUX2_TRANSFORMER = {
+    "patch_size": 1,
+    "in_channels": 128,
+    "out_channels": None,
+    "num_layers": 8,
+    "num_single_layers": 48,
+    "attention_head_dim": 128,
+    "num_attention_heads": 48,
+    "joint_attention_dim": 15360,
+    "timestep_guidance_channels": 256,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": (32, 32, 32, 32),
+    "rope_theta": 2000,
+    "eps": 1e-6,
+    "guidance_embeds": True,
+}
+
 AUTOENCODER_KL = {
     "in_channels": 3,
     "out_channels": 3,
@@ -43,6 +60,24 @@ AUTOENCODER_KL = {
     "use_quant_conv": True,
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
+}
+
+AUTOENCODER_KL_FLUX2 = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "decoder_block_out_channels": None,
+    "layers_per_block": 2,
+    "act_fn": "silu",
+    "latent_channels": 32,
+    "norm_num_groups": 32,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+    "batch_norm_eps": 1e-4,
+    "patch_size": (2, 2),
 }
 
 CLIP_TEXT = {
@@ -92,10 +127,16 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "vae": AUTOENCODER_KL,
     "clip": CLIP_TEXT,
     "t5": T5_ENCODER,
+    "text": {},
     "scheduler": FLOW_MATCH_EULER,
 }
+OF_CLASS: Mapping[str, Mapping[str, Any]] = {
+    "Flux2Transformer2DModel": FLUX2_TRANSFORMER,
+    "AutoencoderKLFlux2": AUTOENCODER_KL_FLUX2,
+}
+"""Classes that share a part with another one."""
 
 
 def completed(part: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a part with what its class would fill in; what it says itself stays, nulls too."""
-    return {**DEFAULTS[part], **config}
+    return {**OF_CLASS.get(str(config.get("_class_name")), DEFAULTS[part]), **config}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.defaults import completed
 from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_names
+from flux_trt.exporter.checkpoints.layout import naming
 from flux_trt.exporter.checkpoints.quantised.decode import decoded
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header, read_metadata
 from flux_trt.exporter.faults import Faults
@@ -16,10 +18,11 @@ from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.errors import CheckpointError
 
 PARTS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "t5": "text_encoder_2"}
-"""Part -> its folder."""
-TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2"}
+"""Part -> its folder. A language model lies where CLIP does, and is told by its tensors."""
+TEXT = "text"
+TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2", TEXT: "tokenizer"}
 STEMS = ("diffusion_pytorch_model", "model")
-TRANSFORMER = "FluxTransformer2DModel"
+TRANSFORMERS = ("FluxTransformer2DModel", "Flux2Transformer2DModel")
 
 
 def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
@@ -44,15 +47,16 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
     for name, sub in PARTS.items():
         with faults.met():
             if (folder / sub).is_dir():
-                parts[name] = read_part(name, folder / sub)
+                part = read_part(name, folder / sub)
+                parts[_meant(name, part)] = part
     with faults.met():
         scheduler = read_scheduler(path) if path.is_file() else None
     return Checkpoint(
         source=source,
         layout="diffusers",
         parts=parts,
-        tokenizers=read_tokenizers(folder),
-        pipeline=index.get("_class_name"),
+        tokenizers={name: path for name, path in read_tokenizers(folder).items() if name != _other(parts)},
+        index=index,
         scheduler=scheduler,
         notes=_notes(folder),
     )
@@ -64,14 +68,25 @@ def read_part(name: str, folder: Path) -> Part:
     Raises:
         CheckpointError: it is not whole, it is another model, or its weights are pickled.
     """
-    config = completed(name, read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
     tensors: dict[str, TensorInfo] = {}
     files = _files(folder)
     for file in files:
         tensors |= read_header(file)
+    config = completed(TEXT if name == "clip" and naming(TEXT, tensors) else name, config)
     if name == "transformer" and (what := foreign_names(tensors)) is not None:
         raise CheckpointError(f"{folder} is {what}")
     return Part(decoded(tensors, read_metadata(*files), config), config, "diffusers", folder)
+
+
+def _other(parts: Mapping[str, Part]) -> str:
+    """Of the two that may lie in `tokenizer/`, the encoder that is not there."""
+    return "clip" if TEXT in parts else TEXT if "clip" in parts else ""
+
+
+def _meant(name: str, part: Part) -> str:
+    """The part that a folder holds."""
+    return TEXT if name == "clip" and naming(TEXT, part.tensors) else name
 
 
 def read_tokenizers(folder: Path) -> dict[str, Path]:
@@ -108,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _is_transformer(folder: Path) -> bool:
     """Whether the folder is a transformer's own, as some repositories have it at their root."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("_class_name") == TRANSFORMER
+    return path.is_file() and read_json(path).get("_class_name") in TRANSFORMERS
 
 
 def _files(folder: Path) -> list[Path]:
@@ -143,7 +158,7 @@ def _notes(folder: Path) -> tuple[str, ...]:
     beside = sorted(path.name for path in folder.glob("*.safetensors"))
     loras = [name for name in beside if "lora" in name.lower()]
     others = [name for name in beside if name not in loras]
-    notes = [f"{', '.join(loras)}: a LoRA beside the weights is not used"] if loras else []
+    notes = [f"{', '.join(loras)}: a LoRA beside the weights is not used; --lora merges it"] if loras else []
     if others:
         notes.append(f"{', '.join(others)}: not read; the parts' own folders are")
     return tuple(notes)

@@ -9,9 +9,16 @@ from flux_trt.exporter.checkpoints.diffusers import PARTS
 from flux_trt.exporter.checkpoints.diffusers import TOKENIZERS as TOKENIZER_FOLDERS
 from flux_trt.runtime.errors import CheckpointError
 
-FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model", *(f"{part}/*.safetensors" for part in PARTS.values())]
+FILES = [
+    "*.json",
+    "*/*.json",
+    "*/*.jinja",
+    "*/*.txt",
+    "*/*.model",
+    *(f"{part}/*.safetensors" for part in PARTS.values()),
+]
 """Of a whole repository: not the root's single files, which hold the same weights once more."""
-TOKENIZERS = ["*.json", *(f"{folder}/*" for folder in TOKENIZER_FOLDERS.values())]
+TOKENIZERS = ["*.json", *(f"{folder}/*" for folder in dict.fromkeys(TOKENIZER_FOLDERS.values()))]
 """Of a repository whose tokenizers alone are wanted."""
 
 

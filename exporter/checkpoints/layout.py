@@ -17,6 +17,12 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "transformer": ("model.diffusion_model.", "diffusion_model."),
     "clip": ("text_encoders.clip_l.transformer.", "text_encoders.clip_l."),
     "t5": ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl."),
+    "text": (
+        "text_encoders.qwen3_4b.transformer.",
+        "text_encoders.qwen3_8b.transformer.",
+        "text_encoders.mistral3_24b.transformer.",
+        "text_encoders.mistral3_24b.",
+    ),
     "vae": ("first_stage_model.", "vae."),
 }
 """Part -> what stands before its tensors' names in files of several parts; the longest that fits counts."""
@@ -28,6 +34,12 @@ MARKS: Mapping[str, tuple[tuple[str, Naming], ...]] = {
     ),
     "clip": ((r"(text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight", "diffusers"),),
     "t5": ((r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight", "diffusers"),),
+    "text": (
+        (
+            r"(language_model\.model|model\.language_model|model)\.layers\.0\.self_attn\.q_proj\.weight",
+            "diffusers",
+        ),
+    ),
     "vae": (
         (r"decoder\.mid\.block_1\.conv1\.weight", "bfl"),
         (r"decoder\.mid_block\.resnets\.0\.conv1\.weight", "diffusers"),

@@ -9,6 +9,7 @@ What a checkpoint lacks is brought beside it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -16,17 +17,21 @@ from typing import TypedDict, Unpack
 from flux_trt.exporter.checkpoints import diffusers, hub, single
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.diffusers import PARTS
+from flux_trt.exporter.checkpoints.layout import naming
+from flux_trt.exporter.checkpoints.lora.file import asked
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
-from flux_trt.exporter.checkpoints.tokenizer import bundle_tokenizers
+from flux_trt.exporter.checkpoints.tokenizer import bundle_tokenizers, has_vocabulary
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
+
+ENCODERS = ("clip", "t5", "text")
 
 
 class Beside(TypedDict, total=False):
     """What is given beside a checkpoint; each replaces what the checkpoint itself has."""
 
     text_encoders: Path | None
-    """A diffusers folder whose CLIP, T5 and tokenizers are used."""
+    """A diffusers folder whose text encoders and tokenizers are used, an encoder's folder, or its file."""
     clip: Path | None
     """A single file with CLIP, or its folder with a config.json."""
     t5: Path | None
@@ -39,6 +44,10 @@ class Beside(TypedDict, total=False):
     """A `scheduler_config.json`."""
     revision: str | None
     """Of a hub id."""
+    lora: Sequence[str]
+    """LoRA files to merge, each as FILE or FILE:STRENGTH."""
+    lora_partial: bool
+    """Whether keys of those that find no place are left out."""
 
 
 def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpack[Beside]) -> Checkpoint:
@@ -53,14 +62,18 @@ def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpa
         CheckpointError: nothing there, or not a checkpoint of a known layout.
     """
     faults = faults or Faults()
-    given = {name: str(value) for name, value in beside.items() if value is not None and name != "revision"}
+    given = {
+        name: str(value)
+        for name, value in beside.items()
+        if value not in (None, False) and name not in ("revision", "lora")
+    }
     found = _read(source, beside.get("revision"), faults)
     parts, tokenizers, scheduler = dict(found.parts), dict(found.tokenizers), found.scheduler
     if (path := beside.get("text_encoders")) is not None:
         with faults.met():
-            other = diffusers.read_folder(str(path), Path(path), faults)
-            parts |= {name: other.parts[name] for name in ("clip", "t5") if name in other.parts}
-            tokenizers |= other.tokenizers
+            brought, known = _encoders(Path(path), faults)
+            parts |= brought
+            tokenizers |= known
     for name, path in (("clip", beside.get("clip")), ("t5", beside.get("t5"))):
         with faults.met():
             if path is not None:
@@ -76,7 +89,19 @@ def open_checkpoint(source: str, *, faults: Faults | None = None, **beside: Unpa
     if (path := beside.get("scheduler")) is not None:
         with faults.met():
             scheduler = diffusers.read_scheduler(Path(path))
-    return replace(found, parts=parts, tokenizers=tokenizers, scheduler=scheduler, beside=given)
+    wanted = []
+    for each in beside.get("lora", ()):
+        with faults.met():
+            wanted.append(asked(each))
+    return replace(
+        found,
+        parts=parts,
+        tokenizers=tokenizers,
+        scheduler=scheduler,
+        beside=given,
+        asked=tuple(wanted),
+        partial=bool(beside.get("lora_partial")),
+    )
 
 
 def _read(source: str, revision: str | None, faults: Faults) -> Checkpoint:
@@ -92,6 +117,23 @@ def _read(source: str, revision: str | None, faults: Faults) -> Checkpoint:
     raise CheckpointError(
         f"no checkpoint at {source}; give a diffusers folder, a .safetensors file or a hub id"
     )
+
+
+def _encoders(path: Path, faults: Faults) -> tuple[dict[str, Part], Mapping[str, Path]]:
+    """Text encoders and tokenizers: of a diffusers folder, of an encoder's own folder, or of a file."""
+    if path.is_file():
+        found, tokenizers = single.read_parts(path), dict[str, Path]()
+    elif (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+        part = diffusers.read_part("clip", path)
+        found = {name: part for name in ("clip", diffusers.TEXT) if naming(name, part.tensors)}
+        tokenizers = {diffusers.TEXT: path} if diffusers.TEXT in found and has_vocabulary(path) else {}
+    else:
+        other = diffusers.read_folder(str(path), path, faults)
+        found, tokenizers = dict(other.parts), dict(other.tokenizers)
+    encoders = {name: part for name, part in found.items() if name in ENCODERS}
+    if not encoders and not tokenizers:
+        raise CheckpointError(f"{path} holds no text encoder but {', '.join(found)}; check --text-encoders")
+    return encoders, tokenizers
 
 
 def _one(path: Path, name: str, sub: str) -> Part:

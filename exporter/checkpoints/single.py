@@ -12,7 +12,7 @@ from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf, read_gguf
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, read_header, read_metadata
 from flux_trt.runtime.errors import CheckpointError
 
-BRINGS = {"vae": "--vae", "clip": "--clip", "t5": "--t5"}
+BRINGS = {"vae": "--vae", "clip": "--clip", "t5": "--t5", "text": "--text-encoders"}
 """Part -> the option that takes a file with it."""
 
 
@@ -29,7 +29,7 @@ def read_parts(path: Path) -> dict[str, Part]:
     if not parts:
         few = ", ".join(sorted(found)[:3])
         raise CheckpointError(
-            f"{path} holds no FLUX transformer and no VAE, CLIP or T5 (it has {few}, ...); check the path"
+            f"{path} holds no FLUX transformer, VAE or text encoder (it has {few}, ...); check the path"
         )
     if bare:
         few = ", ".join(sorted(bare)[:3])

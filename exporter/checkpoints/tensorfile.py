@@ -6,20 +6,19 @@ Tensors are read with plain reads, one at a time, so that memory holds one tenso
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_file
+from flux_trt.exporter.written import Written
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 HEADER_LIMIT = 100_000_000
@@ -84,6 +83,8 @@ class Decoded:
     dtype: torch.dtype = torch.float32
     input_scale: TensorInfo | None = None
     """What its layer's input is divided by before it is quantised, where the file has that."""
+    told: str = ""
+    """How it is made, where its parts' bytes alone do not say it: with which LoRA, how strongly."""
 
     @property
     def nbytes(self) -> int:
@@ -173,8 +174,8 @@ def _entry(path: Path, entry: Mapping[str, object], base: int, size: int) -> Ten
 class Writer:
     """Writes a safetensors file tensor by tensor: the header first, since all shapes are known.
 
-    Use as a context manager; leaving it checks that every announced tensor was written, flushes the file to
-    disk and leaves `entries` (where each tensor lies), `nbytes` (of `total`) and `sha256`.
+    Use as a context manager; leaving it checks that every announced tensor was written and is on the
+    disk, and leaves `entries` (where each tensor lies), `nbytes` (of `total`) and `sha256`.
     """
 
     def __init__(self, path: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> None:
@@ -192,13 +193,12 @@ class Writer:
         for name, dtype, shape, start, nbytes in sizes:
             self.entries[name] = TensorInfo(path, dtype, shape, len(self._head) + start, nbytes)
         self._pending = iter(self.entries.items())
-        self._hash = hashlib.sha256()
-        self._file: BinaryIO
+        self._file: Written
         self.nbytes, self.sha256 = 0, ""
         self.total = len(self._head) + end
 
     def __enter__(self) -> Writer:
-        self._file = self.path.open("xb")
+        self._file = Written(self.path)
         self._put(self._head)
         return self
 
@@ -215,16 +215,15 @@ class Writer:
 
     def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)
-        self._hash.update(data)
-        self.nbytes += len(data)
+        self.nbytes = self._file.nbytes
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._file.__exit__(kind, fault, trace)
+            return
         with self._file:
-            if kind is None:
-                if (left := next(self._pending, None)) is not None:
-                    raise BuildError(f"{self.path.name}: {left[0]} was not written; this is a bug, report it")
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        self.sha256 = self._hash.hexdigest()
+            if (left := next(self._pending, None)) is not None:
+                raise BuildError(f"{self.path.name}: {left[0]} was not written; this is a bug, report it")
+        self.sha256 = self._file.record.sha256

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from tokenizers import processors
 
 from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
+from flux_trt.exporter.written import write_file
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import CheckpointError
 
 FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 """One of these has the vocabulary."""
+
+
+PROMPT = "\N{OBJECT REPLACEMENT CHARACTER}prompt\N{OBJECT REPLACEMENT CHARACTER}"
+"""What stands for a prompt while a template is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """The conversation that a language model reads a prompt in; its encoder takes a mask, too."""
+
+    messages: Callable[[str], Sequence[Mapping[str, Any]]]
+    """Prompt -> what is given to the tokenizer's chat template."""
+    options: Mapping[str, Any]
+    """Of the template."""
+    prefix: str
+    suffix: str
+    """What the published template puts around a prompt, where a tokenizer has none."""
+    marks: tuple[str, ...]
+    """Tokens that the tokenizer must know."""
+    without: tuple[str, ...] = ()
+    """What is taken out of prompts."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +49,10 @@ class Padding:
     """Tokens of the longest prompt, if the tokenizer does not set a lower number."""
     token: str
     """Where the tokenizer names none."""
+    side: Literal["left", "right"] = "right"
+    """Where the tokenizer's config does not say."""
+    chat: Chat | None = None
+    """None: a prompt is read as it is, and padding like any other text."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +62,8 @@ class LoadedTokenizer:
     name: str
     backend: Any
     pad: manifest.Pad
+    chat: Chat | None = None
+    """With the template that this tokenizer has."""
 
     @property
     def vocabulary(self) -> int:
@@ -42,8 +74,17 @@ class LoadedTokenizer:
         """Write `tokenizers/<name>.json` into the bundle `folder`, as transformers itself would tokenise."""
         inside = f"tokenizers/{self.name}.json"
         (folder / "tokenizers").mkdir(exist_ok=True)
-        self.backend.save(str(folder / inside))
-        return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False)
+        write_file(folder / inside, self.backend.to_str(pretty=True).encode())
+        if self.chat is None:
+            return manifest.Tokenizer(file=inside, prefix="", suffix="", pad=self.pad, mask=False)
+        return manifest.Tokenizer(
+            file=inside,
+            prefix=self.chat.prefix,
+            suffix=self.chat.suffix,
+            pad=self.pad,
+            mask=True,
+            without=list(self.chat.without),
+        )
 
 
 def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer:
@@ -61,7 +102,7 @@ def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer
 
     if source.is_file():
         return (_of_gguf if is_gguf(source) else _of_bundle)(source, name, padding)
-    if not any((source / file).is_file() for file in FILES):
+    if not has_vocabulary(source):
         raise CheckpointError(f"the tokenizer {source} has none of {', '.join(FILES)}; copy it again")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
@@ -75,7 +116,53 @@ def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer
     number = backend.token_to_id(token)
     if number is None or not backend.encode("a").ids:
         raise CheckpointError(f"the tokenizer {source} does not know {token}; it is not the {name}'s")
-    return LoadedTokenizer(name, backend, _pad(number, token, min(tokenizer.model_max_length, padding.limit)))
+    pad = _pad(number, token, min(tokenizer.model_max_length, padding.limit), _side(source) or padding.side)
+    chat = padding.chat
+    if chat is not None:
+        _refuse_other(source, backend, chat)
+        prefix, suffix = _template(source, tokenizer, chat)
+        chat = replace(chat, prefix=prefix, suffix=suffix)
+    return LoadedTokenizer(name, backend, pad, chat)
+
+
+def _refuse_other(source: Path, backend: Any, chat: Chat) -> None:
+    """See that a tokenizer is one that knows the template, and let it add no tokens of its own to it."""
+    if strange := [mark for mark in chat.marks if len(backend.encode(mark, add_special_tokens=False)) != 1]:
+        raise CheckpointError(
+            f"the tokenizer {source} does not know {strange[0]}; give the encoder's own with --tokenizers"
+        )
+    if backend.encode("a").ids != backend.encode("a", add_special_tokens=False).ids:
+        backend.post_processor = processors.Sequence([])  # the template has the start token already
+
+
+def _side(source: Path) -> Literal["left", "right"] | None:
+    """The side that a tokenizer's own config pads on; transformers fills in one where it says nothing."""
+    file = source / "tokenizer_config.json"
+    try:
+        said = json.loads(file.read_text(encoding="utf-8")).get("padding_side")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return said if said in ("left", "right") else None
+
+
+def _template(source: Path, tokenizer: Any, chat: Chat) -> tuple[str, str]:
+    """What the tokenizer's own template puts around a prompt, or the published one's where it has none."""
+    if not tokenizer.chat_template:
+        return chat.prefix, chat.suffix
+    try:
+        text = tokenizer.apply_chat_template(chat.messages(PROMPT), tokenize=False, **chat.options)
+        prefix, suffix = text.split(PROMPT)
+    except Exception as fault:  # a template is a program of its own
+        said = " ".join(str(fault).split())
+        raise CheckpointError(
+            f"the chat template of {source} takes no plain prompt ({said[:200]}); give another --tokenizers"
+        ) from None
+    return prefix, suffix
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether there is a tokenizer in the folder."""
+    return any((folder / file).is_file() for file in FILES)
 
 
 def bundle_tokenizers(root: Path) -> dict[str, Path]:
@@ -94,12 +181,16 @@ def _of_bundle(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
     from tokenizers import Tokenizer
 
     spec = manifest.read(file.parents[1]).tokenizers[name]
+    chat = padding.chat
     try:
         backend = Tokenizer.from_file(str(file))
     except Exception as fault:  # the library raises bare Exception
         raise CheckpointError(f"{file} is not a tokenizer ({fault}); give another bundle") from None
-    pad = _pad(spec.pad.id, spec.pad.token, min(spec.pad.most, padding.limit))
-    return LoadedTokenizer(name, backend, pad)
+    pad = _pad(spec.pad.id, spec.pad.token, min(spec.pad.most, padding.limit), spec.pad.side)
+    if chat is not None:
+        _refuse_other(file, backend, chat)
+        chat = replace(chat, prefix=spec.prefix, suffix=spec.suffix)
+    return LoadedTokenizer(name, backend, pad, chat)
 
 
 def _of_gguf(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
@@ -112,6 +203,6 @@ def _of_gguf(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
     )
 
 
-def _pad(number: int, token: str, length: int) -> manifest.Pad:
+def _pad(number: int, token: str, length: int, side: Literal["left", "right"] = "right") -> manifest.Pad:
     """All prompts get one length."""
-    return manifest.Pad(id=number, token=token, side="right", multiple=length, most=length)
+    return manifest.Pad(id=number, token=token, side=side, multiple=length, most=length)

@@ -7,7 +7,6 @@ TensorRT's own. The process ends when its parent does: standard input stays open
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
@@ -21,9 +20,11 @@ from typing import Any, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from flux_trt.exporter.engines.profile import shapes_of
+from flux_trt.exporter.written import Written, write_whole
 from flux_trt.runtime.bundle.engine import Recipe
 from flux_trt.runtime.bundle.flavour import FLAVOURS
 from flux_trt.runtime.bundle.manifest import File, Tensor
+from flux_trt.runtime.errors import BuildError
 
 TELL_EVERY = 0.2  # seconds between two progress lines of one phase
 
@@ -57,15 +58,19 @@ def build(job: Job, tell: Any) -> File | None:
     if job.plan is None:
         return None
     config = _config(job, flavour.cross_builds, _monitor(trt, tell))(builder, network)
-    writer = _writer(trt, job.plan)
-    if not builder.build_serialized_network_to_stream(network, config, writer):
-        raise RuntimeError("TensorRT built no engine")
+    with Written(job.plan) as plan:
+        writer = _writer(trt, plan)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.fault is not None:
+            raise writer.fault  # whatever TensorRT says: it swallows this
+        if not built or not plan.nbytes:
+            raise RuntimeError("TensorRT built no engine")
     if job.timing_cache:
-        cache = config.get_timing_cache().serialize()
-        aside = job.timing_cache.with_name(f".{job.timing_cache.name}.{os.getpid()}")
-        aside.write_bytes(bytes(cache))
-        aside.replace(job.timing_cache)
-    return writer.finish()
+        try:
+            write_whole(job.timing_cache, bytes(config.get_timing_cache().serialize()))
+        except BuildError as fault:
+            tell(warning=str(fault))
+    return plan.record
 
 
 def _config(job: Job, cross_builds: bool, monitor: Any) -> Any:
@@ -120,26 +125,21 @@ def _monitor(trt: ModuleType, tell: Any) -> Any:
     return Monitor()
 
 
-def _writer(trt: ModuleType, path: Path) -> Any:
-    """An IStreamWriter into a file, hashed on the way."""
+def _writer(trt: ModuleType, file: Written) -> Any:
+    """An IStreamWriter into a file; TensorRT swallows faults and short counts, and `fault` keeps them."""
 
     class Writer(trt.IStreamWriter):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.file, self.digest, self.size = path.open("wb"), hashlib.sha256(), 0
+            self.fault: Exception | None = None
 
         def write(self, data: bytes) -> int:
-            view = memoryview(data)
-            self.file.write(view)
-            self.digest.update(view)
-            self.size += view.nbytes
-            return view.nbytes
-
-        def finish(self) -> File:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            return File(bytes=self.size, sha256=self.digest.hexdigest())
+            try:
+                file.write(data)
+            except Exception as fault:
+                self.fault = self.fault or fault
+                return -1
+            return memoryview(data).nbytes
 
     return Writer()
 
@@ -162,6 +162,9 @@ def main(events: TextIO) -> None:
     _die_with_parent()
     try:
         done = build(job, tell)
+    except OSError as fault:
+        tell(unwritten=[fault.errno, fault.strerror, fault.filename])
+        raise
     except Exception as fault:  # Polygraphy and TensorRT raise what they like
         tell(fault=" ".join(str(fault).split()))
         raise

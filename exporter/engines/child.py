@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from flux_trt.runtime.progress import Progress, silent
 
 MODULE = "flux_trt.exporter.engines.builder"
 LAST_LINES = 3  # of TensorRT's output, in an error
+ERROR = re.compile(r"\[[EF]\]|\[TRT\].*\[[EF]\]|.*\b(ERROR|INTERNAL_ERROR)\b")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Built:
     """Size and SHA-256; None for a job that writes no plan."""
     peak: int
     """The child's largest resident memory in bytes, with the parts of the weights' files that it mapped."""
+    warnings: tuple[str, ...] = ()
 
 
 def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
@@ -41,11 +44,12 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
 
     Raises:
         BuildError: the child failed or died; with what TensorRT said last.
+        OSError: the plan cannot be written.
     """
     stage = job.recipe.stage
     environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": flavour.polygraphy}
     reading, writing = os.pipe()
-    fault, built = None, None
+    fault, built, unwritten, warnings = None, None, None, []
     with tempfile.TemporaryFile("w+", errors="replace") as said, os.fdopen(reading) as events:
         child = subprocess.Popen(
             [sys.executable, "-m", MODULE, str(writing)],
@@ -65,7 +69,9 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
                 if "progress" in event:
                     phase, step, steps = event["progress"]
                     progress(f"{stage}: {phase}", step, steps)
-                fault = event.get("fault", fault)
+                if "warning" in event:
+                    warnings.append(event["warning"])
+                fault, unwritten = event.get("fault", fault), event.get("unwritten", unwritten)
                 built = event if "plan" in event else built
         except BrokenPipeError:
             pass  # it has died before it could read; said below
@@ -74,11 +80,13 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
                 child.kill()
             code = child.wait()
             child.stdin.close()
+        if unwritten is not None:
+            raise OSError(*unwritten)
         if code or built is None:
             said.seek(0)
             raise BuildError(_last_words(job.recipe, code, fault, said.read()))
     plan = File.model_validate(built["plan"]) if built["plan"] else None
-    return Built(plan, built["peak"])
+    return Built(plan, built["peak"], tuple(warnings))
 
 
 def _last_words(recipe: Recipe, code: int, fault: str | None, said: str) -> str:
@@ -86,7 +94,9 @@ def _last_words(recipe: Recipe, code: int, fault: str | None, said: str) -> str:
         f"the builder was killed by signal {-code}" if code < 0 else f"the builder exited with {code}"
     )
     lines = [line.strip() for line in said.splitlines() if line.strip() and "Traceback" not in line]
-    words = " | ".join(lines[-LAST_LINES:]) if not fault else ""
+    reasons = [line for line in lines if ERROR.match(line)]
+    chosen = reasons[:LAST_LINES] if fault else (reasons or lines)[-LAST_LINES:]
+    words = " | ".join(dict.fromkeys(chosen))
     memory = f"free memory, or use {smaller(recipe.precision)}"
     advice = memory if code == -9 else "report it, or build without this stage"
     return f"{recipe.stage}: {how}" + (f"; TensorRT's last words: {words}" if words else "") + f"; {advice}"

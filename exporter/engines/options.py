@@ -11,7 +11,7 @@ import click
 
 from flux_trt.runtime.bundle.flavour import FlavourName
 from flux_trt.runtime.bundle.manifest import Precision
-from flux_trt.runtime.options import Size
+from flux_trt.runtime.options import ENGINES, Size
 
 if TYPE_CHECKING:
     from flux_trt.exporter.engines.profile import Shapes
@@ -89,6 +89,14 @@ _OPTIONS = (
     click.option(
         "--timing-cache", type=click.Path(path_type=Path), help="File that TensorRT's timings are kept in."
     ),
+    click.option(
+        "--engines",
+        "into",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar=ENGINES,
+        show_envvar=True,
+        help="The folder for the engines, of any number of bundles.  [default: engines/ in the bundle]",
+    ),
     click.option("--force", is_flag=True, help="Try even if memory or disk seem too small."),
 )
 NAMES = (
@@ -102,6 +110,7 @@ NAMES = (
     "opt_level",
     "weight_streaming",
     "timing_cache",
+    "into",
     "force",
 )
 
@@ -118,8 +127,8 @@ def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import check_targets as check
 
-    about_shapes = ("sizes", "max_batch", "max_references", "no_wide", "no_pairs")
-    options = {name: value for name, value in chosen.items() if name not in about_shapes}
+    others = ("sizes", "max_batch", "max_references", "no_wide", "no_pairs", "into")
+    options = {name: value for name, value in chosen.items() if name not in others}
     check(Options(flavour=backend, **options), precisions)
 
 
@@ -129,7 +138,7 @@ def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen:
     from flux_trt.exporter.engines.engine import build_engines as build
     from flux_trt.runtime.progress import bars
 
-    shapes = _shapes(bundle, chosen)
+    shapes, into = _shapes(bundle, chosen), chosen.pop("into")
     options = Options(flavour=backend, **chosen)
     with bars() as progress:
         build(
@@ -139,6 +148,7 @@ def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen:
             stages,
             tell=lambda line: print(line, file=sys.stderr),  # click.echo would write over the bars
             progress=progress,
+            into=into,
         )
 
 

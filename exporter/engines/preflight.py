@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flux_trt.exporter.engines import cgroup
 from flux_trt.runtime.bundle.engine import Recipe
 from flux_trt.runtime.bundle.flavour import Flavour
 from flux_trt.runtime.bundle.manifest import Precision
@@ -102,7 +103,15 @@ def smaller(precision: Precision) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes of RAM that can still be had, or None where the system does not tell."""
+    """Bytes of RAM that can still be had, by the machine and by every control group that this process is in.
+
+    None where the system does not tell.
+    """
+    known = [_available_on_machine(), *cgroup.available()]
+    return min((each for each in known if each is not None), default=None)
+
+
+def _available_on_machine() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flux_trt.exporter.families.flux1 import variants as flux1
+from flux_trt.exporter.families.flux2 import variants as flux2
 
-STAGES = tuple(flux1.PARTS)
-VARIANTS = tuple(flux1.VARIANTS)
+STAGES = tuple(dict.fromkeys((*flux1.PARTS, *flux2.PARTS)))
+VARIANTS = tuple(dict.fromkeys((*flux1.VARIANTS, *flux2.VARIANTS)))

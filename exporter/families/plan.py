@@ -40,7 +40,12 @@ def make_stages(
         BuildError: a precision that a stage cannot have.
     """
     faults = faults or Faults()
-    names = list(model.parts) if wanted is None else list(wanted)
+    for name in (*(wanted or ()), *(chosen or ())):
+        with faults.met():
+            if name not in model.parts:
+                has = ", ".join(model.parts)
+                raise BuildError(f"{model.title} has no stage {name}; its stages are {has}")
+    names = [name for name in (model.parts if wanted is None else wanted) if name in model.parts]
     parts = dict.fromkeys(model.parts[name] for name in names)
     plan: list[Stage] = []
     for part in parts:

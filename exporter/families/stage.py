@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ class Varying:
     """Another dim that it is a multiple of."""
     times: int = 1
     free: bool = False
-    """The tracer finds out how it depends on others, such as sequence = text + tokens."""
+    """The tracer finds out how it depends on others."""
+    rule: str = ""
+    """What a free dim is of others, for whoever reads the graph: text + tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class Stage:
     """Of fp8: the precision of all that is not quantised."""
     quantisation: Quantisation | None = None
     """Of fp8: what is quantised; known when a calibration is."""
+    inline: bool = False
+    """Whether its graph is to be of standard operators alone, for tools that know no model-local functions."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,6 +123,13 @@ def large_layers(stage: Stage) -> list[str]:
     """The linear layers of a stage that fp8 quantises, in the module's order."""
     linears = (name for name, module in skeleton(stage).named_modules() if isinstance(module, nn.Linear))
     return [name for name in linears if name.startswith(stage.fp8_layers)]
+
+
+def roughly_quantised(stage: Stage) -> Stage:
+    """The stage with the sizes that fp8 gives it, while its ranges are not known yet."""
+    if stage.precision != "fp8":
+        return stage
+    return replace(stage, quantisation=Quantisation(inputs=dict.fromkeys(large_layers(stage), 1.0)))
 
 
 def f32(name: str, *dims: int | str) -> Tensor:

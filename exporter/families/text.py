@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import Key, Recipe
+from flux_trt.exporter.families.lora_oracle import MERGED, with_loras
 from flux_trt.exporter.families.oracle import BATCH, TEXT, Case, Values, filled, opened
 from flux_trt.exporter.families.stage import Stage, Varying, f32
 from flux_trt.runtime.bundle import manifest
@@ -174,6 +175,12 @@ def t5_stage(part: Part) -> Stage:
     )
 
 
+def layers(name: str, names: Iterable[str]) -> int:
+    """How many layers a CLIP or blocks a T5 has."""
+    inside = [each.removeprefix("text_model.") for each in names]
+    return _count(inside, {"clip": "encoder.layers.", "t5": "encoder.block."}[name])
+
+
 def _ids(*dims: int | str) -> manifest.Tensor:
     return manifest.Tensor(name="ids", dtype="int64", dims=list(dims))
 
@@ -197,16 +204,23 @@ def text_encoder(names: Iterable[str]) -> dict[str, Recipe]:
 def clip_case(part: Part) -> Case:
     """transformers' CLIPTextModel, on ids with an end token in the middle."""
     config = clip_config(part)
-    model, oracle = opened(
-        CLIPTextModel,
-        part,
-        "transformers",
-        lambda: filled(CLIPTextModel(CLIPTextConfig(**config)), _state(part)),
-    )
+    model, oracle = _clip_model(part)
     length, vocabulary = config["max_position_embeddings"], config["vocab_size"]
     ids = torch.randint(vocabulary // 2, (BATCH, length))
     ids[:, length // 3] = config.get("eos_token_id", 2) if config.get("eos_token_id") != 2 else vocabulary - 1
     return Case({"ids": ids}, {"pooled": model(ids).pooler_output}, oracle)
+
+
+def _clip_model(part: Part) -> tuple[CLIPTextModel, str]:
+    def of_tensors(part: Part) -> tuple[CLIPTextModel, str]:
+        config = CLIPTextConfig(**clip_config(part))
+        return opened(
+            CLIPTextModel, part, "transformers", lambda: filled(CLIPTextModel(config), _state(part))
+        )
+
+    if part.plain is None:
+        return of_tensors(part)
+    return with_loras("clip", part, of_tensors, of_tensors, lambda term: [term.parameter.rpartition(".")[0]])
 
 
 def t5_case(part: Part) -> Case:
@@ -216,6 +230,8 @@ def t5_case(part: Part) -> Case:
         T5EncoderModel, part, "transformers", lambda: filled(T5EncoderModel(T5Config(**config)), _state(part))
     )
     ids = torch.randint(config["vocab_size"], (BATCH, TEXT))
+    if part.loras:
+        oracle += f", {MERGED}"
     return Case({"ids": ids}, {"text": model(ids).last_hidden_state}, oracle)
 
 

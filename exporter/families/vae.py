@@ -32,10 +32,9 @@ class VaeEncoder(AutoencoderKL):
 
         A sample, as diffusers' image-to-image takes it, is latents + deviation x noise.
         """
-        pixels = image.permute(0, 3, 1, 2) / 127.5 - 1
-        found = self.encode(pixels.to(self.dtype)).latent_dist
+        found = self.encode(as_seen(image).to(self.dtype)).latent_dist
         mode = (found.mean.float() - _shift(self)) * self.config.scaling_factor
-        return _packed(mode), _packed(found.std.float() * self.config.scaling_factor)
+        return packed(mode), packed(found.std.float() * self.config.scaling_factor)
 
 
 class VaeDecoder(AutoencoderKL):
@@ -43,13 +42,19 @@ class VaeDecoder(AutoencoderKL):
 
     def forward(self, latents: Tensor) -> Tensor:
         """latents [B, h, w, 4 C] float32 -> image [B, 16 h, 16 w, 3] uint8, rounded as diffusers rounds."""
-        B, h, w, _ = latents.shape
-        C = self.config.latent_channels
-        z = latents.reshape(B, h, w, C, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(B, C, 2 * h, 2 * w)
-        z = z / self.config.scaling_factor + _shift(self)
-        pixels = self.decode(z.to(self.dtype)).sample.float()
-        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()
-        return pixels.permute(0, 2, 3, 1).to(torch.uint8)
+        z = unpacked(latents, self.config.latent_channels) / self.config.scaling_factor + _shift(self)
+        return as_shown(self.decode(z.to(self.dtype)).sample.float())
+
+
+def as_seen(image: Tensor) -> Tensor:
+    """[B, H, W, 3] of 0..255 -> [B, 3, H, W] of -1..1."""
+    return image.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def as_shown(pixels: Tensor) -> Tensor:
+    """[B, 3, H, W] of -1..1 -> [B, H, W, 3] uint8."""
+    pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()
+    return pixels.permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def _shift(vae: AutoencoderKL) -> float:
@@ -57,11 +62,18 @@ def _shift(vae: AutoencoderKL) -> float:
     return float(vae.config.shift_factor or 0)
 
 
-def _packed(z: Tensor) -> Tensor:
+def packed(z: Tensor) -> Tensor:
     """[B, C, 2 h, 2 w] -> [B, h, w, 4 C]."""
     B, C, H, W = z.shape
     z = z.reshape(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return z.reshape(B, H // 2, W // 2, 4 * C)
+
+
+def unpacked(latents: Tensor, channels: int) -> Tensor:
+    """[B, h, w, 4 C] -> [B, C, 2 h, 2 w]."""
+    B, h, w, _ = latents.shape
+    z = latents.reshape(B, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return z.reshape(B, channels, 2 * h, 2 * w)
 
 
 def config_from_tensors(part: Part) -> dict[str, Any]:
@@ -130,7 +142,8 @@ def _recipes(part: Part, config: Mapping[str, Any]) -> dict[str, Recipe]:
     return vae_names.vae_from_diffusers(part.tensors)
 
 
-def _latents(name: str, config: Mapping[str, Any]) -> manifest.Tensor:
+def latents_of(name: str, config: Mapping[str, Any]) -> manifest.Tensor:
+    """A tensor of latent tokens: [batch, h, w, 4 C]."""
     return f32(name, "batch", "h", "w", 4 * config["latent_channels"])
 
 
@@ -145,7 +158,7 @@ def encoder_stage(part: Part) -> Stage:
         tensors=part.tensors,
         recipes=_recipes(part, config),
         inputs=[f32("image", "batch", "height", "width", 3)],
-        outputs=[_latents("latents", config), _latents("deviation", config)],
+        outputs=[latents_of("latents", config), latents_of("deviation", config)],
         dims={
             "batch": Varying(example=2),
             "h": h,
@@ -173,7 +186,7 @@ def decoder_stage(part: Part) -> Stage:
         build=partial(decoder, config),
         tensors=part.tensors,
         recipes=_recipes(part, config),
-        inputs=[_latents("latents", config)],
+        inputs=[latents_of("latents", config)],
         outputs=[manifest.Tensor(name="image", dtype="uint8", dims=["batch", "height", "width", 3])],
         dims={"batch": Varying(example=2, most=63), "h": Varying(example=4), "w": Varying(example=6)},
         config=config,

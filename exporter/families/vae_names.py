@@ -20,7 +20,8 @@ def vae_from_bfl(names: Iterable[str], levels: int) -> dict[str, Recipe]:
     """diffusers' AutoencoderKL from the tensors of BFL's `ae.safetensors`.
 
     BFL counts the decoder's levels from the picture, diffusers from the latents; BFL's attention is made of
-    1x1 convolutions, diffusers' of linear layers.
+    1x1 convolutions, diffusers' of linear layers; the 1x1 convolutions around the latents, where there are
+    such, are BFL's encoder's and decoder's.
     """
 
     def up(match: re.Match[str]) -> str:
@@ -30,6 +31,7 @@ def vae_from_bfl(names: Iterable[str], levels: int) -> dict[str, Recipe]:
     for name in names:
         ours = re.sub(r"\bup\.(\d+)\.", up, name)
         for pattern, new in (
+            (r"^(encoder|decoder)\.((post_)?quant_conv\.)", r"\2"),
             (r"\bdown\.(\d+)\.", r"down_blocks.\1."),
             (r"_blocks\.(\d+)\.block\.", r"_blocks.\1.resnets."),
             (r"\bdownsample\.", "downsamplers.0."),

@@ -26,7 +26,8 @@ def _vae(part: Part) -> tuple[Any, str]:
     return opened(AutoencoderKL, part, "diffusers", fill)
 
 
-def _pack(z: Tensor) -> Tensor:
+def pack(z: Tensor) -> Tensor:
+    """[B, C, 2 h, 2 w] -> [B, h, w, 4 C]."""
     B, C, H, W = z.shape
     return z.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(B, H // 2, W // 2, 4 * C)
 
@@ -38,7 +39,7 @@ def encoder_case(part: Part) -> Case:
     seen = model.encode(image.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
     scaled = (seen.mode() - (model.config.shift_factor or 0)) * model.config.scaling_factor
     deviation = seen.std * model.config.scaling_factor
-    return Case({"image": image}, {"latents": _pack(scaled), "deviation": _pack(deviation)}, oracle)
+    return Case({"image": image}, {"latents": pack(scaled), "deviation": pack(deviation)}, oracle)
 
 
 def decoder_case(part: Part) -> Case:
@@ -47,4 +48,4 @@ def decoder_case(part: Part) -> Case:
     scaled = torch.randn(BATCH, model.config.latent_channels, 2 * GRID[0], 2 * GRID[1])
     z = scaled / model.config.scaling_factor + (model.config.shift_factor or 0)
     pixels = ((model.decode(z).sample / 2 + 0.5).clamp(0, 1) * 255).round()
-    return Case({"latents": _pack(scaled)}, {"image": pixels.permute(0, 2, 3, 1)}, oracle)
+    return Case({"latents": pack(scaled)}, {"image": pixels.permute(0, 2, 3, 1)}, oracle)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from flux_trt.exporter.folder import digest
 from flux_trt.exporter.graphs.trace import OPSET
+from flux_trt.exporter.written import write_file
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.manifest import File, GlueName, Tensor
 
@@ -44,8 +44,8 @@ def write_glue(folder: Path, channels: int) -> tuple[dict[GlueName, manifest.Sta
         graph = ir.Graph(
             inputs, outputs, nodes=nodes, initializers=constants, name=name, opset_imports=opsets
         )
-        ir.save(ir.Model(graph, ir_version=IR_VERSION), path)
-        files[path.name] = digest(path)
+        model = ir.Model(graph, ir_version=IR_VERSION)
+        files[path.name] = write_file(path, ir.to_proto(model).SerializeToString())
         stages[name] = manifest.Stage(
             graph=path.name,
             weights=[],

@@ -35,5 +35,12 @@ def rewrite(model: ir.Model) -> None:
     )(model)
 
 
+def inline(model: ir.Model) -> None:
+    """Put the bodies of the model's functions in the place of their calls, in place; nothing else changes."""
+    ir.passes.Sequential(
+        common.InlinePass(), common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()
+    )(model)
+
+
 def _should_fold(node: ir.Node) -> bool | None:
     return False if node.op_type == "Transpose" else None

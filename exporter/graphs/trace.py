@@ -95,13 +95,14 @@ def _forget_fakes(model: ir.Model) -> None:
 
 
 def _name_dims(model: ir.Model, stage: Stage) -> None:
-    """Give the inputs and outputs the contract's dims, and drop the tracer's symbols in between."""
+    """Give the inputs and outputs the contract's dims, say what they are of each other, and drop the tracer's symbols in between."""
     ends = [*zip(model.graph.inputs, stage.inputs, strict=True)]
     ends += [*zip(model.graph.outputs, stage.outputs, strict=True)]
     for node in model.graph:
         for value in node.outputs:
             if value.shape is not None and any(not isinstance(dim, int) for dim in value.shape):
                 value.shape = None
+    model.metadata_props.update({f"dim {name}": dim.rule for name, dim in stage.dims.items() if dim.rule})
     for value, tensor in ends:
         value.name = tensor.name
         value.shape = ir.Shape(tensor.dims)

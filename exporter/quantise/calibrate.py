@@ -8,7 +8,6 @@ that was stopped goes on from there.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -17,11 +16,12 @@ from pathlib import Path
 import torch
 
 from flux_trt.exporter.families.model import Model
-from flux_trt.exporter.folder import write_whole
 from flux_trt.exporter.quantise.calibration import Calibration, Settings, Size
 from flux_trt.exporter.quantise.reference import LATENTS, STEP, Reference
 from flux_trt.exporter.quantise.state import load_state, save_state
 from flux_trt.exporter.quantise.watch import Watch
+from flux_trt.exporter.stamp import stamp
+from flux_trt.exporter.written import write_whole
 from flux_trt.runtime.bundle.manifest import StageName
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.pictures import latents
@@ -136,7 +136,7 @@ def calibrate(
         settings=settings,
         layers=layers,
         tool=f"flux_trt {version('flux_trt')}",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=stamp(),
     )
     write_whole(out, found.dumps().encode())
     kept.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -61,7 +61,7 @@ class Calibration(Record):
         description="stage -> linear layer, of its input, and block.attention.q, .k, .v"
     )
     tool: str
-    created: str
+    created: str | None
 
     def dumps(self) -> str:
         """The canonical text: sorted keys, two spaces, a newline at the end."""
@@ -81,9 +81,13 @@ class Calibration(Record):
         return {name: float(getattr(seen[name], statistic)) for name in names}
 
 
-def digest_of(files: Mapping[Path, File]) -> str:
-    """What identifies a part of a checkpoint: its files' hashes, whatever the files are called."""
-    return hashlib.sha256("\n".join(sorted(file.sha256 for file in files.values())).encode()).hexdigest()
+def digest_of(files: Mapping[Path, File], made: Sequence[str] = ()) -> str:
+    """What identifies a part of a checkpoint: its files' hashes, whatever the files are called.
+
+    `made` is what is done with them, where that is not the same for all that have these files.
+    """
+    hashes = sorted(file.sha256 for file in files.values())
+    return hashlib.sha256("\n".join([*hashes, *made]).encode()).hexdigest()
 
 
 def read(path: Path) -> Calibration:

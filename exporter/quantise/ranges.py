@@ -17,8 +17,10 @@ from flux_trt.exporter.folder import digests
 from flux_trt.exporter.quantise.calibrate import calibrate, settings_of
 from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, digest_of, read
 from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.told import told
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
+from flux_trt.runtime.lines import lines
 from flux_trt.runtime.progress import Progress, silent
 
 
@@ -46,13 +48,21 @@ def with_ranges(
         BuildError: a calibration that is not one, or of other weights.
         CheckpointError: nothing to calibrate with.
     """
-    quantised = [stage for stage in plan if stage.precision == "fp8"]
+    plan = [_by_itself(stage, fp8) for stage in plan]
+    for stage in plan:
+        if stage.quantisation is not None:
+            layers = len(stage.quantisation.inputs)
+            tell(f"{stage.name}: the checkpoint itself tells the ranges of {layers} layers")
+    quantised = [stage for stage in plan if stage.precision == "fp8" and stage.quantisation is None]
     if not quantised:
-        return list(plan)
+        return plan
     weights = identity(model, sources, progress)
     if fp8.calibration is not None:
-        found = read(fp8.calibration)
-        refuse_foreign(found, weights, {stage.part for stage in quantised}, fp8.calibration)
+        found, parts = read(fp8.calibration), {stage.part for stage in quantised}
+        if model.checkpoint.loras and any(found.weights.get(part) != weights[part] for part in parts):
+            weights = identity(model, sources, progress, plain=True)
+            tell(f"{fp8.calibration} is not of the model with its LoRAs; that of the model without is used")
+        refuse_foreign(found, weights, parts, fp8.calibration)
     else:
         settings = settings_of(model)
         kept = _kept(beside, weights)
@@ -68,6 +78,13 @@ def with_ranges(
         replace(stage, quantisation=quantisation(stage, found, fp8)) if stage in quantised else stage
         for stage in plan
     ]
+
+
+def _by_itself(stage: Stage, fp8: Fp8) -> Stage:
+    """The stage with the ranges that its own file tells; a calibration that is given goes before them."""
+    if stage.precision != "fp8" or fp8.calibration is not None or (fp8.attention and stage.fp8_attention):
+        return stage
+    return replace(stage, quantisation=told(stage, fp8.per_channel))
 
 
 def calibrate_checkpoint(
@@ -118,9 +135,9 @@ def _lines(path: Path) -> list[str]:
         BuildError: no prompts there.
     """
     try:
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as fault:
-        why = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
+        found = lines(path.read_bytes())
+    except (OSError, ValueError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else fault
         raise BuildError(f"cannot read {path} ({why}); give a text file with a prompt on each line") from None
     if not found:
         raise BuildError(f"{path} has no prompts; give a text file with a prompt on each line")
@@ -143,9 +160,16 @@ def quantisation(stage: Stage, found: Calibration, fp8: Fp8) -> Quantisation:
     return Quantisation(inputs=inputs, attention=attention, per_channel=fp8.per_channel)
 
 
-def identity(model: Model, sources: Mapping[Path, File], progress: Progress = silent) -> dict[str, str]:
-    """What identifies the weights of each part that is calibrated; files not in `sources` are hashed."""
+def identity(
+    model: Model, sources: Mapping[Path, File], progress: Progress = silent, plain: bool = False
+) -> dict[str, str]:
+    """What identifies the weights of each part that is calibrated; files not in `sources` are hashed.
+
+    `plain` leaves out the LoRAs that are merged into a part.
+    """
     there = model.checkpoint.parts
+    if plain:
+        there = {name: part.plain or part for name, part in there.items()}
     plan = [model.stage(name) for name, part in model.parts.items() if part in there]
     parts = {stage.part: there[stage.part] for stage in plan if stage.fp8_layers}
     of = {
@@ -153,7 +177,13 @@ def identity(model: Model, sources: Mapping[Path, File], progress: Progress = si
     }
     missing = set().union(*of.values()) - set(sources)
     known = {**sources, **(digests(missing, progress) if missing else {})}
-    return {name: digest_of({file: known[file] for file in paths}) for name, paths in of.items()}
+    return {
+        name: digest_of(
+            {file: known[file] for file in paths},
+            [f"{lora.strength!r} x {known[lora.path].sha256}" for lora in parts[name].loras],
+        )
+        for name, paths in of.items()
+    }
 
 
 def refuse_foreign(found: Calibration, weights: Mapping[str, str], parts: set[str], path: Path) -> None:

@@ -65,14 +65,17 @@ class Reference:
         with tempfile.TemporaryDirectory() as folder:
             padding = self._numbers.padding[stage.name]
             spec = load_tokenizer(source.tokenizers[stage.name], stage.name, padding).write(Path(folder))
-            ids = Window(Path(folder), spec).of(prompts).ids
+            seen = {n: torch.from_numpy(v) for n, v in Window(Path(folder), spec).of(prompts).inputs.items()}
         module = streamed(stage, self._device)
         if stage.in_fp8:
             self._watch.layers(stage, module)
         size, parts = _bytes(stage), []
-        batches = torch.from_numpy(ids).split(max(1, AT_ONCE // ids.shape[1]))
+        rows, length = seen["ids"].shape
+        batches = torch.arange(rows, device="cpu").split(max(1, AT_ONCE // length))
         for batch in batches:
-            found = _call(stage, module, {"ids": batch.to(self._device)})
+            found = _call(
+                stage, module, {name: value[batch].to(self._device) for name, value in seen.items()}
+            )
             parts.append({name: value.cpu() for name, value in found.items()})
             self._progress(f"calibrate {stage.name}", len(parts) * size, len(batches) * size)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -89,12 +92,17 @@ class Reference:
             name: torch.from_numpy(table).to(self._device)
             for name, table in zip(("cos", "sin"), tables, strict=True)
         }
+        for tensor in (each for stage in self._those("picture") for each in stage.outputs):
+            dims = {"batch": prompts, "reference": 0}  # no reference pictures are painted from
+            known[tensor.name] = torch.zeros(
+                [dim if isinstance(dim, int) else dims[dim] for dim in tensor.dims]
+            )
         if settings.guidance is not None:
             known["guidance"] = torch.full((prompts,), settings.guidance)
         now, first = state.get(LATENTS), int(state.get(STEP, 0))
         if now is None:
             seeds = tuple(range(settings.seed, settings.seed + prompts))
-            now = torch.from_numpy(noise.draw(model.noise, seeds, grid))
+            now = torch.from_numpy(noise.draw(model.noise, seeds, grid)).contiguous()
         (conditioner,), (denoiser,) = self._those("schedule"), self._those("step")
         condition = streamed(conditioner, self._device)
         told = _Told(denoiser, self._watch, self._progress, first, settings.steps)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from flux_trt.exporter.folder import write_whole
+from flux_trt.exporter.written import write_whole
 
 FACTS = "facts"
 

@@ -78,8 +78,8 @@ def _run(
 
 
 def _rows(arg: Tensor, batch: int, chosen: slice) -> Tensor:
-    """Some samples of what has samples: [batch, tokens, channels]; the rotation tables have none."""
-    return arg[chosen] if arg.ndim == 3 and arg.shape[0] == batch else arg
+    """Some samples of what has samples: [batch, tokens, channels] or heads; the rotation tables have none."""
+    return arg[chosen] if arg.ndim >= 3 and arg.shape[0] == batch else arg
 
 
 @contextmanager

@@ -102,6 +102,8 @@ class EagerGraph:
 class Eager:
     """torch eager on one device."""
 
+    name = "eager"
+
     def __init__(self, model: Model, device: str = "cpu") -> None:
         """The checkpoint tells the modules' shapes; the weights are the bundle's."""
         self.model, self.device = model, device

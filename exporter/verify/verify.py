@@ -12,7 +12,7 @@ import numpy as np
 from flux_trt.exporter.checkpoints.open import Beside, open_checkpoint
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.oracle import Values
-from flux_trt.exporter.families.recognise import recognise
+from flux_trt.exporter.families.recognise import recognise_as
 from flux_trt.exporter.verify.eager import Eager
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.protocols import Backend
@@ -66,14 +66,19 @@ def verify(
     """
     bundle = Bundle.open(root)
     known = bundle.manifest.provenance
-    given = known.beside | {name: value for name, value in beside.items() if value is not None}
+    loras = {"lora": [f"{lora.file}:{lora.strength!r}" for lora in known.loras]}
+    given = (
+        loras
+        | known.beside
+        | {name: value for name, value in beside.items() if value not in (None, (), False)}
+    )
     try:
         found = open_checkpoint(checkpoint or known.checkpoint, **cast(Beside, given))
     except CheckpointError as fault:
         raise CheckpointError(
             f"{fault} (the bundle was built from {known.checkpoint}; --checkpoint says where that is now)"
         ) from None
-    model = recognise(found)
+    model = recognise_as(found, bundle.manifest.variant)
     for name in (name for name in model.parts if name in bundle.manifest.stages):
         stage, part = bundle.manifest.stages[name], model.parts[name]
         if part not in found.parts:

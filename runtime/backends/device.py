@@ -182,7 +182,7 @@ class Gpu:
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceBuffer:
         """A new buffer; its values are whatever was there."""
         kind = np.dtype(dtype)
-        memory = Memory(self, math.prod(shape) * kind.itemsize)
+        memory = Memory(self, max(math.prod(shape) * kind.itemsize, 1))  # what is empty has an address, too
         return DeviceBuffer(self, memory.address, tuple(shape), kind, memory)
 
     def upload(self, array: npt.NDArray[Any]) -> DeviceBuffer:

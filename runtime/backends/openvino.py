@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flux_trt.runtime.backends import protocols
-from flux_trt.runtime.bundle.manifest import Precision, Stage
+from flux_trt.runtime.bundle.manifest import Precision, Stage, Tensor
 from flux_trt.runtime.errors import BackendError
 
 try:
@@ -109,7 +109,7 @@ class OpenVinoGraph:
                 if into is not None and name in into:
                     self._bind(name, _array(into[name]))
                 else:
-                    made[name] = _empty(tensor.dtype, len(tensor.dims))
+                    made[name] = _empty(tensor)
                     self._request.set_tensor(name, made[name])
                     self._bound.pop(name, None)
             self._request.infer()
@@ -138,6 +138,7 @@ class OpenVinoGraph:
 class OpenVino:
     """OpenVINO on the CPU."""
 
+    name = "openvino"
     device = "cpu"
     gpu = None
 
@@ -198,9 +199,11 @@ def _array(value: protocols.Buffer | npt.NDArray[Any]) -> npt.NDArray[Any]:
     return value.array if isinstance(value, HostBuffer) else np.ascontiguousarray(value)
 
 
-def _empty(dtype: str, rank: int) -> ov.Tensor:
-    """A tensor that OpenVINO gives its size when it writes to it."""
-    return ov.Tensor(ov.Type(np.dtype(dtype)), ov.Shape([0] * rank))
+def _empty(tensor: Tensor) -> ov.Tensor:
+    """A tensor that OpenVINO gives its size when it writes to it; where nothing varies it has it already."""
+    known = [dim for dim in tensor.dims if isinstance(dim, int)]
+    dims = known if len(known) == len(tensor.dims) else [0] * len(tensor.dims)
+    return ov.Tensor(ov.Type(np.dtype(tensor.dtype)), ov.Shape(dims))
 
 
 def _found(ports: list[Any]) -> dict[str, protocols.Port]:

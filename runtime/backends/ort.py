@@ -20,6 +20,7 @@ from flux_trt.runtime.backends import protocols
 from flux_trt.runtime.backends.device import DeviceBuffer, Gpu
 from flux_trt.runtime.bundle.manifest import Stage
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
+from flux_trt.runtime.minimums import misfit
 
 try:
     import onnxruntime as ort
@@ -27,6 +28,8 @@ except ImportError:
     raise BackendError(
         "onnxruntime is not installed; install flux_trt with its extra: flux_trt[cpu], or flux_trt[gpu]"
     ) from None
+if _wrong := misfit("onnxruntime", "onnxruntime-gpu"):
+    raise BackendError(_wrong)
 
 _ERRORS_ONLY = 3
 _NUMPY = {
@@ -156,6 +159,8 @@ class OrtGraph:
 
 class OnnxRuntime:
     """onnxruntime on one device."""
+
+    name = "onnxruntime"
 
     def __init__(self, device: protocols.Device = "auto", library: Any = ort, driver: Any = None) -> None:
         """Choose the device: "auto" is the GPU where there is one.

@@ -73,6 +73,10 @@ class Backend(Protocol):
     """One way to run graphs on one device."""
 
     @property
+    def name(self) -> str:
+        """What it is asked for by, such as "onnxruntime"."""
+
+    @property
     def device(self) -> str:
         """Where graphs run: "cpu" or "cuda"."""
 

@@ -22,7 +22,7 @@ from flux_trt.runtime.backends import protocols
 from flux_trt.runtime.backends.device import DeviceBuffer, Gpu, Memory
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.engine import Engine, choose_profile, find, nearest, read_plan
+from flux_trt.runtime.bundle.engine import Engine, Profile, choose_profile, find, nearest, read_plan
 from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
 from flux_trt.runtime.bundle.manifest import Stage
 from flux_trt.runtime.bundle.record import Tensor
@@ -242,6 +242,7 @@ class TensorRT:
         Raises:
             BackendError: the flavour or cuda-python is not installed, or there is no GPU.
         """
+        self.name: str = flavour
         self.flavour: Flavour = FLAVOURS[flavour]
         self.trt = module or self.flavour.module()
         self.version = str(self.trt.__version__)
@@ -252,10 +253,17 @@ class TensorRT:
         self._logger = _logger(self.trt)
         self._runtime = self.trt.Runtime(self._logger)
         self._loaded: list[TensorRTGraph] = []
+        self._profiles: dict[str, list[Profile]] = {}
 
     def refuse(self, name: str, stage: Stage) -> None:
         """Refuse a stage that has no engine for this GPU and this TensorRT."""
         self._find(name)
+
+    def profiles(self, name: str) -> list[Profile]:
+        """What the stage's engine takes."""
+        if name not in self._profiles:
+            self._profiles[name] = self._find(name)[1].recipe.profiles
+        return self._profiles[name]
 
     def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
         """Bytes of the stage's plan, which are its weights but for a little."""
@@ -316,6 +324,7 @@ class TensorRT:
             self.version,
             self.gpu.capability,
             self.memory == "streaming",
+            self._bundle.engines,
         )
 
 

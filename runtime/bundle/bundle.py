@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from flux_trt.runtime.bundle import manifest
@@ -23,27 +26,47 @@ class Bundle:
     manifest: Manifest
     digest: str
     """SHA-256 of `bundle.json`, which holds the hashes of all files: it stands for the whole bundle."""
+    engines: Path | None = None
+    """Another folder with TensorRT engines than its own."""
 
     @classmethod
-    def open(cls, root: str | Path, check: bool = True) -> Bundle:
+    def open(cls, root: str | Path, check: bool = True, engines: str | Path | None = None) -> Bundle:
         """Open the bundle directory `root`.
 
         Args:
             root: what `flux-export build --out` has written.
             check: also compare every file's SHA-256. Sizes are always compared.
+            engines: a folder with TensorRT engines beside those in the bundle.
 
         Raises:
             BundleError: no bundle, a bundle of a newer tool, or a file that is missing, outside of the
-                bundle, or not what the manifest says.
+                bundle, or not what the manifest says; no such folder of engines.
         """
         root = Path(root)
+        try:
+            str(root.absolute()).encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(root).decode(errors="replace")
+            raise BundleError(f"{shown} is not a name in UTF-8, which graphs need; rename it") from None
+        if engines is not None and not Path(engines).is_dir():
+            raise BundleError(
+                f"no folder {engines}; give the one that flux-export engines --engines has written"
+            )
         found = manifest.read(root)
         for name, expected in found.files.items():
             _expect_there(root, name, expected)
-        opened = cls(root, found, _sha256(root / manifest.NAME))
+        digest = _sha256(root / manifest.NAME)
+        opened = cls(root, found, digest, Path(engines) if engines is not None else None)
         if check:
             opened.verify()
         return opened
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of the manifest without its provenance: the same for a bundle that was built again from the
+        same, at another time or place."""
+        facts = self.manifest.model_dump(mode="json", exclude={"provenance"})
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def verify(self) -> None:
         """Compare every file's SHA-256.

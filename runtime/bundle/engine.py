@@ -1,4 +1,6 @@
-"""TensorRT engines in a bundle: `engines/<stage>-<key>/` holds the plan, and `engine.json` says what it is.
+"""TensorRT engines of a bundle: `engines/<stage>-<key>/` holds the plan, and `engine.json` says what it is.
+
+They lie in the bundle, or in any other folder that is named; engines of several bundles may share one.
 
 The key is a digest of everything the plan depends on, so a plan is never taken for another one: a graph that
 was exported anew, another TensorRT or another GPU leads to another folder.
@@ -10,18 +12,20 @@ import hashlib
 import json
 import math
 import mmap
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from flux_trt.runtime.bundle.flavour import FlavourName
 from flux_trt.runtime.bundle import plain
+from flux_trt.runtime.bundle.flavour import FLAVOURS, FlavourName
 from flux_trt.runtime.bundle.manifest import File, Manifest, Precision
 from flux_trt.runtime.bundle.record import Record, StageName
 from flux_trt.runtime.errors import BackendError, BundleError
 
 FOLDER, RECORD, PLAN = "engines", "engine.json", "engine.plan"
+SHOWN = 6  # engines that do not fit, in a message
 
 Range = tuple[int, int, int]
 """Least, tuned-for and largest value of a dim."""
@@ -44,16 +48,23 @@ class Recipe(Record):
     plugins: list[str] = Field(description="name:version of every plugin that the plan calls")
     opt_level: int | None = None
     weight_streaming: bool = False
+    builder: str = Field(default="", description="what made the plan: digest of our builder, and Polygraphy")
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it, in a canonical text."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of all of it, in a canonical text; an older engine says nothing of its builder."""
+        facts = self.model_dump(exclude=None if self.builder else {"builder"})
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.stage}-{self.key[:16]}"
 
     @property
     def folder(self) -> str:
-        """Where it lies in the bundle."""
-        return f"{FOLDER}/{self.stage}-{self.key[:16]}"
+        """Where it lies in a bundle."""
+        return f"{FOLDER}/{self.name}"
 
 
 class Engine(Record):
@@ -74,20 +85,25 @@ def graph_digest(found: Manifest, stage: str) -> str:
     return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
-def engines(root: Path) -> list[tuple[Path, Engine]]:
+def engines(root: Path, elsewhere: Path | None = None) -> list[tuple[Path, Engine]]:
     """Every complete engine folder of a bundle with its record, in a fixed order.
+
+    Args:
+        root: the bundle's directory.
+        elsewhere: another folder with engines, its own and maybe other bundles'; they come first.
 
     Raises:
         BundleError: a record that breaks the contract, or lies in a folder that is not its key's.
     """
     found = []
-    for path in sorted((root / FOLDER).glob(f"*/{RECORD}")):
+    places = [elsewhere, root / FOLDER] if elsewhere else [root / FOLDER]
+    for place, path in [(place, each) for place in places for each in sorted(place.glob(f"*/{RECORD}"))]:
         try:
-            engine = Engine.model_validate_json(plain.text(path, root))
+            engine = Engine.model_validate_json(plain.text(path, place))
         except (OSError, ValueError, RuntimeError) as fault:  # ValidationError is a ValueError
             why = str(fault).splitlines()[0]
             raise BundleError(f"cannot read {path} ({why}); remove its folder and build again") from None
-        if engine.recipe.folder != f"{FOLDER}/{path.parent.name}":
+        if engine.recipe.name != path.parent.name:
             raise BundleError(f"{path} is not in the folder of its key; remove the folder and build again")
         found.append((path.parent, engine))
     return found
@@ -101,6 +117,7 @@ def find(
     version: str,
     capability: str,
     streaming: bool = False,
+    elsewhere: Path | None = None,
 ) -> tuple[Path, Engine]:
     """The engine of a stage that runs here: its folder and its record.
 
@@ -112,6 +129,7 @@ def find(
         version: of that TensorRT.
         capability: compute capability of the GPU, "8.9".
         streaming: take one that can stream its weights.
+        elsewhere: another folder with engines, see `engines`.
 
     Returns:
         Of several that run, one that streams only if that is asked for, then the one with most profiles.
@@ -120,9 +138,8 @@ def find(
         BackendError: there is none, and why those that are there do not run here.
         BundleError: a broken record.
     """
-    build = f"flux-export engines {root} --backend {flavour} --sm {capability}"
-    faults, fitting = [], []
-    for folder, engine in engines(root):
+    faults, fitting, unstreamed = [], [], False
+    for folder, engine in engines(root, elsewhere):
         recipe = engine.recipe
         if recipe.stage != stage or recipe.flavour != flavour:
             continue
@@ -134,19 +151,35 @@ def find(
             faults.append(f"was built for sm {', '.join(recipe.capabilities)}")
         elif streaming and not recipe.weight_streaming:
             faults.append("was built without --weight-streaming")
-            build += " --weight-streaming"
+            unstreamed = True
         else:
-            fitting.append((recipe.weight_streaming == streaming, len(recipe.profiles), folder.name, engine))
+            rank = recipe.weight_streaming == streaming, len(recipe.profiles), bool(recipe.builder)
+            fitting.append((*rank, folder.name, folder, engine))
             continue
         faults[-1] = f"{folder.name} {faults[-1]}"
     if not fitting:
-        why = f": {'; '.join(faults)}" if faults else ""
+        others = f"; and {len(faults) - SHOWN} others" if len(faults) > SHOWN else ""
+        why = f": {'; '.join(faults[:SHOWN])}{others}" if faults else ""
+        there = f"{root} and {elsewhere} have" if elsewhere else f"{root} has"
         raise BackendError(
-            f"{root} has no engine of {stage} for {flavour} {version} and sm {capability}{why}; "
-            f"build it with {build}"
+            f"{there} no engine of {stage} for {flavour} {version} and sm {capability}{why}; "
+            + _way_out(root, flavour, capability, unstreamed, elsewhere)
         )
-    *_, name, engine = max(fitting, key=lambda each: each[:3])
-    return root / FOLDER / name, engine
+    *_, folder, engine = max(fitting, key=lambda each: each[:4])
+    return folder, engine
+
+
+def _way_out(
+    root: Path, flavour: FlavourName, capability: str, streaming: bool, elsewhere: Path | None
+) -> str:
+    """The command that builds what is lacking, to be typed as it is; another backend where none can."""
+    able = FLAVOURS[flavour].capabilities
+    if able and capability not in able:
+        return f"{flavour} has none for sm {capability} at all; use --backend tensorrt, or onnxruntime"
+    command = ["flux-export", "engines", str(root), "--backend", flavour, "--sm", capability]
+    command += ["--weight-streaming"] if streaming else []
+    command += ["--engines", str(elsewhere)] if elsewhere else []
+    return f"build it with {shlex.join(command)}"
 
 
 def read_plan(folder: Path, engine: Engine, check: bool = True) -> memoryview:
@@ -176,8 +209,9 @@ def read_plan(folder: Path, engine: Engine, check: bool = True) -> memoryview:
 
 def choose_profile(profiles: list[Profile], dims: Mapping[str, int]) -> int | None:
     """The profile whose tuned-for dims are nearest to `dims` among those that take them; None: none does."""
+    known = {dim: max(size, 1) for dim, size in dims.items()}  # of no reference pictures there are 0 tokens
     fitting = [
-        (sum(abs(math.log(size / profile[dim][1])) for dim, size in dims.items() if dim in profile), index)
+        (sum(abs(math.log(size / profile[dim][1])) for dim, size in known.items() if dim in profile), index)
         for index, profile in enumerate(profiles)
         if not _outside(profile, dims)
     ]

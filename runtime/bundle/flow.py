@@ -24,7 +24,8 @@ from flux_trt.runtime.errors import BundleError, RequestError
 DENOISER, VAE_ENCODER, VAE_DECODER = "denoiser", "vae_encoder", "vae_decoder"
 LOOP = {"latents", "dt", "cos", "sin", "condition"}
 """What the loop itself gives the denoiser."""
-ASKED = {"timesteps", "guidance"}
+REFERENCES = "reference_latents"
+ASKED = {"timesteps", "guidance", REFERENCES, "reference_cos", "reference_sin"}
 """What comes from the request, for stages that run before the loop."""
 
 

@@ -17,6 +17,7 @@ from flux_trt.runtime.bundle.record import BundlePath, Record, StageName, Tensor
 from flux_trt.runtime.bundle.rules import (
     Encoder,
     Guidance,
+    Inpaint,
     Noise,
     Pad,
     Positions,
@@ -32,7 +33,9 @@ __all__ = [
     "File",
     "GlueName",
     "Guidance",
+    "Inpaint",
     "Manifest",
+    "MergedLora",
     "Model",
     "Noise",
     "Pad",
@@ -85,6 +88,7 @@ class Model(Record):
     positions: Positions
     noise: Noise
     references: References | None = Field(description="null for a model that follows no reference pictures")
+    inpaint: Inpaint = Inpaint()
 
     @property
     def channels(self) -> int:
@@ -122,16 +126,27 @@ class Source(Record):
     sha256: str
 
 
+class MergedLora(Record):
+    """A LoRA that was merged into the weights."""
+
+    file: str
+    bytes: int
+    sha256: str
+    strength: float
+    form: str = Field(description="whose names it has, and what it changes, for people")
+
+
 class Provenance(Record):
     """Where the bundle comes from."""
 
     checkpoint: str
     beside: dict[str, str] = Field(description="option -> what was given with it for what that lacks")
     layout: str
+    loras: list[MergedLora] = Field(default=[], description="in the order in which they were merged")
     sources: list[Source]
     tool: str
     packages: dict[str, str]
-    created: str
+    created: str | None = Field(description="None: equal builds give equal bytes")
 
 
 class Manifest(Record):

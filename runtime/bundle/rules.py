@@ -38,6 +38,7 @@ class Tokenizer(Record):
     suffix: str = Field(description="of the template, after the prompt")
     pad: Pad
     mask: bool = Field(description="whether the encoder takes `mask`, too: 1 for tokens, 0 for padding")
+    without: list[str] = Field(default=[], description="taken out of prompts: signs of the template's own")
 
 
 class Encoder(Record):
@@ -102,8 +103,20 @@ class Shrunk(Record):
 class References(Record):
     """How reference pictures enter."""
 
-    enters: Literal["latents"] = Field(description="as tokens behind the picture's own that stay as they are")
+    enters: Literal["latents", "keys"] = Field(
+        description="as tokens behind the picture's own that stay as they are, or as keys and values that a "
+        "stage makes of them once"
+    )
     size: Annotated[Preferred | Shrunk, Field(discriminator="kind")]
+
+
+class Inpaint(Record):
+    """How a picture is painted into by a model that was not made for it."""
+
+    mask: Literal["nearest", "bilinear"] = Field(
+        default="nearest", description="how a mask gets the size of the noise as it is drawn"
+    )
+    source: bool = Field(default=False, description="whether the picture is the first reference, too")
 
 
 class _Schedule(Record):

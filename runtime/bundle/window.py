@@ -67,7 +67,7 @@ class Window:
     def of(self, prompts: Sequence[str]) -> Seen:
         """Prompts side by side, padded to the longest one's multiple."""
         spec, pad = self._spec, self._spec.pad
-        texts = [spec.prefix + prompt + spec.suffix for prompt in prompts]
+        texts = [spec.prefix + self._plain(prompt) + spec.suffix for prompt in prompts]
         found = self._tokenizer.encode_batch(texts)
         lost = [_lost(text, spec.suffix, each) for text, each in zip(texts, found, strict=True)]
         longest = max(map(len, found), default=0)
@@ -76,6 +76,12 @@ class Window:
             each.pad(length, direction=pad.side, pad_id=pad.id, pad_token=pad.token)
         ids, mask = ([getattr(each, part) for each in found] for part in ("ids", "attention_mask"))
         return Seen(np.array(ids, np.int64), np.array(mask, np.int64), lost)
+
+    def _plain(self, prompt: str) -> str:
+        """The prompt without what its template alone may say."""
+        for sign in self._spec.without:
+            prompt = prompt.replace(sign, "")
+        return prompt
 
 
 def _lost(text: str, suffix: str, encoding: tokenizers.Encoding) -> str:

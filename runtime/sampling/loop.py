@@ -48,6 +48,8 @@ class LoopShape:
     """Noises per step of an edit; 0 for no edit."""
     plain: int = 0
     """Plain steps at the end of an edit."""
+    beside: tuple[Grid, ...] = ()
+    """Of reference pictures that are no part of the sequence."""
 
     @classmethod
     def of(cls, trajectory: Trajectory, text: int) -> LoopShape:
@@ -61,6 +63,7 @@ class LoopShape:
             masked=trajectory.known is not None,
             average=trajectory.edit.average if trajectory.edit else 0,
             plain=trajectory.edit.plain if trajectory.edit else 0,
+            beside=trajectory.beside.grids if trajectory.beside else (),
         )
 
     @property
@@ -117,7 +120,8 @@ class Loop:
         cos, sin = positions.rotations(manifest.model.positions, of.text, of.grids)
         self._own = {"cos": self.put("cos", cos), "sin": self.put("sin", sin)}
         if backend.gpu:
-            known = {"steps": of.steps, "batch": of.rows, "text": of.text}
+            reference = sum(rows * columns for rows, columns in of.beside)
+            known = {"steps": of.steps, "batch": of.rows, "text": of.text, "reference": reference}
             self.conditioning = {
                 each.name: backend.gpu.empty(shape(each, known), each.dtype)
                 for name in flow.before

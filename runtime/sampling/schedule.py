@@ -7,6 +7,7 @@ float32, so that the same seed paints the same picture.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from flux_trt.runtime.sampling.rounding import rounded
 Floats = npt.NDArray[np.float32]
 
 
-def sigmas(rule: Schedule, steps: int, tokens: int) -> Floats:
+def sigmas(rule: Schedule, steps: int, tokens: int, given: Sequence[float] | None = None) -> Floats:
     """Noise levels from 1 down to 0, float32 [steps + 1].
 
     Most models move the levels up for more tokens, because larger pictures need more noise to hide the same
@@ -27,8 +28,10 @@ def sigmas(rule: Schedule, steps: int, tokens: int) -> Floats:
         rule: of the bundle.
         steps: how often the denoiser runs in the whole schedule, at least 1.
         tokens: of the target picture alone, without reference pictures.
+        given: as many levels as steps, before the shift and without the final 0; None: evenly spaced.
     """
-    levels: Floats = np.linspace(1.0, 1.0 / steps, steps).astype(np.float32)
+    even = np.linspace(1.0, 1.0 / steps, steps) if given is None else np.array(given)
+    levels: Floats = even.astype(np.float32)
     if isinstance(rule, Constant):
         shifted = np.float32(rule.shift) * levels / (1 + np.float32(rule.shift - 1) * levels)
     else:

@@ -27,6 +27,15 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Reference pictures that are no part of the sequence: the denoiser attends what a stage made of them."""
+
+    packed: Floats
+    """float32 [batch, tokens of all of them, channels]; there may be none."""
+    grids: tuple[latents.Grid, ...]
+
+
+@dataclass(frozen=True)
 class Edit:
     """FlowEdit: how a picture's own latents move from one prompt to another."""
 
@@ -49,6 +58,8 @@ class Trajectory:
     """float32 [batch, tokens, channels] at `levels[0]`; reference pictures follow the target's tokens."""
     grids: tuple[latents.Grid, ...]
     """Of the target, then of the reference pictures."""
+    beside: Beside | None = None
+    """For a model that keeps what it has seen of its reference pictures."""
     condition: Floats | None = None
     """What a model sees beside the latents: float32 [batch, tokens, condition channels]."""
     scale: float | None = None

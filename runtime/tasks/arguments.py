@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeAlias, TypedDict
+from os import PathLike
+from typing import IO, TypeAlias, TypedDict
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-PictureLike: TypeAlias = str | Path | Image.Image
-"""A picture: a file's name, or one that is open."""
+from flux_trt.runtime.tasks.fill import Margins
+
+PictureLike: TypeAlias = str | PathLike[str] | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
+"""A picture: a file's name, an open binary file, an open picture, or bytes [H, W, 3], [H, W, 4], [H, W, 1] or
+[H, W]. A mask may be an array of bools. EXIF rotation and colour profiles are obeyed in all of them alike."""
 
 
 class Shared(TypedDict, total=False):
     """What every task takes."""
 
     size: tuple[int, int] | None
-    """(width, height) in pixels. None: the given picture's, cut to whole patches, else the bundle's."""
+    """(width, height) in pixels. None: the given picture's, cut to whole patches, else the bundle's; pictures
+    of several sizes are painted at their own. Pictures of more than 4.2 megapixels need one."""
     seed: int | Sequence[int] | None
     """Picture k, counted over all prompts, has its own seed, `seed + k`, so each can be painted again alone.
     A sequence gives one per picture. None draws one at random. Default 0."""
@@ -24,6 +30,12 @@ class Shared(TypedDict, total=False):
     """Pictures per prompt. Default 1."""
     batch: int | None
     """How many pictures are painted at once, at most. Default 1, which needs the least memory."""
+    shift: float | None
+    """Moves the noise levels up, for every size alike: diffusers' FlowMatchEulerDiscreteScheduler with this
+    `shift` and without dynamic shifting. 1 is none. Default: the bundle's own schedule."""
+    sigmas: Sequence[float] | None
+    """Noise levels to walk, falling from 1, before the shift: the `sigmas` of diffusers' pipelines. They say
+    the number of steps."""
 
 
 class GenerateArguments(Shared, total=False):
@@ -34,20 +46,38 @@ class GenerateArguments(Shared, total=False):
     guidance: float | None
     """How closely to follow the prompt; only for models that have a guidance. Where that is true
     classifier-free guidance, this is its scale."""
+    prompt_2: str | Sequence[str] | None
+    """What the second text encoder reads (T5 in FLUX.1), one for all or one for each prompt, which is then
+    the first one's alone: diffusers' argument of that name. Default: the prompt."""
     negative: str | Sequence[str] | None
     """What to keep away from; needs `true_cfg`, but where that is how the model is guided anyway."""
+    negative_2: str | Sequence[str] | None
+    """What the second text encoder reads instead of `negative`."""
     true_cfg: float | None
-    """Scale of true classifier-free guidance (diffusers' `true_cfg_scale`); a run takes twice the time."""
+    """Scale of true classifier-free guidance (diffusers' `true_cfg_scale`); a run takes twice the time. At
+    1 or less there is none, and `negative` is ignored with a warning, as in diffusers."""
     image: PictureLike | Sequence[PictureLike] | None
     """A picture to start from."""
     strength: float | None
-    """How much of `image` to paint anew, 0 to 1. Default 0.6; 1 for a model that fills holes."""
+    """How much of `image` to paint anew, 0 to 1. Default 0.6; 1 for a model that fills holes, and for `mask`
+    with `reference`, as in diffusers."""
+    outpaint: Margins | None
+    """(left, top, right, bottom): how many pixels to add to `image` and paint; instead of a mask."""
     mask: PictureLike | Sequence[PictureLike] | None
-    """White is painted, black stays."""
+    """White is painted, black stays; for transparency see `pictures.strokes`. One that would paint nothing is
+    refused."""
+    mask_blur: float | None
+    """Radius in pixels by which the mask's edges are softened (diffusers' `VaeImageProcessor.blur`): where
+    the picture is put back, by `paste` or `mask_crop`, both are mixed. Default 0."""
+    mask_crop: int | None
+    """Paint only the part that the mask has and so many pixels around it, at `size`, and put it back into the
+    picture, which keeps its own size (diffusers' `padding_mask_crop`)."""
     paste: bool
-    """Put the picture's own pixels back where the mask is black."""
+    """Put the picture's own pixels back where the mask is black; the result has the picture's own size."""
     control: PictureLike | Sequence[PictureLike] | None
     """The control picture, for bundles that paint from one."""
+    canny: PictureLike | Sequence[PictureLike] | None
+    """A picture whose edges are the control picture."""
     reference: PictureLike | Sequence[PictureLike]
     """Pictures to follow, any number; for bundles that were trained for it."""
     auto_resize: bool
@@ -58,9 +88,10 @@ class EditArguments(Shared, total=False):
     """What `edit` takes: FlowEdit's numbers, defaults of its authors for FLUX.1-dev."""
 
     steps: int
-    """Of the whole schedule. Default 28."""
-    n_max: int
-    """How many of the last steps are walked: fewer keep more of the picture. Default 24."""
+    """Of the whole schedule. Default 28, or as many as `sigmas`."""
+    n_max: int | None
+    """How many of the last steps are walked: fewer keep more of the picture. Default 24 of 28, or that
+    share."""
     n_min: int
     """How many of those sample plainly, at the end: more let shapes change more. Default 0."""
     n_avg: int

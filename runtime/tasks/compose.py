@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.pictures.latents import Grid
-from flux_trt.runtime.sampling import schedule
 from flux_trt.runtime.sampling.noise import Generator
-from flux_trt.runtime.sampling.trajectory import Known, Trajectory
+from flux_trt.runtime.sampling.trajectory import Beside, Known, Trajectory
 from flux_trt.runtime.tasks import fill, flowedit, image, inpaint
 from flux_trt.runtime.tasks.encoded import EncodedPictures
 from flux_trt.runtime.tasks.request import Request
@@ -20,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest: Manifest) -> Trajectory:
     """The trajectory of the pictures `chosen`."""
     rows, columns = request.grid
-    levels = schedule.sigmas(manifest.schedule, request.steps, rows * columns)
+    levels = request.levels.sigmas(rows * columns)
     if request.edit:
         return flowedit.trajectory(
             request.edit, levels, encoded.images[chosen], request.seeds[chosen], manifest.model.noise
@@ -29,30 +30,41 @@ def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest:
     parts = [
         _one(request, encoded, index, levels, manifest) for index in range(*chosen.indices(len(request)))
     ]
-    starts, conditions, known = zip(*parts, strict=True)
+    starts, looked_at, conditions, known = zip(*parts, strict=True)
+    kept = manifest.model.references is not None and manifest.model.references.enters == "keys"
     condition = [each for each in conditions if each is not None]
     masked = [each for each in known if each is not None]
     return Trajectory(
         levels=levels,
-        start=np.stack(starts),
-        grids=request.grids,
+        start=np.stack(
+            starts if kept else [np.concatenate(each) for each in zip(starts, looked_at, strict=True)]
+        ),
+        grids=request.grids[:1] if kept else request.grids,
+        beside=Beside(np.stack(looked_at), request.grids[1:]) if kept else None,
         condition=np.stack(condition) if condition else None,
         scale=request.true_cfg,
-        known=Known(*(np.stack(part) for part in zip(*masked, strict=True))) if masked else None,
+        known=_known(masked, 0 if kept else looked_at[0].shape[0]) if masked else None,
     )
 
 
 def _one(
     request: Request, encoded: EncodedPictures, index: int, levels: Floats, manifest: Manifest
-) -> tuple[Floats, Floats | None, tuple[Floats, Floats, Floats] | None]:
-    """Start, condition, and what a mask leaves alone, of one picture."""
+) -> tuple[Floats, Floats, Floats | None, tuple[Floats, Floats, Floats] | None]:
+    """Start, reference pictures, condition, and what a mask leaves alone, of one picture."""
     model, generator = manifest.model, Generator(request.seeds[index])
 
     def noise_of(grid: Grid) -> Floats:
         return generator.latents(model.noise, grid)
 
+    if encoded.controls and request.masks and encoded.images[index].deviation is not None:
+        noise_of(
+            request.grid
+        )  # FluxControlInpaintPipeline draws it for the masked picture, and does not use it
     condition = encoded.controls[index].sample(noise_of) if encoded.controls else None
-    clean = encoded.images[index].sample(noise_of) if encoded.images else None
+    clean = None
+    if encoded.images:  # FluxKontextInpaintPipeline alone takes the mode, and draws nothing
+        taken = encoded.images[index]
+        clean = taken.mode if request.masks and request.references else taken.sample(noise_of)
     noise = noise_of(request.grid)
     start = noise if clean is None else image.noised(clean, noise, levels[0])
     known = None
@@ -60,13 +72,13 @@ def _one(
         mask = fill.fine(request.mask(index), model.patch)
         condition = np.concatenate([encoded.holed[index].sample(noise_of), mask], axis=-1)
     elif request.masks and clean is not None:
-        mask = inpaint.coarse(request.mask(index), model.patch, model.noise)
-        known = _with(clean, encoded, 0), _with(noise, encoded, 0), _with(mask, encoded, 1)
-    references = [each.mode for each in encoded.references]
-    return np.concatenate([start, *references]), condition, known
+        known = clean, noise, inpaint.coarse(request.mask(index), model.patch, model.noise, model.inpaint)
+    references = [each.mode for each in (*encoded.images[index : index + request.leads], *encoded.references)]
+    return start, np.concatenate([start[:0], *references]), condition, known
 
 
-def _with(values: Floats, encoded: EncodedPictures, rest: float) -> Floats:
-    """Values of the target's tokens, and `rest` for those of the reference pictures."""
-    tokens = sum(len(each.mode) for each in encoded.references)
-    return np.pad(values, ((0, tokens), (0, 0)), constant_values=rest)
+def _known(masked: Sequence[tuple[Floats, Floats, Floats]], tokens: int) -> Known:
+    """What masks leave alone; reference pictures that follow with so many tokens stay as they are."""
+    source, noise, mask = (np.stack(part) for part in zip(*masked, strict=True))
+    behind = (0, 0), (0, tokens), (0, 0)
+    return Known(np.pad(source, behind), np.pad(noise, behind), np.pad(mask, behind, constant_values=1))

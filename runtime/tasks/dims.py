@@ -9,12 +9,17 @@ from flux_trt.runtime.tasks.request import Request
 def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
     """The dims of a batch of a request, by their names in the manifest; of the text's, the largest."""
     (rows, columns), window = request.grid, manifest.text
-    text, tokens = window.most if window else 0, sum(each[0] * each[1] for each in request.grids)
+    text = window.most if window else 0
+    tokens, *others = (each[0] * each[1] for each in request.grids)
+    rule = manifest.model.references
+    kept = sum(others) if rule is not None and rule.enters == "keys" else 0
+    tokens += sum(others) - kept
     return {
         "batch": min(request.batch, len(request)) * request.copies,
         "steps": request.moves,
         "text": text,
         "tokens": tokens,
+        "reference": kept,
         "sequence": text + tokens,
         "h": rows,
         "w": columns,

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.tasks import fill
 from flux_trt.runtime.tasks.request import Request
@@ -32,23 +31,30 @@ def encode_pictures(
     request: Request, encode: Callable[[npt.NDArray[Any]], EncodedPicture]
 ) -> EncodedPictures:
     """Encode all pictures of a request with `encode`, which takes pixels [H, W, 3]."""
-    size, done = (request.width, request.height), dict[tuple[int, ...], EncodedPicture]()
+    done = dict[tuple[object, ...], EncodedPicture]()
 
-    def once(image: Image.Image) -> EncodedPicture:
-        if (id(image),) not in done:
-            done[(id(image),)] = encode(picture.as_pixels(image, size))
-        return done[(id(image),)]
+    def once(image: Image.Image, index: int) -> EncodedPicture:
+        key = id(image), request.place(index)
+        if key not in done:
+            done[key] = encode(request.pixels(image, index))
+        return done[key]
 
     def once_holed(index: int) -> EncodedPicture:
         image, mask = request.images[index], request.masks[index]
-        if (id(image), id(mask)) not in done:
-            pixels = picture.as_pixels(image, size).astype(np.float32)
-            done[id(image), id(mask)] = encode(fill.holed(pixels, request.mask(index)))
-        return done[id(image), id(mask)]
+        key = id(image), id(mask), request.place(index)
+        if key not in done:
+            pixels = request.pixels(image, index).astype(np.float32)
+            done[key] = encode(fill.holed(pixels, request.mask(index)))
+        return done[key]
+
+    def control(image: Image.Image) -> EncodedPicture:
+        if (id(image),) not in done:
+            done[(id(image),)] = encode(np.asarray(image))
+        return done[(id(image),)]
 
     return EncodedPictures(
-        images=[once(image) for image in request.images],
-        controls=[once(image) for image in request.controls],
+        images=[once(image, index) for index, image in enumerate(request.images)],
+        controls=[control(image) for image in request.controls],
         holed=[once_holed(index) for index in range(len(request)) if request.task == "fill"],
         references=[encode(np.asarray(each)) for each in request.references],
     )

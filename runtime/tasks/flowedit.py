@@ -25,12 +25,21 @@ class FlowEdit:
     sources: tuple[str, ...]
     """What each picture shows now."""
     source_guidance: float | None
+    n_max: int
+    """How many of the last steps are walked: fewer keep more of the picture."""
     n_min: int = 0
     """How many of the last steps sample plainly: more let the shapes change more."""
-    n_max: int = 24
-    """How many of the last steps are walked: fewer keep more of the picture."""
     n_avg: int = 1
     """Noises whose velocities are averaged in a step."""
+
+
+def most_moves(steps: int) -> int:
+    """`n_max` when it is not given: the share of the steps that the authors walk, 24 of 28 for FLUX.1-dev.
+
+    Their repository has 28 and 24 as constants, so an edit of other steps begins at about the same noise
+    level.
+    """
+    return max(1, round(steps * 24 / 28))
 
 
 def trajectory(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.tasks import numbers
 from flux_trt.runtime.tasks.validate import texts
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,23 @@ def guided(
     Raises:
         RequestError: what the bundle cannot do, or what does not go together.
     """
+    guidance, true_cfg = numbers.real("guidance", guidance), numbers.real("true_cfg", true_cfg)
     rule = manifest.guidance
     if rule.kind == "true":
         if guidance is not None and true_cfg is not None:
             raise RequestError("guidance and true_cfg both say the scale of true guidance; give one of them")
         asked = true_cfg if guidance is None else guidance
         scale = asked if asked is not None else rule.default or 1.0
-        if scale <= 1 and negative is None:
+        if scale <= 1:
+            if negative is not None:
+                _tell_ignored(scale)
             return Guided(None)
         return Guided(None, *_true(rule.negative if negative is None else negative, scale, prompts))
     found = told(manifest, guidance)
     if negative is None and true_cfg is None:
+        return Guided(found)
+    if true_cfg is not None and true_cfg <= 1:
+        _tell_ignored(true_cfg)
         return Guided(found)
     if true_cfg is None or negative is None:
         raise RequestError(
@@ -63,6 +73,13 @@ def guided(
             'prompt; give both, such as --negative "" --true-cfg 4'
         )
     return Guided(found, *_true(negative, true_cfg, prompts))
+
+
+def _tell_ignored(scale: float) -> None:
+    """As diffusers: at 1 the negative prompt counts for nothing, and below it is not made to."""
+    _log.warning(
+        "true guidance of %g is none: the negative prompt is ignored; give a scale above 1, such as 4", scale
+    )
 
 
 def told(manifest: Manifest, asked: float | None) -> float | None:

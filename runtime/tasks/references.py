@@ -13,6 +13,7 @@ from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.bundle.rules import Preferred, References, Shrunk
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import latents, picture
+from flux_trt.runtime.tasks import sizes
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -31,12 +32,25 @@ def prepared(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image
     """
     rule, patch = _rule(manifest), manifest.model.patch
     if isinstance(rule.size, Shrunk):
+        _expect_shape(rule.size, given.size)
         found = _cropped(_shrunk(rule.size, given) if auto_resize else given, patch)
     else:
         size = (
             _preferred(manifest, rule.size, given.size) if auto_resize else whole_patches(given.size, patch)
         )
+        sizes.tell_stretched(
+            "reference picture",
+            given.size,
+            size,
+            "--no-auto-resize keeps its shape" if auto_resize else "crop it to sides in whole patches",
+        )
         found = Image.fromarray(picture.as_pixels(given, size))
+    if found.width * found.height > sizes.MOST:
+        raise RequestError(
+            f"the reference picture has {sizes.said(found.size, manifest)}; scale it down to "
+            f"{sizes.MOST / 1e6:.1f} megapixels or less"
+            + ("" if auto_resize else ", or leave --no-auto-resize out")
+        )
     latents.grid(*found.size, patch, manifest.sizes)
     return found
 
@@ -98,13 +112,17 @@ def _preferred(manifest: Manifest, rule: Preferred, size: Size) -> Size:
     return preferred_size(rule, size, manifest.model.patch, defaults.width * defaults.height)
 
 
-def _shrunk(rule: Shrunk, given: Image.Image) -> Image.Image:
-    width, height = given.size
-    if min(given.size) < rule.least or max(given.size) > rule.aspect * min(given.size):
+def _expect_shape(rule: Shrunk, size: Size) -> None:
+    width, height = size
+    if min(size) < rule.least or max(size) > rule.aspect * min(size):
         raise RequestError(
             f"the reference picture has {width}x{height} pixels; sides are at least {rule.least}, and the "
             f"long one at most {rule.aspect} times the short one: crop or enlarge it"
         )
+
+
+def _shrunk(rule: Shrunk, given: Image.Image) -> Image.Image:
+    width, height = given.size
     if width * height <= rule.area:
         return given
     factor = math.sqrt(rule.area / (width * height))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +12,21 @@ from PIL import Image
 from flux_trt.runtime.bundle.manifest import Manifest, Task
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import latents, picture
+from flux_trt.runtime.tasks import ability, inpaint, masks, numbers, sizes, validate
 from flux_trt.runtime.tasks import image as image_to_image
 from flux_trt.runtime.tasks import references as reference_pictures
-from flux_trt.runtime.tasks import validate
 from flux_trt.runtime.tasks.arguments import PictureLike
-from flux_trt.runtime.tasks.flowedit import FlowEdit
+from flux_trt.runtime.tasks.fill import Margins
+from flux_trt.runtime.tasks.flowedit import FlowEdit, most_moves
+from flux_trt.runtime.tasks.given import Given
 from flux_trt.runtime.tasks.guidance import guided, told
+from flux_trt.runtime.tasks.levels import Levels
+from flux_trt.runtime.tasks.place import Place, Whole
+from flux_trt.runtime.tasks.sources import Source
+from flux_trt.runtime.tasks.wording import Words
 
 STRENGTH = 0.6
+STEPS = 28  # of an edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +39,44 @@ class Request:
     width: int
     height: int
     grid: latents.Grid
-    steps: int
+    levels: Levels
     guidance: float | None
     """None for a model without guidance input."""
     batch: int
     """How many pictures are painted at once, at most."""
+    prompts_2: tuple[str, ...] = ()
+    """What the text encoders after the first read; empty: the same."""
     negatives: tuple[str, ...] = ()
+    negatives_2: tuple[str, ...] = ()
     true_cfg: float | None = None
     """Scale of true classifier-free guidance; None without."""
     images: tuple[Image.Image, ...] = ()
     strength: float = 1.0
     masks: tuple[Image.Image, ...] = ()
+    mask_blur: float = 0.0
+    """Pixels of the given mask; `masks` are blurred."""
+    mask_crop: int | None = None
+    """Pixels around the masked part that is painted alone; None: the whole picture is."""
     paste: bool = False
+    places: tuple[Place, ...] = ()
+    """How images and masks lie on what is painted; empty: all are `Whole`."""
     controls: tuple[Image.Image, ...] = ()
     references: tuple[Image.Image, ...] = ()
     """For all pictures, each of the size it is encoded at."""
+    leads: bool = False
+    """Whether the picture that is painted into is the first of its own reference pictures."""
     edit: FlowEdit | None = None
     patch: int = 16
+    auto_resize: bool = True
+    """Whether the references were brought to the model's sizes."""
+    size: tuple[int, int] | None = None
+    """As it was asked for."""
+    sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    """What was given, by argument: for each picture, but for "reference", which are for all."""
+    outpaint: tuple[int, int, int, int] | None = None
+    """The margins that `images` were extended by; `sources` has the pictures before that."""
+    canny: bool = False
+    """Whether `controls` are edges; `sources` has the pictures that they were found in."""
 
     @classmethod
     def of(
@@ -59,19 +86,27 @@ class Request:
         *,
         size: tuple[int, int] | None = None,
         steps: int | None = None,
+        shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance: float | None = None,
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
         batch: int | None = None,
+        prompt_2: str | Sequence[str] | None = None,
         negative: str | Sequence[str] | None = None,
+        negative_2: str | Sequence[str] | None = None,
         true_cfg: float | None = None,
         image: PictureLike | Sequence[PictureLike] | None = None,
         strength: float | None = None,
+        outpaint: Margins | None = None,
         mask: PictureLike | Sequence[PictureLike] | None = None,
-        paste: bool = False,
+        mask_blur: float | None = None,
+        mask_crop: int | None = None,
+        paste: bool | None = False,
         control: PictureLike | Sequence[PictureLike] | None = None,
+        canny: PictureLike | Sequence[PictureLike] | None = None,
         reference: PictureLike | Sequence[PictureLike] = (),
-        auto_resize: bool = True,
+        auto_resize: bool | None = True,
     ) -> Request:
         """Fill in the bundle's defaults and check everything; the arguments are `Pipeline.generate`'s.
 
@@ -79,45 +114,70 @@ class Request:
             RequestError: something that the bundle cannot do.
         """
         texts, count = validate.texts("prompt", prompt), validate.at_least("count", count)
-        images, masks, controls = (
-            _pictures(name, given, len(texts), mask_like=name == "mask")
-            for name, given in (("image", image), ("mask", mask), ("control", control))
+        seeds = validate.seeds(seed, len(texts) * count)
+        paste, auto_resize = (
+            numbers.flag("paste", False if paste is None else paste),
+            numbers.flag("auto_resize", True if auto_resize is None else auto_resize),
         )
-        references = _pictures("reference", reference or None, None)
-        task = _task(manifest, images, masks, controls, references)
-        if masks and not images:
-            raise RequestError("a mask is given without a picture; give the picture with --image")
-        if paste and not masks:
-            raise RequestError("--paste puts back what a mask leaves alone; give the mask with --mask")
-        if strength is not None and not images:
-            raise RequestError("a strength is given without a picture; give the picture with --image")
+        given = Given.of(len(texts), image, mask, control, reference, outpaint, canny, mask_blur, mask_crop)
+        task = ability.task_of(manifest, given.images, given.masks, given.controls, given.references)
+        given.expect_complete(paste, strength := validate.strength(strength))
         if strength is None:
-            strength = STRENGTH if images and task != "fill" else 1.0
-        steps = validate.at_least("steps", manifest.defaults.steps if steps is None else steps)
-        validate.expect_moves(steps, strength)
-        references = tuple(reference_pictures.prepared(manifest, each, auto_resize) for each in references)
-        width, height = size or _size(manifest, (*images, *controls), references)
+            whole = task == "fill" or bool(given.masks and given.references)
+            strength = STRENGTH if given.images and not whole else 1.0
+        steps = None if steps is None else validate.at_least("steps", steps)
+        levels = Levels.asked(manifest.schedule, steps, manifest.defaults.steps, shift, sigmas)
+        validate.expect_moves(levels.steps, strength)
+        references = tuple(
+            reference_pictures.prepared(manifest, each, auto_resize) for each in given.references
+        )
+        size = validate.size(size)
+        width, height = given.painted(manifest, size, paste, references)
+        places = given.places(size, (width, height), paste)
         pull = guided(manifest, len(texts), guidance, negative, true_cfg)
-        return cls(
+        if negative_2 is not None and not pull.negatives:
+            raise RequestError("negative_2 is given without a negative prompt; give it with --negative")
+        encoders = len(manifest.encoders)
+
+        def second(name: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
+            return validate.second(name, given, len(texts), encoders)
+
+        made = cls(
             task=task,
             prompts=validate.each(texts, count),
-            seeds=validate.seeds(seed, len(texts) * count),
+            seeds=seeds,
             width=width,
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
-            steps=steps,
+            levels=levels,
             guidance=pull.told,
             batch=validate.at_least("batch", 1 if batch is None else batch),
+            prompts_2=validate.each(second("prompt_2", prompt_2), count),
             negatives=validate.each(pull.negatives, count),
+            negatives_2=validate.each(second("negative_2", negative_2), count),
             true_cfg=pull.scale,
-            images=validate.each(images, count),
+            images=validate.each(given.images, count),
             strength=strength,
-            masks=validate.each(masks, count),
+            masks=validate.each(given.masks, count),
+            mask_blur=given.mask_blur,
+            mask_crop=given.mask_crop,
             paste=paste,
-            controls=validate.each(controls, count),
+            controls=validate.each(given.edges(places, (width, height)), count),
             references=references,
+            places=validate.each(places, count),
+            leads=task == "inpaint" and manifest.model.inpaint.source,
             patch=manifest.model.patch,
+            auto_resize=auto_resize,
+            size=size,
+            sources={
+                name: each if name == "reference" else validate.each(each, count)
+                for name, each in given.sources.items()
+            },
+            outpaint=given.margins,
+            canny=given.canny,
         )
+        tell(made, given, manifest)
+        return made
 
     @classmethod
     def of_edit(
@@ -128,9 +188,11 @@ class Request:
         target: str | Sequence[str],
         *,
         size: tuple[int, int] | None = None,
-        steps: int = 28,
+        steps: int | None = None,
+        shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
         n_min: int = 0,
-        n_max: int = 24,
+        n_max: int | None = None,
         n_avg: int = 1,
         source_guidance: float = 1.5,
         target_guidance: float = 5.5,
@@ -148,27 +210,37 @@ class Request:
             sources *= len(targets)
         if len(sources) != len(targets):
             raise RequestError(f"{len(sources)} sources are given for {len(targets)} targets; give as many")
-        _expect(manifest, "edit")
-        steps, count = validate.at_least("steps", steps), validate.at_least("count", count)
+        ability.expect(manifest, "edit")
+        count = validate.at_least("count", count)
+        steps = None if steps is None else validate.at_least("steps", steps)
+        levels = Levels.asked(manifest.schedule, steps, STEPS, shift, sigmas)
+        steps = levels.steps
+        n_max = most_moves(steps) if n_max is None else n_max
+        n_min, n_max = numbers.integer("n_min", n_min), numbers.integer("n_max", n_max)
         if not 0 <= n_min <= n_max <= steps or n_max == 0:
             raise RequestError(
                 f"n_min {n_min} and n_max {n_max} are not possible; they count the last of {steps} steps: "
                 f"0 <= n_min <= n_max <= {steps}, and n_max at least 1"
             )
-        images = _pictures("image", image, len(targets))
-        width, height = size or _size(manifest, images, ())
+        given = Given.of(len(targets), image)
+        if not given.images:
+            raise RequestError("an edit changes a picture; give it with --image")
+        size = validate.size(size)
+        width, height = given.painted(manifest, size, False, ())
+        source_guidance = numbers.number("source_guidance", source_guidance)
+        target_guidance = numbers.number("target_guidance", target_guidance)
         embedded = manifest.guidance.kind == "embedded"
-        return cls(
+        made = cls(
             task="edit",
             prompts=validate.each(targets, count),
             seeds=validate.seeds(seed, len(targets) * count),
             width=width,
             height=height,
             grid=latents.grid(width, height, manifest.model.patch, manifest.sizes),
-            steps=steps,
+            levels=levels,
             guidance=told(manifest, target_guidance) if embedded else None,
             batch=validate.at_least("batch", 1 if batch is None else batch),
-            images=validate.each(images, count),
+            images=validate.each(given.images, count),
             edit=FlowEdit(
                 sources=validate.each(sources, count),
                 source_guidance=told(manifest, source_guidance) if embedded else None,
@@ -177,7 +249,16 @@ class Request:
                 n_avg=validate.at_least("n_avg", n_avg),
             ),
             patch=manifest.model.patch,
+            size=size,
+            sources={"image": validate.each(given.sources["image"], count)},
         )
+        tell(made, given, manifest)
+        return made
+
+    @property
+    def steps(self) -> int:
+        """Of the whole schedule."""
+        return self.levels.steps
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -196,18 +277,20 @@ class Request:
     def grids(self) -> tuple[latents.Grid, ...]:
         """Of the target, then of the reference pictures."""
         patch = self.patch
-        return (self.grid, *((each.height // patch, each.width // patch) for each in self.references))
+        own = [self.grid] * self.leads
+        return (self.grid, *own, *((each.height // patch, each.width // patch) for each in self.references))
 
     @property
     def has_pictures(self) -> bool:
         """Whether there is a picture to encode."""
         return bool(self.images or self.controls or self.references)
 
-    def texts(self, chosen: slice) -> tuple[str, ...]:
+    def texts(self, chosen: slice) -> tuple[Words, ...]:
         """The prompts that these pictures go through the denoiser with, in its order."""
         if self.edit:
             return (*self.edit.sources[chosen], *self.prompts[chosen])
-        return (*self.prompts[chosen], *self.negatives[chosen])
+        prompts = _words(self.prompts[chosen], self.prompts_2[chosen])
+        return (*prompts, *_words(self.negatives[chosen], self.negatives_2[chosen]))
 
     def guidances(self, chosen: slice) -> npt.NDArray[np.float32] | None:
         """The guidance of each of those."""
@@ -218,9 +301,29 @@ class Request:
         halves = [first] * rows + [self.guidance] * (rows * (self.copies - 1))
         return np.array(halves, np.float32)
 
+    def place(self, index: int) -> Place:
+        """How what was given for picture `index` lies on what is painted."""
+        return self.places[index] if self.places else Whole()
+
+    def pixels(self, image: Image.Image, index: int) -> npt.NDArray[np.uint8]:
+        """A picture given for picture `index` as it is painted from, [height, width, 3]."""
+        return np.array(self.place(index).onto(image, (self.width, self.height)))
+
     def mask(self, index: int) -> npt.NDArray[np.float32]:
         """The mask of picture `index`, [height, width] of 0 and 1."""
-        return picture.as_mask(self.masks[index], (self.width, self.height))
+        size = self.width, self.height
+        return picture.as_mask(self.place(index).onto(self.masks[index], size), size)
+
+    def finished(self, painted: Image.Image, index: int) -> Image.Image:
+        """What is given back of picture `index`: at its own size, where what a mask keeps is put back."""
+        if not self.images:
+            return painted
+        original, mask = self.images[index], None
+        if self.paste or self.mask_crop is not None:
+            mask = Whole().onto(self.masks[index], original.size)
+            if not self.mask_blur and self.mask_crop is None:
+                mask = mask.point(lambda value: 255 * (value >= 128))
+        return self.place(index).back(painted, original, mask)
 
     def batches(self) -> Iterator[slice]:
         """Pictures that are painted together."""
@@ -228,73 +331,31 @@ class Request:
             yield slice(first, min(first + self.batch, len(self)))
 
 
-def _task(
-    manifest: Manifest,
-    images: Sequence[Image.Image],
-    masks: Sequence[Image.Image],
-    controls: Sequence[Image.Image],
-    references: Sequence[Image.Image],
-) -> Task:
-    """What is asked for, if the bundle can do it."""
-    fills, controlled = "fill" in manifest.tasks, "control" in manifest.tasks
-    if references:
-        _expect(manifest, "reference")
-    if controls or controlled:
-        _expect(manifest, "control")
-        if not controls:
-            raise RequestError(
-                f"a {manifest.variant} bundle paints from a control picture; "
-                "give it with --control or --canny, which makes one of edges"
-            )
-        return "control"
-    if fills:
-        if not (images and masks):
-            raise RequestError(
-                f"a {manifest.variant} bundle paints into a hole of a picture; "
-                "give --image with --mask or --outpaint"
-            )
-        return "fill"
-    task: Task = "inpaint" if masks else "image" if images else "reference" if references else "generate"
-    _expect(manifest, task)
-    return task
+def _words(texts: tuple[str, ...], others: tuple[str, ...]) -> tuple[Words, ...]:
+    return tuple(zip(texts, others, strict=True)) if others else texts
 
 
-def _expect(manifest: Manifest, task: Task) -> None:
-    if task not in manifest.tasks:
-        has = ", ".join(manifest.tasks) or "nothing: it is a partial bundle"
-        raise RequestError(
-            f"a {manifest.variant} bundle cannot do the task {task} (this one can do {has}); "
-            f"build a whole one of a model that can (the README has a table of variants)"
+def tell(request: Request, given: Given, manifest: Manifest) -> None:
+    """Say what becomes of the pictures that was not asked for, and refuse masks that would paint nothing.
+
+    Raises:
+        RequestError: such a mask.
+    """
+    size, model = (request.width, request.height), manifest.model
+    sizes.tell_large(size, manifest, sum(rows * columns for rows, columns in request.grids[1:]))
+    given.tell_resized(request.size, size, request.paste)
+    done = set()
+    for index, mask in enumerate(request.masks):
+        if (key := (id(mask), request.place(index))) in done:
+            continue
+        done.add(key)
+        which = "the mask" if len(set(map(id, request.masks))) == 1 else f"the mask of picture {index + 1}"
+        masks.expect_painted(
+            request.mask(index),
+            which,
+            None
+            if request.task == "fill"
+            else lambda found: inpaint.coarse(found, model.patch, model.noise, model.inpaint),
+            model.patch // model.noise.cell,
+            request.mask_blur,
         )
-
-
-def _pictures(
-    name: str, given: PictureLike | Sequence[PictureLike] | None, prompts: int | None, mask_like: bool = False
-) -> tuple[Image.Image, ...]:
-    """The given pictures, open; one for each prompt, or any number where `prompts` is None."""
-    if given is None:
-        return ()
-    several = [given] if isinstance(given, (str, Path, Image.Image)) else list(given)
-    convert, read = (picture.grey, picture.read_mask) if mask_like else (picture.rgb, picture.read)
-    found = tuple(convert(each) if isinstance(each, Image.Image) else read(each) for each in several)
-    if prompts is None:
-        return found
-    if len(found) == 1:
-        return found * prompts
-    if len(found) != prompts:
-        raise RequestError(
-            f"{len(found)} pictures are given as {name} for {prompts} prompts; give one each, or one for all"
-        )
-    return found
-
-
-def _size(
-    manifest: Manifest, images: Sequence[Image.Image], references: Sequence[Image.Image]
-) -> tuple[int, int]:
-    """The size when none is asked for: that of the given picture, cut to whole patches, or the bundle's."""
-    if images:
-        patch = manifest.model.patch
-        return images[0].width // patch * patch, images[0].height // patch * patch
-    if references:
-        return reference_pictures.painted_size(manifest, references[0])
-    return manifest.defaults.width, manifest.defaults.height

@@ -21,12 +21,13 @@ from flux_trt.exporter.cli import main
 from flux_trt.exporter.engines import child, engine
 from flux_trt.exporter.engines.engine import Options, build_engines, keep_engines
 from flux_trt.exporter.engines.profile import Shapes
-from flux_trt.exporter.families.catalogue import STAGES
-from flux_trt.exporter.folder import digest
+from flux_trt.exporter.families.flux1.variants import PARTS as STAGES
+from flux_trt.exporter.folder import digest, lock_of
+from flux_trt.exporter.lock import alone
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 from flux_trt.runtime.bundle import manifest
-from flux_trt.runtime.bundle.engine import Engine, engines, graph_digest
+from flux_trt.runtime.bundle.engine import Engine, engines, find, graph_digest
 from flux_trt.runtime.errors import BackendError, BuildError, BundleError
 
 pytestmark = pytest.mark.skipif(
@@ -159,9 +160,8 @@ def test_a_graph_that_tensorrt_cannot_read(nano: Path, tmp_path: Path) -> None:
 
 
 def test_one_build_at_a_time(nano: Path) -> None:
-    (nano / "engines").mkdir(exist_ok=True)
     with (
-        engine._alone(nano / "engines"),
+        alone(lock_of(nano), nano),
         pytest.raises(BuildError, match="another build is at work"),
     ):
         build_engines(nano, ADA, stages=["clip"])
@@ -246,3 +246,49 @@ def test_a_wrong_record(nano: Path) -> None:
         engines(nano)
     record.write_text(text)
     assert Engine.model_validate_json(text).recipe.stage == "clip"
+
+
+def test_an_engine_that_is_cut_short_is_refused(nano: Path, tmp_path: Path) -> None:
+    """TensorRT swallows what its writer says: the limit must be told, and nothing be left."""
+    place = tmp_path / "engines"
+    command = ["ulimit -f 300; exec", sys.executable, "-m", "flux_trt.exporter.cli", "engines", str(nano)]
+    command += ["--stages", "denoiser", "--backend", "tensorrt-rtx", "--sm", "8.9", "--sm", "8.9"]
+    command += ["--engines", str(place)]
+    done = subprocess.run(["bash", "-c", " ".join(command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "engine.plan (File too large); raise the limit of file sizes" in done.stderr
+    assert list(place.glob("denoiser*")) == []
+    assert list(place.glob(".*")) == []
+
+
+def test_engines_may_lie_elsewhere(nano: Path, tmp_path: Path) -> None:
+    twice = Options(capabilities=("8.9", "8.9"))
+    folder, *_ = build_engines(nano, twice, stages=["clip"], into=tmp_path / "far")
+    assert folder.parent == tmp_path / "far"
+    found, version = manifest.read(nano), dict(engines(nano, tmp_path / "far"))[folder].recipe.version
+    assert dict(engines(nano, tmp_path / "far"))[folder].recipe.capabilities == ["8.9"]
+    where, _ = find(found, nano, "clip", "tensorrt-rtx", version, "8.9", elsewhere=tmp_path / "far")
+    assert where.name == folder.name
+    with pytest.raises(BackendError, match=r"build it with flux-export engines '.*a b' --backend") as caught:
+        find(found, tmp_path / "a b", "t5", "tensorrt-rtx", version, "8.9", elsewhere=tmp_path / "far")
+    assert f"--engines {tmp_path / 'far'}" in str(caught.value)
+    with pytest.raises(BackendError, match=r"has none for sm 9\.0 at all; use --backend tensorrt"):
+        find(found, nano, "t5", "tensorrt-rtx", version, "9.0")
+
+
+def test_an_engine_of_an_older_builder_is_superseded(nano: Path, tmp_path: Path) -> None:
+    folder, *_ = build_engines(nano, ADA, stages=["clip"], into=tmp_path / "far")
+    built = Engine.model_validate_json((folder / "engine.json").read_text())
+    older = built.model_copy(update={"recipe": built.recipe.model_copy(update={"builder": "older"})})
+    folder.rename(tmp_path / "far" / older.recipe.name)
+    (tmp_path / "far" / older.recipe.name / "engine.json").write_text(older.dumps())
+    said: list[str] = []
+    build_engines(nano, ADA, stages=["clip"], tell=said.append, into=tmp_path / "far")
+    assert any(f"{older.recipe.name} removed" in line for line in said)
+    assert [path for path, each in engines(nano, tmp_path / "far") if each.recipe == older.recipe] == []
+
+
+def test_plans_that_are_built_twice(nano: Path, tmp_path: Path) -> None:
+    """TensorRT-RTX gives the same bytes; whether TensorRT does is up to it."""
+    plans = [build_engines(nano, ADA, stages=["clip"], into=tmp_path / name)[0] for name in "ab"]
+    assert digest(plans[0] / "engine.plan") == digest(plans[1] / "engine.plan")

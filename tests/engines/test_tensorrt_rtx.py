@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flux_trt.exporter.families.catalogue import STAGES
+from flux_trt.exporter.families.flux1.variants import PARTS as STAGES
 
 SCRIPT = Path(__file__).parent.parent / "build_engines.py"
 

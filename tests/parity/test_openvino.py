@@ -10,7 +10,7 @@ import pytest
 from likeness import psnr
 
 from flux_trt.exporter.checkpoints.open import open_checkpoint
-from flux_trt.exporter.families.catalogue import STAGES
+from flux_trt.exporter.families.flux1.variants import PARTS as STAGES
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.verify.eager import Eager
 from flux_trt.exporter.verify.verify import TOLERANCE, relative_error

@@ -17,7 +17,7 @@ from transformers import T5EncoderModel
 from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.tensorfile import read_header
-from flux_trt.exporter.families.catalogue import STAGES
+from flux_trt.exporter.families.flux1.variants import PARTS as STAGES
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.verify.verify import relative_error, verify
 

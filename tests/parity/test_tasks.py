@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,53 +10,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from oracle import OTHER, PROMPT, SEED, agreement, hole, scene, theirs
+from PIL import Image
 
 from flux_trt.runtime import Pipeline
 
 Get = Callable[..., Path]
-PROMPT = "a red circle at the top left on a white background"
-OTHER = "a blue square in the center on a green background"
-SEED = 7
-
-
-def scene(size: tuple[int, int], colour: str = "red") -> Image.Image:
-    """A picture with edges, a gradient and noise."""
-    rng = np.random.default_rng(3)
-    ramp = np.linspace(60, 220, size[0])[None, :, None] * np.ones((size[1], 1, 3))
-    image = Image.fromarray((ramp + rng.normal(0, 6, ramp.shape)).clip(0, 255).astype(np.uint8))
-    ImageDraw.Draw(image).ellipse((size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2), fill=colour)
-    return image
-
-
-def hole(size: tuple[int, int]) -> Image.Image:
-    """A mask whose border is on no grid."""
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).ellipse((5, 9, size[0] - 20, size[1] - 11), fill=255)
-    return mask
-
-
-def theirs(folder: Path, pipeline: str, size: tuple[int, int], seed: int = SEED, **asked: Any) -> np.ndarray:
-    pipe = getattr(diffusers, pipeline).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    if "max_area" in inspect.signature(pipe.__call__).parameters:
-        asked["max_area"] = size[0] * size[1]
-    found = pipe(
-        width=size[0],
-        height=size[1],
-        generator=torch.Generator().manual_seed(seed),
-        max_sequence_length=32,
-        output_type="np",
-        **asked,
-    )
-    return (found.images[0] * 255).round().astype(np.uint8)
-
-
-def agreement(ours: Image.Image, expected: np.ndarray) -> float:
-    """Share of values within 1/255."""
-    assert expected.std() > 1, "a flat picture would agree with anything"
-    assert np.asarray(ours).shape == expected.shape
-    return float((np.abs(np.asarray(ours).astype(int) - expected) <= 1).mean())
 
 
 @pytest.mark.parametrize(
@@ -277,3 +235,89 @@ def test_references_keep_their_order_and_do_not_know_of_the_batch(bundle: Get) -
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(again))
     assert (np.asarray(ours) != np.asarray(turned)).any()
     assert (np.asarray(ours) != np.asarray(one)).any()
+
+
+@pytest.mark.parametrize("name", ["flux-nano", "schnell-like"])
+def test_a_schedule_of_ones_own(checkpoint: Get, bundle: Get, name: str) -> None:
+    """Noise levels as the pipelines take them, and a constant shift as a scheduler of one's own has it."""
+    size, sigmas = (64, 48), [1.0, 0.9, 0.55, 0.2]
+    pipe = diffusers.FluxPipeline.from_pretrained(
+        checkpoint(name), dtype=torch.float32, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def expected(**asked: Any) -> np.ndarray:
+        found = pipe(
+            PROMPT,
+            width=size[0],
+            height=size[1],
+            generator=torch.Generator().manual_seed(SEED),
+            max_sequence_length=32,
+            output_type="np",
+            **asked,
+        )
+        return (found.images[0] * 255).round().astype(np.uint8)
+
+    given = expected(sigmas=sigmas)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, use_dynamic_shifting=False, shift=2.5
+    )
+    shifted, both = expected(num_inference_steps=5), expected(sigmas=sigmas)
+    with Pipeline.load(bundle(name), "onnxruntime") as pipeline:
+
+        def ours(**asked: Any) -> Image.Image:
+            more = {"guidance": 3.5} if pipeline.bundle.manifest.takes("guidance") else {}
+            return pipeline.generate(PROMPT, size=size, seed=SEED, **more, **asked)[0]
+
+        assert agreement(ours(sigmas=sigmas), given) >= 0.999
+        assert agreement(ours(sigmas=[*sigmas, 0]), given) >= 0.999
+        assert agreement(ours(steps=5, shift=2.5), shifted) >= 0.999
+        assert agreement(ours(sigmas=np.array(sigmas), shift=2.5), both) >= 0.999
+        assert agreement(ours(steps=4), given) < 0.9
+
+
+def test_an_image_started_late_on_a_schedule_of_ones_own(checkpoint: Get, bundle: Get) -> None:
+    given, size, sigmas = scene((120, 80)), (64, 64), [1.0, 0.8, 0.7, 0.4, 0.1]
+    expected = theirs(
+        checkpoint("flux-nano"),
+        "FluxImg2ImgPipeline",
+        size,
+        prompt=PROMPT,
+        image=given,
+        strength=0.6,
+        num_inference_steps=len(sigmas),
+        sigmas=sigmas,
+        guidance_scale=2.0,
+    )
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
+        asked = {"image": given, "strength": 0.6, "size": size, "seed": SEED, "guidance": 2.0}
+        (ours,) = pipeline.generate(PROMPT, sigmas=sigmas, **asked)
+        (plain,) = pipeline.generate(PROMPT, steps=len(sigmas), **asked)
+    assert agreement(ours, expected) >= 0.999
+    assert agreement(plain, expected) < 0.9
+
+
+def test_a_second_prompt(checkpoint: Get, bundle: Get) -> None:
+    """As the pipelines' prompt_2: the first encoder reads the one, the second the other."""
+    size, third, fourth = (64, 48), "a yellow triangle on a black background", "a gray cross"
+    asked = {"num_inference_steps": 6, "guidance_scale": 1.5}
+    plain = {"size": size, "steps": 6, "guidance": 1.5, "seed": SEED}
+    expected = [
+        theirs(checkpoint("flux-nano"), "FluxPipeline", size, prompt=PROMPT, **words, **asked)
+        for words in (
+            {"prompt_2": OTHER},
+            {"negative_prompt": third, "true_cfg_scale": 3.0, "prompt_2": OTHER},
+            {"negative_prompt": third, "negative_prompt_2": fourth, "true_cfg_scale": 3.0},
+        )
+    ]
+    with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
+        true = {"negative": third, "true_cfg": 3.0}
+        ours = [
+            *pipeline.generate([PROMPT, OTHER], prompt_2=[OTHER, PROMPT], batch=2, **plain)[:1],
+            *pipeline.generate(PROMPT, prompt_2=OTHER, **true, **plain),
+            *pipeline.generate(PROMPT, negative_2=fourth, **true, **plain),
+        ]
+        (alone,) = pipeline.generate(PROMPT, **plain)
+    for image, wanted in zip(ours, expected, strict=True):
+        assert agreement(image, wanted) >= 0.999
+    assert agreement(alone, expected[0]) < 0.99

@@ -63,6 +63,7 @@ ARROWS = {
         "exporter/families/*",
         "exporter/families",
         "exporter/checkpoints",
+        "exporter ground",
         "runtime ground",
     ),
     "exporter/families/*": (

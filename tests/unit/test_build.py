@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.cli import main
-from flux_trt.exporter.families.catalogue import STAGES
+from flux_trt.exporter.families.flux1.variants import PARTS as STAGES
 from flux_trt.exporter.families.flux1.variants import VARIANTS, tasks_of
 from flux_trt.exporter.folder import digest, written_aside
 from flux_trt.runtime.bundle import manifest

@@ -32,7 +32,7 @@ def test_one_picture(tiny, tmp_path):
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{out}\n", "")
     with Image.open(out) as image:
         assert image.size == (64, 32)
-        assert json.loads(image.info["parameters"])["seed"] == 4
+        assert json.loads(image.info["flux_trt"])["seed"] == 4
 
 
 def test_several_pictures_are_numbered_and_json_is_one_object(tiny, tmp_path):
@@ -58,7 +58,7 @@ def test_prompts_from_standard_input(tiny, tmp_path):
         (["--size", "50x32"], "the nearest is 48x32"),
         (["--guidance", "nan"], "not a finite number"),
         (["-o", "nowhere/a.png"], "the folder nowhere does not exist"),
-        (["-o", "a.jpg"], "is not a .png name"),
+        (["-o", "a.gif"], "a.gif is not a .png, .jpg, .jpeg or .webp name"),
     ],
 )
 def test_expected_faults_are_one_line(tiny, arguments, message):
@@ -128,8 +128,8 @@ def test_cut_text_is_one_line_on_stderr(tiny, tmp_path):
     )
     assert found.stdout == f"{tmp_path / 'a.png'}\n"
     assert found.stderr.splitlines() == [
-        "clip reads only 6 tokens; not read: 'blue'",
-        "t5 reads only 6 tokens; not read: 'blue'",
+        "warning: clip reads only 6 tokens; not read: 'blue'",
+        "warning: t5 reads only 6 tokens; not read: 'blue'",
     ]
 
 

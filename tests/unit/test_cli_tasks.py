@@ -1,6 +1,7 @@
 """The picture options of `flux-run`, its edit command, and its jobs."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from flux_trt.runtime.cli import main
+from flux_trt.runtime.pictures import picture
+from flux_trt.runtime.tasks.sources import digest
 
 
 def run(*arguments):
@@ -36,9 +39,13 @@ def kontext(bundle):
     return bundle("kontext-like")
 
 
+def photo_record(photo):
+    return {"sha256": digest(picture.read(photo)), "path": str(photo)}
+
+
 def parameters(path):
     with Image.open(path) as image:
-        return image.size, json.loads(image.info["parameters"])
+        return image.size, json.loads(image.info["flux_trt"])
 
 
 def test_a_picture_is_painted_at_its_own_size(kontext, photo, tmp_path):
@@ -81,7 +88,7 @@ def test_references_may_be_many(kontext, photo, tmp_path):
     arguments = ["--reference", photo, "--reference", photo, "--size", "32x32", "--steps", 1]
     result = run("generate", kontext, "a", *arguments, "-o", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
-    assert parameters(tmp_path / "a.png")[1]["references"] == 2
+    assert parameters(tmp_path / "a.png")[1]["reference"] == [photo_record(photo)] * 2
 
 
 @pytest.mark.parametrize(
@@ -109,8 +116,6 @@ def test_references_may_be_many(kontext, photo, tmp_path):
     ],
 )
 def test_what_a_bundle_cannot_do_is_one_line(bundle, photo, tmp_path, name, arguments, message):
-    import re
-
     given = [photo if each == "PHOTO" else each for each in arguments]
     line = fault(run("generate", bundle(name), "a", *given, "-o", tmp_path / "a.png"))
     assert re.search(message, line)
@@ -128,7 +133,9 @@ def test_jobs_go_on_where_they_stopped(tiny, tmp_path):
     first, second, third = map(json.loads, results.read_text().splitlines())
     assert (first["ok"], second["ok"], third["path"]) == (True, False, "c.png")
     assert "unknown field 'sed'" in second["error"]
-    painted = (tmp_path / "many-1.png").stat().st_mtime_ns
+    place = tmp_path / first["path"]
+    assert re.fullmatch(r"many-[0-9a-f]{12}\.png", place.name)
+    painted = place.stat().st_mtime_ns
     lines[1] = '{"prompt": "b", "image": "no.png", "source": "x", "target": "y"}'
     jobs.write_text("\n".join([*lines, '{"source": "x"}', '{"prompt": "d", "n_min": 3}']))
     again = run("generate", tiny, "--jobs", jobs, "--json")
@@ -142,7 +149,7 @@ def test_jobs_go_on_where_they_stopped(tiny, tmp_path):
     assert "a job with 'source' has no field 'prompt'" in errors[0]
     assert "the field 'image' is missing" in errors[1]
     assert "has no field 'n_min'" in errors[2]
-    assert (tmp_path / "many-1.png").stat().st_mtime_ns == painted
+    assert place.stat().st_mtime_ns == painted
 
 
 def test_jobs_stand_in_their_file_alone(tiny, tmp_path):

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from flux_trt.runtime import jobs
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.jobs import BadLine, Job, Results
+from flux_trt.runtime.jobs import BadLine, Job
+from flux_trt.runtime.results import Results
 
 
 def written(folder, *lines):
@@ -106,24 +109,26 @@ def three(tmp_path):
     return list(jobs.read(written(tmp_path, *lines)))
 
 
-def test_a_next_run_skips_what_is_painted_and_still_there(tmp_path, three):
+def test_a_next_run_knows_what_was_painted_and_where(tmp_path, three):
     path, (a, b, c) = tmp_path / "results.jsonl", three
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).touch()
     with Results(path) as results:
-        assert results.done(a) is None
+        assert results.place(a) is None
         results.succeeded(a, tmp_path / "a.png", {"seed": 1})
         results.succeeded(b, tmp_path / "b.png", {})
         results.failed(c, "no memory; use less")
-        assert results.done(a) == tmp_path / "a.png"
+        assert results.place(a) == tmp_path / "a.png"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert records[0] == {"line": 1, "job": a.key, "ok": True, "path": "a.png", "parameters": {"seed": 1}}
     assert records[2] == {"line": 3, "job": c.key, "ok": False, "error": "no memory; use less"}
-    (tmp_path / "b.png").unlink()
     with Results(path) as results:
-        assert [results.done(job) for job in three] == [tmp_path / "a.png", None, None]
+        assert [results.place(job) for job in three] == [tmp_path / "a.png", tmp_path / "b.png", None]
         results.failed(a, "painted again, and this time it failed")
-        assert results.done(a) is None
+        assert results.place(a) is None
+        assert [results.owner(tmp_path / name) for name in ("a.png", "b.png", "c.png")] == [
+            a.key,
+            b.key,
+            None,
+        ]
 
 
 def test_pictures_elsewhere_keep_their_whole_path(tmp_path, three):
@@ -131,7 +136,7 @@ def test_pictures_elsewhere_keep_their_whole_path(tmp_path, three):
     (tmp_path / "a.png").touch()
     with Results(tmp_path / "runs" / "results.jsonl") as results:
         results.succeeded(three[0], tmp_path / "a.png", {})
-        assert results.done(three[0]) == tmp_path / "a.png"
+        assert results.place(three[0]) == tmp_path / "a.png"
 
 
 def test_a_result_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path, three, monkeypatch):
@@ -178,7 +183,7 @@ def test_a_file_cut_anywhere_is_repaired_and_goes_on(tmp_path_factory, cut, dirt
     path.write_bytes(torn)
     complete = torn.count(b"\n")
     with Results(path) as results:
-        assert [results.done(job) is not None for job in whole[:3]] == [k < complete for k in range(3)]
+        assert [results.place(job) is not None for job in whole[:3]] == [k < complete for k in range(3)]
         results.succeeded(whole[3], folder / "x.png", {})
     lines = path.read_bytes().splitlines()
     assert len(lines) == complete + 1
@@ -192,4 +197,40 @@ def test_foreign_lines_among_the_results_say_nothing(tmp_path_factory, foreign):
     (job,) = jobs.read(written(folder, '{"prompt": "a"}'))
     (folder / "results.jsonl").write_bytes(foreign + b"\n")
     with Results(folder / "results.jsonl") as results:
-        assert results.done(job) is None
+        assert results.place(job) is None
+
+
+def test_only_one_run_has_the_results_at_a_time(tmp_path):
+    busy = pytest.raises(RequestError, match="another run is at work on .*; wait for it to end")
+    with Results(tmp_path / "results.jsonl"), busy:
+        Results(tmp_path / "results.jsonl")
+    Results(tmp_path / "results.jsonl").close()
+
+
+def test_a_disk_without_locks_is_warned_of_and_used(tmp_path, three, monkeypatch, caplog):
+    def none(descriptor, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with Results(tmp_path / "results.jsonl") as results:
+        results.failed(three[0], "x")
+    assert "cannot be locked on this disk; start no other run" in caplog.text
+
+
+def test_a_place_follows_the_job_and_not_its_line(tmp_path):
+    a, b = json.dumps({"prompt": "a"}), json.dumps({"prompt": "b", "output": "b.webp"})
+    first = [job.place for job in jobs.read(written(tmp_path, a, b, a))]
+    later = [job.place for job in jobs.read(written(tmp_path, '{"prompt": "new"}', "", a, b, a))]
+    assert later[1:] == first and len(set(later)) == 4
+    assert first[1] == tmp_path / "b.webp"
+    assert first[0].name.startswith("jobs-") and first[2].name == f"{first[0].stem}-2.png"
+
+
+def test_two_jobs_with_one_output_are_refused(tmp_path):
+    lines = [
+        json.dumps({"prompt": text, "output": place}) for text, place in (("a", "x.png"), ("b", "./x.png"))
+    ]
+    with pytest.raises(
+        RequestError, match=r"lines 1 and 3 both write .*x\.png; give each an output of its own"
+    ):
+        jobs.expect_apart(jobs.read(written(tmp_path, lines[0], "", lines[1])))

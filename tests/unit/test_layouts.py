@@ -292,9 +292,8 @@ def test_a_half_download_is_named(source: Path, tmp_path: Path) -> None:
         ("distilled_guidance_layer.in_proj.weight", "is Chroma, not FLUX.1"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "is Stable Diffusion 3"),
         ("model.diffusion_model.input_blocks.0.0.weight", "is Stable Diffusion, not"),
-        ("double_stream_modulation_img.lin.weight", "is FLUX.2, which is not supported yet"),
         ("redux_up.weight", "is FLUX.1 Redux"),
-        ("some.other.weight", "holds no FLUX transformer and no VAE, CLIP or T5 .it has some.other.weight"),
+        ("some.other.weight", "holds no FLUX transformer, VAE or text encoder .it has some.other.weight"),
     ],
 )
 def test_other_models_are_named(tmp_path: Path, name: str, said: str) -> None:
@@ -309,7 +308,7 @@ def test_a_lora_beside_the_weights_is_told_of(source: Path, tmp_path: Path) -> N
     save_file({"x": torch.ones(1)}, folder / "pytorch_lora_weights.safetensors")
     set_pipeline(folder, "FluxPipeline")
     assert open_checkpoint(str(folder)).notes == (
-        "pytorch_lora_weights.safetensors: a LoRA beside the weights is not used",
+        "pytorch_lora_weights.safetensors: a LoRA beside the weights is not used; --lora merges it",
         "ae.safetensors: not read; the parts' own folders are",
     )
 

@@ -83,7 +83,7 @@ def test_a_picture_does_not_depend_on_its_company(pipeline):
 
 def test_parameters_are_with_the_picture(pipeline):
     image = pipeline.generate("blue", seed=None, steps=2)[0]
-    used = json.loads(image.info["parameters"])
+    used = json.loads(image.info["flux_trt"])
     assert used["prompt"] == "blue"
     assert (used["steps"], used["guidance"], used["width"], used["height"]) == (2, 3.5, 48, 32)
     assert used["bundle"] == pipeline.bundle.digest
@@ -133,7 +133,7 @@ def test_a_model_without_guidance(tmp_path):
     with Pipeline.load(root, "onnxruntime", device="cpu") as schnell:
         image = schnell.generate("a red circle", steps=2)[0]
         *_, last = walk(schnell, 0, (2, 3), 2, guidance=0)
-    assert json.loads(image.info["parameters"])["guidance"] is None
+    assert json.loads(image.info["flux_trt"])["guidance"] is None
     assert np.abs(pixels(image) - picture_of(last, (2, 3))).max() <= 1
 
 

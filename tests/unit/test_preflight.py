@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flux_trt.exporter.engines import preflight
+from flux_trt.exporter.engines import cgroup, preflight
 from flux_trt.exporter.engines.preflight import available_memory, refuse_short, refuse_targets
 from flux_trt.runtime.bundle.engine import Recipe
 from flux_trt.runtime.bundle.flavour import FLAVOURS
@@ -58,3 +58,39 @@ def test_disk_that_is_not_there(tmp_path: Path) -> None:
 def test_available_memory_is_what_the_system_says() -> None:
     found = available_memory()
     assert found is None or 10**7 < found < 10**14
+
+
+def _group(folder: Path, limit: str, used: int, cache: int, version: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {cache}\n")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limits_of_all_groups_on_the_way_count(tmp_path: Path, version: int) -> None:
+    (tmp_path / "self").mkdir()
+    line = "0::/a/b\n" if version == 2 else "9:cpu,cpuacct:/x\n4:memory:/a/b\n"
+    (tmp_path / "self" / "cgroup").write_text(line)
+    root = tmp_path / "cgroup" / ("" if version == 2 else "memory")
+    none = "max" if version == 2 else "9223372036854771712"
+    _group(root / "a" / "b", "3000", 1000, 200, version)
+    _group(root / "a", "1500", 1000, 100, version)
+    _group(root, none, 10, 10, version)
+    assert list(cgroup.available(tmp_path, tmp_path / "cgroup")) == [2200, 600]
+
+
+def test_the_path_of_the_host_is_the_root_inside_of_a_container(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("4:memory:/docker/0123\n")
+    _group(tmp_path / "cgroup" / "memory", "330", 100, 0, 1)
+    assert list(cgroup.available(tmp_path, tmp_path / "cgroup")) == [230]
+    assert list(cgroup.available(tmp_path / "nowhere", tmp_path)) == []
+
+
+def test_the_least_of_machine_and_groups_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "available", lambda: iter([330_000_000]))
+    assert available_memory() == 330_000_000

@@ -9,6 +9,7 @@ from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles, 
 from flux_trt.exporter.families.flux1.variants import REFERENCES
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.pictures.vae import Tiling
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def test_one_tuned_profile_for_each_size_and_a_wide_one(found: manifest.Manifest
         (4, 4, 4),
         (4, 4, 4),
         (2, 4, 4),
+        (2, 4, 8),
     ]
     assert all(each["batch"] == (1, 1, 8) for each in tuned), "guidance takes two rows a picture"
     assert all(each["batch"] == (1, 1, 4) for each in profiles(found, "vae_decoder", shapes))
@@ -84,3 +86,29 @@ def test_a_bundle_that_follows_references_takes_one_by_default(found: manifest.M
 
 def test_shapes_of() -> None:
     assert shapes_of({"batch": (1, 2, 3)}, ["batch", 77]) == ((1, 77), (2, 77), (3, 77))
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1360, 768), (2048, 2048), (4096, 2048)])
+def test_the_vae_takes_whatever_the_denoiser_takes(found: manifest.Manifest, size: tuple[int, int]) -> None:
+    """Every grid of at most the denoiser's tokens, or the tiles that it is cut into."""
+    larger = found.model_copy(update={"sizes": manifest.Sizes(smallest=16, largest=4096)})
+    shapes, tiling = Shapes((size,)), Tiling.of(larger.model, None)
+    tokens = max(each["tokens"][2] for each in profiles(larger, "denoiser", shapes))
+    taken = profiles(larger, "vae_decoder", shapes)
+    for h in range(1, 257):
+        for w in range(1, min(256, tokens // h) + 1):
+            grid = (min(h, tiling.side), min(w, tiling.side)) if tiling.cuts((h, w)) else (h, w)
+            dims = {"batch": 1, "h": grid[0], "w": grid[1]}
+            assert any(all(p[d][0] <= n <= p[d][2] for d, n in dims.items()) for p in taken), (h, w)
+    most = max(each["h"][2] * each["w"][2] for each in taken)
+    assert most * 256 * 128 < 2**31, "TensorRT counts a tensor's values in 31 bits"
+
+
+def test_references_are_as_large_as_the_rule_makes_them(found: manifest.Manifest) -> None:
+    """Some of Kontext's sizes have more tokens than 1024x1024."""
+    model = found.model.model_copy(update={"references": REFERENCES})
+    defaults = found.defaults.model_copy(update={"width": 1024, "height": 1024})
+    sizes = manifest.Sizes(smallest=16, largest=4096)
+    kontext = found.model_copy(update={"model": model, "defaults": defaults, "sizes": sizes})
+    shapes = default_shapes(kontext)
+    assert profiles(kontext, "denoiser", shapes)[0]["tokens"] == (4096, 4096, 4096 + 50 * 83)

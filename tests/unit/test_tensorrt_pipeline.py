@@ -10,7 +10,7 @@ import tiny_bundle
 from simulator_cuda import CudaSimulator
 
 from flux_trt.runtime import Pipeline
-from flux_trt.runtime.errors import GpuMemoryError, PaintError
+from flux_trt.runtime.errors import BackendError, GpuMemoryError, PaintError
 from flux_trt.runtime.sampling import noise, schedule
 from flux_trt.runtime.sampling.trajectory import Trajectory
 
@@ -308,3 +308,18 @@ def test_steps_can_be_watched_and_stopped(engines, tiny):
                     break
             seen.append(steps)
         np.testing.assert_array_equal(*seen)
+
+
+def test_a_size_that_the_decoder_does_not_take_is_refused_before_the_first_step(tiny, tmp_path):
+    """96x32 has fewer tokens than 64x64: the denoiser takes it, and this decoder's w does not."""
+    root = shutil.copytree(tiny, tmp_path / "bundle")
+    sides = {"h": (1, 4, 4), "w": (1, 4, 4), "height": (16, 64, 64), "width": (16, 64, 64)}
+    simulator_bundle.add_engines(root, [{**simulator_bundle.WIDE, **sides}])
+    told = []
+    with simulator_bundle.pipeline(root, CudaSimulator()) as pipeline:
+        expected = r"vae_decoder was not built for 96x32; .*64x64.*--sizes 96x32"
+        with pytest.raises(BackendError, match=expected):
+            pipeline.generate("left", size=(96, 32), steps=3, progress=lambda *what: told.append(what))
+        with pytest.raises(BackendError, match=r"was not built for batch 5; the nearest that fits: batch 4"):
+            pipeline.generate("left", size=(64, 64), count=5, batch=5, steps=3)
+    assert told == []

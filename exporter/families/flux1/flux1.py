@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import torch
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
+from flux_trt.exporter.checkpoints.lora.forms import Modules
+from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.checkpoints.tokenizer import Padding
 from flux_trt.exporter.families import text, vae, vae_oracle
-from flux_trt.exporter.families.flux1 import reference, stages
-from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
+from flux_trt.exporter.families.flux1 import modules, reference, stages
+from flux_trt.exporter.families.flux1.params import FluxParams, flux_params, recipes_of
 from flux_trt.exporter.families.flux1.variants import PARTS, REFERENCES, candidates, tasks_of
 from flux_trt.exporter.families.model import Numbers
 from flux_trt.exporter.families.oracle import Case
@@ -51,6 +54,34 @@ class Flux1:
         """Whether the transformer has double blocks under BFL's or diffusers' name."""
         names = checkpoint.parts["transformer"].tensors
         return any(name.startswith(("double_blocks.", "transformer_blocks.")) for name in names)
+
+    @staticmethod
+    def modules(checkpoint: Checkpoint | None) -> Modules:
+        """What LoRAs may change: of a checkpoint, or of FLUX.1 dev."""
+        if checkpoint is None:
+            return modules.modules()
+        parts = checkpoint.parts
+        layers = {
+            name: text.layers(name, parts[name].tensors) if name in parts else most
+            for name, most in (("clip", modules.CLIP_LAYERS), ("t5", modules.T5_BLOCKS))
+        }
+        return modules.modules(flux_params(parts["transformer"]), **layers)
+
+    @staticmethod
+    def recipes(name: str, part: Part) -> Mapping[str, Recipe]:
+        """How the transformer's and the text encoders' parameters are made."""
+        if name == "transformer":
+            return recipes_of(part)
+        return text.text_encoder(part.tensors) if name in ("clip", "t5") else {}
+
+    @staticmethod
+    def widened(part: Part, columns: int) -> Part:
+        """The transformer with that many input channels: the condition's behind the picture's."""
+        if not part.config:
+            return part
+        old = part.config["in_channels"]
+        own = {"in_channels": columns, "out_channels": part.config.get("out_channels") or old}
+        return replace(part, config={**part.config, **own})
 
     @property
     def variant(self) -> str:

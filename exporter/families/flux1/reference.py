@@ -6,7 +6,7 @@ code, and the modulation is read off diffusers' modules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,9 +15,11 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from torch import Tensor, nn
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
+from flux_trt.exporter.checkpoints.lora.term import Term
 from flux_trt.exporter.checkpoints.recipe import SwapHalves
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
+from flux_trt.exporter.families.lora_oracle import with_loras
 from flux_trt.exporter.families.oracle import BATCH, GRID, TEXT, Case, Values, opened, state
 
 STEPS = 3
@@ -28,11 +30,37 @@ OWN_AXES = (16, 56, 56)
 def transformer(part: Part) -> tuple[FluxTransformer2DModel, str]:
     """diffusers' FluxTransformer2DModel with the checkpoint's weights in float32, and who read them.
 
+    A part with LoRAs gets them from diffusers where it reads them.
+
     diffusers itself cannot open a config without `axes_dims_rope` whose heads are not FLUX.1's own.
     """
+    if part.plain is not None:
+        modules = lora_modules(flux_params(part))
+        return with_loras("transformer", part, transformer, transformer_of_tensors, modules)
     if part.folder and not part.config.get("axes_dims_rope") and flux_params(part).axes_dim != OWN_AXES:
         part = replace(part, folder=None)
     return opened(FluxTransformer2DModel, part, "diffusers", lambda: _filled(part))
+
+
+def transformer_of_tensors(part: Part) -> tuple[FluxTransformer2DModel, str]:
+    """The same of the tensors that a part has, whoever made them."""
+    return opened(FluxTransformer2DModel, replace(part, folder=None), "diffusers", lambda: _filled(part))
+
+
+def lora_modules(p: FluxParams) -> Callable[[Term], list[str]]:
+    """What finds the modules of diffusers that a term changes."""
+    recipes = transformer_from_diffusers(p.depth, p.depth_single_blocks, p.guidance_embed)
+
+    def found(term: Term) -> list[str]:
+        names = recipes[term.parameter].names
+        if term.place.rows is not None and len(names) > 1:
+            sides = [p.hidden_size] * 3 + [p.mlp_hidden_dim] * (len(names) - 3)
+            starts = [sum(sides[:i]) for i in range(len(names))]
+            first, last = term.place.rows
+            names = tuple(name for name, start in zip(names, starts, strict=True) if first <= start < last)
+        return [name.rpartition(".")[0] for name in names]
+
+    return found
 
 
 def _filled(part: Part) -> FluxTransformer2DModel:

@@ -64,7 +64,7 @@ def denoiser_stage(part: Part, p: FluxParams) -> Stage:
             "batch": Varying(example=2),
             "tokens": Varying(example=10),
             "text": Varying(example=6),
-            "sequence": Varying(example=16, free=True),
+            "sequence": Varying(example=16, free=True, rule="text + tokens"),
         },
         config=vars(p),
         runs="step",

@@ -1,0 +1,55 @@
+"""Generation parameters as the text that stable-diffusion-webui ("A1111"), Forge and their readers know.
+
+    a prompt
+    Negative prompt: what to keep away from
+    Steps: 12, Sampler: Euler, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 7, Size: 64x64, ...
+
+Source: AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py (`quote`,
+`parse_generation_parameters`) and modules/processing.py (`create_infotext`). As in Forge, "CFG scale" is that
+of true classifier-free guidance, and the number that FLUX.1 is told is "Distilled CFG Scale". The text is for
+other tools: a prompt with a line that begins with "Negative prompt:" cannot be written in it unambiguously,
+and ours to paint again from is the JSON beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def text(parameters: Mapping[str, Any], family: str) -> str:
+    """The text of a picture's parameters, as `painted.parameters` gives them."""
+    lines = [parameters["prompt"]]
+    if parameters.get("negative"):
+        lines.append(f"Negative prompt: {parameters['negative']}")
+    pairs = ", ".join(f"{name}: {_quoted(value)}" for name, value in _fields(parameters, family).items())
+    return "\n".join([*lines, pairs]).strip()
+
+
+def _fields(parameters: Mapping[str, Any], family: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "Steps": parameters["steps"],
+        "Sampler": "Euler",
+        "CFG scale": _number(parameters.get("true_cfg") or 1),
+        "Distilled CFG Scale": _number(parameters.get("guidance")),
+        "Seed": parameters["seed"],
+        "Size": f"{parameters['width']}x{parameters['height']}",
+        "Model hash": str(parameters["content"])[:10],
+        "Model": f"{family} {parameters['variant']}",
+        "Denoising strength": _number(parameters.get("strength")),
+        "Task": parameters["task"],
+        "Version": f"flux_trt {parameters['flux_trt']}",
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _number(value: float | None) -> float | int | None:
+    """4 for 4.0."""
+    return int(value) if value is not None and value == int(value) else value
+
+
+def _quoted(value: Any) -> str:
+    """As JSON where it has a separator in it."""
+    found = str(value)
+    return json.dumps(found, ensure_ascii=False) if set(found) & set(',:\n"') else found
