@@ -13,8 +13,22 @@
 from __future__ import annotations
 
 
+LONGEST = 2000
+"""Letters of a message; what is longer loses its middle."""
+
+
 class FluxTrtError(Exception):
-    """An expected fault. The message is one line: what is wrong, then what to do."""
+    """An expected fault. The message is one line: what is wrong, then what to do.
+
+    Names out of files that others wrote may be part of it: what is no printable letter (a newline, a
+    terminal's escape, half a surrogate) is shown as an escape, and what is very long is cut.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        text = str(message)
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        super().__init__("".join(each if each.isprintable() else _escaped(each) for each in text))
 
 
 class CheckpointError(FluxTrtError):
@@ -43,3 +57,7 @@ class RequestError(FluxTrtError):
 
 class PaintError(FluxTrtError):
     """A run that went wrong, such as latents that are not finite."""
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")

@@ -14,6 +14,7 @@ from flux_trt.exporter.checkpoints.layout import naming
 from flux_trt.exporter.checkpoints.quantised.decode import decoded
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header, read_metadata
 from flux_trt.exporter.faults import Faults
+from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.errors import CheckpointError
 
 PARTS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "t5": "text_encoder_2"}
@@ -109,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: not there, or something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(plain.text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; copy or download the checkpoint again") from None
     except (OSError, ValueError, RecursionError) as fault:
@@ -146,8 +147,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    return [index.parent / Path(name).name for name in names]
+    listed = read_json(index).get("weight_map", {})
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointError(f"{index} does not name the files of its tensors; {AGAIN}")
+    return [index.parent / Path(name).name for name in sorted(set(listed.values()))]
 
 
 def _notes(folder: Path) -> tuple[str, ...]:

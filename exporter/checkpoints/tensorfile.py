@@ -153,7 +153,7 @@ def _whole(path: Path) -> Iterator[None]:
         yield
     except OSError as fault:
         raise CheckpointError(f"cannot read {path}: {fault.strerror}; check the path") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as fault:
         if (what := foreign_file(path)) is not None:
             raise CheckpointError(f"{path} is {what}") from None
         raise CheckpointError(f"{path} is not a whole safetensors file ({fault}); {AGAIN}") from None

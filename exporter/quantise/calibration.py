@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from flux_trt.exporter.quantise.e4m3 import Statistic
 from flux_trt.exporter.quantise.histogram import Histogram
+from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.bundle.manifest import File, Record, StageName
 from flux_trt.runtime.errors import BuildError
 
@@ -96,13 +97,13 @@ def read(path: Path) -> Calibration:
         BuildError: not there, or not a calibration.
     """
     try:
-        return Calibration.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as fault:
-        why = fault.strerror if isinstance(fault, OSError) else "not text"
-        raise BuildError(f"cannot read {path} ({why}); make it with flux-export calibrate") from None
+        return Calibration.model_validate_json(plain.text(path))
     except ValidationError as fault:
         first = fault.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BuildError(
             f"{path} is not a calibration ({where}: {first['msg']}); make it with flux-export calibrate"
         ) from None
+    except (OSError, ValueError) as fault:
+        why = "not text" if isinstance(fault, UnicodeDecodeError) else getattr(fault, "strerror", None) or fault
+        raise BuildError(f"cannot read {path} ({why}); make it with flux-export calibrate") from None

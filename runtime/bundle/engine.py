@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.bundle.flavour import FLAVOURS, FlavourName
 from flux_trt.runtime.bundle.manifest import File, Manifest, Precision
 from flux_trt.runtime.bundle.record import Record, StageName
@@ -96,10 +97,10 @@ def engines(root: Path, elsewhere: Path | None = None) -> list[tuple[Path, Engin
     """
     found = []
     places = [elsewhere, root / FOLDER] if elsewhere else [root / FOLDER]
-    for path in [each for place in places for each in sorted(place.glob(f"*/{RECORD}"))]:
+    for place, path in [(place, each) for place in places for each in sorted(place.glob(f"*/{RECORD}"))]:
         try:
-            engine = Engine.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ValidationError) as fault:
+            engine = Engine.model_validate_json(plain.text(path, place))
+        except (OSError, ValueError, RuntimeError) as fault:  # ValidationError is a ValueError
             why = str(fault).splitlines()[0]
             raise BundleError(f"cannot read {path} ({why}); remove its folder and build again") from None
         if engine.recipe.name != path.parent.name:

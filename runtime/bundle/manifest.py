@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from flux_trt.runtime.bundle import schema1
+from flux_trt.runtime.bundle import plain, schema1
 from flux_trt.runtime.bundle.record import BundlePath, Record, StageName, Tensor
 from flux_trt.runtime.bundle.rules import (
     Encoder,
@@ -231,16 +231,16 @@ def read(bundle: Path) -> Manifest:
     """
     path = bundle / NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = plain.text(path, bundle)
     except FileNotFoundError:
         raise BundleError(
             f"no {NAME} in {bundle}; give a folder that flux-export build has written"
         ) from None
-    except (OSError, UnicodeDecodeError) as fault:
+    except (OSError, ValueError, RuntimeError) as fault:
         raise BundleError(f"cannot read {path}: {fault}; build the bundle again") from None
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as fault:
+    except (ValueError, RecursionError) as fault:  # RecursionError: lists in lists without an end
         raise BundleError(f"{path} is not JSON ({fault}); build the bundle again") from None
     version = found.get("schema_version") if isinstance(found, dict) else None
     if isinstance(version, int) and version > SCHEMA:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +48,11 @@ class Window:
         Raises:
             BundleError: not such a file.
         """
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(root / spec.file))
-        except Exception as fault:  # the library raises bare Exception
-            raise BundleError(
-                f"{root / spec.file} is not a tokenizer ({fault}); build the bundle again"
-            ) from None
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(spec.pad.most)
+        self._path = root / spec.file
+        with _usable(self._path):
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self._path))
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(spec.pad.most)
         self._spec = spec
 
     @property
@@ -63,10 +61,15 @@ class Window:
         return self._spec.pad.multiple == self._spec.pad.most
 
     def of(self, prompts: Sequence[str]) -> Seen:
-        """Prompts side by side, padded to the longest one's multiple."""
+        """Prompts side by side, padded to the longest one's multiple.
+
+        Raises:
+            BundleError: the tokenizer cannot take them, such as for want of a token for what is unknown.
+        """
         spec, pad = self._spec, self._spec.pad
         texts = [spec.prefix + self._plain(prompt) + spec.suffix for prompt in prompts]
-        found = self._tokenizer.encode_batch(texts)
+        with _usable(self._path):
+            found = self._tokenizer.encode_batch(texts)
         lost = [_lost(text, spec.suffix, each) for text, each in zip(texts, found, strict=True)]
         longest = max(map(len, found), default=0)
         length = max(-(-longest // pad.multiple), 1) * pad.multiple
@@ -80,6 +83,17 @@ class Window:
         for sign in self._spec.without:
             prompt = prompt.replace(sign, "")
         return prompt
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """What the library raises is a fault of the file: bare Exception, and for a Rust panic one that is none."""
+    try:
+        yield
+    except BaseException as fault:
+        if isinstance(fault, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        raise BundleError(f"{path} is not a tokenizer ({fault}); build the bundle again") from None
 
 
 def _lost(text: str, suffix: str, encoding: tokenizers.Encoding) -> str:
