@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-
 LONGEST = 2000
 """Letters of a message; what is longer loses its middle."""
 

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.bundle.flavour import FLAVOURS, FlavourName
