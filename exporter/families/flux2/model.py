@@ -230,6 +230,13 @@ class SingleStreamBlock(nn.Module):
         return residual(x, gate, self.linear2(torch.cat([attn, inner], dim=2))), k, v
 
 
+def seen(block: SingleStreamBlock, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values of a single block's attention, and nothing else of it."""
+    shift, scale, _ = mod.split(1, dim=1)
+    _, k, v = split_heads(block.linear1(modulate(x, shift, scale)), block.norm, block.params, cos, sin)
+    return k, v
+
+
 def beside(k: Tensor, v: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values [B, H, L, E], with those that are known already behind them."""
     if not known:
@@ -323,10 +330,13 @@ class References(nn.Module):
             assert isinstance(block, DoubleStreamBlock)
             x, *kept = block.alone(x, modulation[None, :6], cos, sin)
             found.append(kept)
-        for block in self.single_blocks:
+        *blocks, last = self.single_blocks
+        for block in blocks:
             assert isinstance(block, SingleStreamBlock)
             x, *kept = block.alone(x, modulation[None, 6:], cos, sin)
             found.append(kept)
+        assert isinstance(last, SingleStreamBlock)
+        found.append([*seen(last, x, modulation[None, 6:], cos, sin)])
         keys, values = (torch.stack(each, 1).float() for each in zip(*found, strict=True))
         return keys, values
 
