@@ -278,8 +278,8 @@ def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:
 
 
 def _on_host(value: Buffer | Floats) -> Floats:
-    """A value until it is used where it takes no GPU memory."""
-    return value if isinstance(value, np.ndarray) else value.numpy()
+    """A value until it is used where it takes no GPU memory: a copy, for a view goes with its buffer."""
+    return value if isinstance(value, np.ndarray) else np.array(value.numpy())
 
 
 @contextmanager

@@ -227,7 +227,7 @@ class Pipeline:
                 stage = self.bundle.stage(name)
                 for seen, values in zip(through, found, strict=True):
                     given = self._graphs[name].run(taken(stage, seen[name].inputs))
-                    values |= {each: buffer.numpy() for each, buffer in given.items()}
+                    values |= {each: np.array(buffer.numpy()) for each, buffer in given.items()}
         return list(found)
 
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None = None) -> EncodedPicture:

@@ -67,7 +67,7 @@ def encode(graph: Graph, pixels: Floats, model: Model, tiling: Tiling, tell: Tel
 
     def run(image: Floats) -> tuple[Floats, ...]:
         found = graph.run({"image": image})
-        return tuple(found[name].numpy() for name in ("latents", "deviation") if name in found)
+        return tuple(np.array(found[name].numpy()) for name in ("latents", "deviation") if name in found)
 
     image = pixels[None].astype(np.float32)
     if tiling.cuts(grid):

@@ -195,3 +195,15 @@ def test_weight_bytes(cpu, tiny, stages):
     assert cpu.weight_bytes(files[0], "denoiser", stages["denoiser"]) == sum(
         file.stat().st_size for file in files
     )
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_sequential_keeps_what_waits_for_its_turn(bundle, backend):
+    """Conditions of several batches wait on the host while other stages are loaded and buffers are freed."""
+    asked = {"steps": 3, "seed": 1, "size": (64, 48), "guidance": 2.0, "count": 2}
+    prompts, pictures = ["a red circle", "a blue square", "a green cross"], []
+    for memory in ("resident", "sequential"):
+        with Pipeline.load(bundle("flux-nano"), backend, "cpu", memory=memory) as pipeline:
+            pictures.append([np.asarray(image) for image in pipeline.generate(prompts, **asked)])
+    np.testing.assert_array_equal(*map(np.stack, pictures))
+    assert pictures[0][0].std() > 1
