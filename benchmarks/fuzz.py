@@ -1,4 +1,6 @@
-"""Hostile files by the thousand: `python benchmarks/fuzz.py [CASES [SEED [SECONDS]]]` writes results/fuzz.json."""
+"""Hostile files by the thousand.
+
+`python benchmarks/fuzz.py [CASES [SEED [SECONDS]]]` writes results/fuzz.json."""
 
 from __future__ import annotations
 
@@ -72,7 +74,12 @@ def _write(out: Path, cases: int, seed: int, seconds: float, found: dict[str, Ou
         "total": total, "targets": rows,
     }  # fmt: skip
     out.write_text(json.dumps(record, indent=2) + "\n")
-    print(round(seconds), total, {name: row["faults"] for name, row in rows.items() if row["faults"]}, flush=True)
+    print(
+        round(seconds),
+        total,
+        {name: row["faults"] for name, row in rows.items() if row["faults"]},
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

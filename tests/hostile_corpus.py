@@ -24,7 +24,8 @@ JOB: dict[str, Any] = {
     "image": "a.png", "mask": "m.png", "outpaint": "0,0,16,16", "reference": ["r.png"], "strength": 0.5,
 }  # fmt: skip
 PAINTED: dict[str, Any] = {
-    "flux_trt": "0.1.0", "prompt": "a red circle", "seed": 3, "steps": 2, "width": 64, "height": 64, "task": "generate",
+    "flux_trt": "0.1.0", "prompt": "a red circle",
+    "seed": 3, "steps": 2, "width": 64, "height": 64, "task": "generate",
     "guidance": 1.5, "backend": "onnxruntime", "device": "cpu", "bundle": "0" * 64, "tile": None,
 }  # fmt: skip
 
@@ -126,7 +127,9 @@ def pictures() -> tuple[bytes, ...]:
     for kind, mode in (("PNG", "RGBA"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"),
                        ("BMP", "RGB"), ("PNG", "I;16"), ("PPM", "L"), ("TGA", "RGB"), ("ICO", "RGBA")):  # fmt: skip
         image = Image.fromarray(values)
-        image = Image.fromarray(values[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+        image = (
+            Image.fromarray(values[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+        )
         file = io.BytesIO()
         image.save(file, kind)
         found.append(file.getvalue())

@@ -1,6 +1,6 @@
 """Ways in which a file can be hostile: bytes that are damaged, and JSON that is well-formed and wrong.
 
-Everything is drawn from a `random.Random`, so that a seed is a case; hypothesis can hand in its own and shrink.
+Everything is drawn from a `random.Random`, so that a seed is a case.
 """
 
 from __future__ import annotations

@@ -24,8 +24,17 @@ MEMORY = 3 << 30
 """Address space that a child may take beyond what its imports have."""
 MESSAGE = 4000
 OPENED = 0x20 | 0x2 | 0x100  # IN_OPEN, IN_MODIFY, IN_CREATE
-QUIET = ("/proc", "/sys", "/dev/null", "/dev/urandom", "/usr", "/lib", "/etc/localtime", "/etc/ld.so.cache",
-         os.path.expanduser("~/intel"))  # where the openvino package keeps whether it may send statistics
+QUIET = (
+    "/proc",
+    "/sys",
+    "/dev/null",
+    "/dev/urandom",
+    "/usr",
+    "/lib",
+    "/etc/localtime",
+    "/etc/ld.so.cache",
+    str(Path("~/intel").expanduser()),
+)  # where the openvino package keeps whether it may send statistics
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,13 @@ class Outcome:
 
 
 def run(
-    name: str, target: Target, seed: int, cases: int, folder: Path, found: Outcome | None = None, start: int = 0
+    name: str,
+    target: Target,
+    seed: int,
+    cases: int,
+    folder: Path,
+    found: Outcome | None = None,
+    start: int = 0,
 ) -> Outcome:
     """Cases `seed:start` to `seed:cases-1` of a target, in children that are replaced when they die."""
     found, at = found or Outcome(), start
@@ -91,7 +106,9 @@ def run(
     return found
 
 
-def one(target: Target, name: str, seed: int, number: int, folder: Path, rng: random.Random | None = None) -> str:
+def one(
+    target: Target, name: str, seed: int, number: int, folder: Path, rng: random.Random | None = None
+) -> str:
     """The verdict on one case, in this process."""
     case, outside = folder / "case", folder / "outside"
     for each in (case, outside):
@@ -110,7 +127,11 @@ def one(target: Target, name: str, seed: int, number: int, folder: Path, rng: ra
                 verdict = f"not one line: {said[:80]!r}"
         except BaseException as fault:
             last = traceback.extract_tb(fault.__traceback__)
-            ours = [each for each in last if "/tests/" not in each.filename and "site-packages" not in each.filename]
+            ours = [
+                each
+                for each in last
+                if "/tests/" not in each.filename and "site-packages" not in each.filename
+            ]
             place = f"{Path(ours[-1].filename).name}:{ours[-1].name}" if ours else "?"
             verdict = f"{type(fault).__name__} in {place}: {str(fault)[:60]!r}"
     return f"outside: {watch.seen()}" if watch.seen() else verdict

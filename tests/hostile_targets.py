@@ -26,11 +26,11 @@ from flux_trt.exporter.checkpoints.lora.file import read_lora
 from flux_trt.exporter.checkpoints.lora.term import Asked
 from flux_trt.exporter.checkpoints.single import read_parts
 from flux_trt.exporter.checkpoints.tensorfile import read_header, read_metadata
-from flux_trt.exporter.quantise import calibration
 from flux_trt.exporter.families.flux1.flux1 import Flux1
+from flux_trt.exporter.quantise import calibration
 from flux_trt.runtime import jobs
 from flux_trt.runtime import results as written
-from flux_trt.runtime.again import recorded
+from flux_trt.runtime.again import Recorded, recorded
 from flux_trt.runtime.bundle import engine, manifest
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.window import Window
@@ -73,7 +73,7 @@ def _file(name: str, source: Callable[[], bytes], change: Callable[[random.Rando
 
 
 def _bundle(source: Callable[[], Path], suffix: str) -> Make:
-    """A bundle with one hostile file, whose hash the manifest has: nothing but its reader stands before it."""
+    """A bundle with one hostile file, whose hash the manifest has: only its reader stands before it."""
 
     def make(rng: random.Random, folder: Path) -> str:
         shutil.copytree(source(), folder / "bundle")
@@ -87,7 +87,9 @@ def _bundle(source: Callable[[], Path], suffix: str) -> Make:
         data = (
             data.replace(b".safetensors", rng.choice((b"/../../x.sf", b"../outside/s")))
             if rng.random() < 0.1
-            else rewritten(rng, data) if path.suffix == ".json" else damaged(rng, data, others)
+            else rewritten(rng, data)
+            if path.suffix == ".json"
+            else damaged(rng, data, others)
         )
         path.write_bytes(data)
         record = json.loads((folder / "bundle" / "bundle.json").read_text())
@@ -113,7 +115,9 @@ def _paint(backend: str) -> Callable[[Path, object], None]:
     def read(folder: Path, _: object) -> None:
         from flux_trt.runtime.pipeline import Pipeline
 
-        Pipeline.load(folder / "bundle", backend, "cpu").generate("a red circle", size=(64, 64), steps=1, seed=1)
+        Pipeline.load(folder / "bundle", backend, "cpu").generate(
+            "a red circle", size=(64, 64), steps=1, seed=1
+        )
 
     return read
 
@@ -161,13 +165,17 @@ def _checkpoint(rng: random.Random, folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path, _: object) -> None:
-    try:
-        read_scheduler(folder / "scheduler_config.json")
-    finally:
+    refused: list[FluxTrtError] = []
+    for read in (
+        lambda: read_scheduler(folder / "scheduler_config.json"),
+        lambda: read_part("clip", folder / "text_encoder"),
+    ):
         try:
-            read_part("clip", folder / "text_encoder")
-        except FluxTrtError:
-            pass
+            read()
+        except FluxTrtError as fault:
+            refused.append(fault)
+    if refused:
+        raise refused[-1]
 
 
 def _jobs(rng: random.Random, folder: Path) -> None:
@@ -239,7 +247,10 @@ def _painted(rng: random.Random, folder: Path) -> None:
 
 def _read_painted(folder: Path, _: object) -> None:
     found = recorded(folder / "p.png")
-    found.request(_tiny_manifest())
+    found.found()
+    # The small bundle cannot start from a picture; the rest is what it can be asked for.
+    rest = {name: value for name, value in found.parameters.items() if name not in ("image", "strength")}
+    Recorded(found.path, rest).request(_tiny_manifest())
 
 
 def _read_engines(folder: Path, _: object) -> None:
@@ -271,7 +282,10 @@ TARGETS: dict[str, Target] = {
     "checkpoint folders": Target(_checkpoint, _read_checkpoint),
     "gguf": Target(_file("model.gguf", corpus.gguf, damaged), _read_gguf),
     "gguf tokenizers": Target(_file("model.gguf", corpus.gguf, damaged), _read_gguf_tokenizer),
-    "calibration": Target(_file("c.json", corpus.calibration, rewritten), lambda folder, _: _ignore(calibration.read(folder / "c.json"))),
+    "calibration": Target(
+        _file("c.json", corpus.calibration, rewritten),
+        lambda folder, _: _ignore(calibration.read(folder / "c.json")),
+    ),
     "jobs": Target(_jobs, _read_jobs),
     "pictures": Target(_picture, _read_picture),
     "masks": Target(_picture, _read_mask),
