@@ -126,10 +126,8 @@ def pictures() -> tuple[bytes, ...]:
     found = []
     for kind, mode in (("PNG", "RGBA"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"),
                        ("BMP", "RGB"), ("PNG", "I;16"), ("PPM", "L"), ("TGA", "RGB"), ("ICO", "RGBA")):  # fmt: skip
-        image = Image.fromarray(values)
-        image = (
-            Image.fromarray(values[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
-        )
+        deep = Image.fromarray(values[..., 0].astype(np.uint16) * 200)
+        image = deep if mode == "I;16" else Image.fromarray(values).convert(mode)
         file = io.BytesIO()
         image.save(file, kind)
         found.append(file.getvalue())

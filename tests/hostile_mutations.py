@@ -16,11 +16,13 @@ DEEP = 100_000
 NUMBERS = (0, -1, 1, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30, 1e308, 5e-324, 0.5, -0.0)
 SPECIAL = (float("nan"), float("inf"), float("-inf"))
 TEXTS = (
-    "", "../x", OUTSIDE, "/etc/passwd", "/dev/zero", "C:\\x", "a\x00b", "\ud800", "a\nb", "\x1b[31m", "\u202e",
+    "", "../x", OUTSIDE, "/etc/passwd", "/dev/zero", "C:\\x", "a\x00b", "\ud800", "a\nb", "\x1b[31m",
+    "\u202e",
     "x" * 300, "x" * 70_000, "a/" * 3000 + "a", ".", "..", "bundle.json", "~", "file:///etc/passwd",
 )  # fmt: skip
 RAW = (
-    b"[" * DEEP, b'{"a":' * DEEP, b"9" * 5000, b"1e999999", b"NaN", b"-Infinity", b"null", b"[]", b'"\\ud800"',
+    b"[" * DEEP, b'{"a":' * DEEP, b"9" * 5000, b"1e999999", b"NaN", b"-Infinity", b"null", b"[]",
+    b'"\\ud800"',
     b"\xff\xfe", b"\xef\xbb\xbf{}", b'{"a":1,"a":2}', b"", b"\x00" * 64,
 )  # fmt: skip
 

@@ -231,6 +231,7 @@ def _lora(folder: Path, _: object) -> None:
 
 
 def _painted(rng: random.Random, folder: Path) -> None:
+    _tiny_manifest()
     (folder / "a.png").write_bytes(corpus.pictures()[0])
     source = {"path": "a.png", "sha256": digest(picture.read(folder / "a.png"))}
     parameters = corpus.PAINTED | {"image": source, "strength": 0.5}

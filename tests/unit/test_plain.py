@@ -13,6 +13,7 @@ import pytest
 from flux_trt.exporter.checkpoints.diffusers import read_part
 from flux_trt.exporter.checkpoints.tensorfile import read_header
 from flux_trt.exporter.quantise import calibration
+from flux_trt.runtime.again import recorded
 from flux_trt.runtime.bundle import engine, manifest, plain
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import BuildError, BundleError, CheckpointError, FluxTrtError, RequestError
@@ -91,3 +92,11 @@ def test_a_message_is_one_printable_line_whatever_it_names(name: str) -> None:
         said = str(kind(f"no {name}; give another"))
         assert said.isprintable()
         assert len(said) < 4000
+
+
+@pytest.mark.parametrize("image", [{}, {"sha256": "0"} | {"path": 3}, {"path": "a.png"}, 5, [[]], "a.png"])
+def test_a_picture_that_names_no_picture_it_came_from_is_refused(image: object, tmp_path: Path) -> None:
+    said = json.dumps(corpus.PAINTED | {"image": image or [image]})
+    (tmp_path / "p.png").write_bytes(corpus.painted(said, "PNG"))
+    with pytest.raises(RequestError, match="does not say its image"):
+        recorded(tmp_path / "p.png")
