@@ -61,7 +61,7 @@ def test_a_file_beyond_its_limit_is_not_read_whole(tmp_path: Path) -> None:
         plain.text(tmp_path / "x", limit=10)
 
 
-@pytest.mark.parametrize("listed", [[], "a", {"a": 1}, {"a": ["b"]}])
+@pytest.mark.parametrize("listed", [[], "a", {"a": 1}, {"a": ["b"]}, {"a": "\ud800"}, {"a": "b\0"}])
 def test_an_index_that_names_no_files_is_refused(listed: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
