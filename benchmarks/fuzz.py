@@ -1,53 +1,85 @@
-"""Hostile files by the thousand: `python benchmarks/fuzz.py [CASES] [SEED]` writes results/fuzz.json."""
+"""Hostile files by the thousand.
+
+`python benchmarks/fuzz.py [CASES [SEED [SECONDS]]]` writes results/fuzz.json."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from hostile_run import run  # noqa: E402
+from hostile_run import Outcome, run  # noqa: E402
 from hostile_targets import TARGETS, tiny  # noqa: E402
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "pillow", "pydantic", "tokenizers", "torch")
 SLOW = ("graphs, onnxruntime", "graphs, openvino", "weights in a bundle")
-"""They load graphs: a tenth of the others' cases."""
+"""They load graphs: a twentieth of the others' cases."""
+ROUND = 200
+"""Cases of a target at a time."""
 
 
 def main() -> None:
+    """Rounds over all targets, so that a run that is stopped has cases of each."""
     cases = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    out = Path(sys.argv[3]) if len(sys.argv) > 3 else ROOT / "benchmarks" / "results" / "fuzz.json"
+    seconds = float(sys.argv[3]) if len(sys.argv) > 3 else float("inf")
+    out = Path(sys.argv[4]) if len(sys.argv) > 4 else ROOT / "benchmarks" / "results" / "fuzz.json"
+    began = time.monotonic()
     tiny()
-    shares = {name: 0.1 if name in SLOW else 1.0 for name in TARGETS}
-    found = {}
-    for name, target in TARGETS.items():
-        number = -(-int(cases * shares[name]) // max(1, round(sum(shares.values()))))
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = run(name, target, seed, number, Path(folder))
-        found[name] = {
-            "cases": outcome.cases, "refused": outcome.refused, "accepted": outcome.accepted,
-            "crashes": outcome.crashes, "outside": outcome.outside,
-            "faults": {what: [count, outcome.seeds[what]] for what, count in outcome.kinds.most_common(20)},
-        }  # fmt: skip
-        print(name, json.dumps(found[name]), flush=True)
-        total = {key: sum(each[key] for each in found.values())
-                 for key in ("cases", "refused", "accepted", "crashes", "outside")}  # fmt: skip
-        out.write_text(json.dumps({
-            "command": f"python benchmarks/fuzz.py {cases} {seed}", "seed": seed, "asked": cases,
-            "date": datetime.date.today().isoformat(), "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "total": total, "targets": found,
-        }, indent=2) + "\n")  # fmt: skip
+    shares = {name: 0.05 if name in SLOW else 1.0 for name in TARGETS}
+    wanted = {name: math.ceil(cases * share / sum(shares.values())) for name, share in shares.items()}
+    found = {name: Outcome() for name in TARGETS}
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    while any(found[name].cases < number for name, number in wanted.items()):
+        for name, target in TARGETS.items():
+            if time.monotonic() - began > seconds:
+                break
+            start = found[name].cases
+            stop = min(wanted[name], start + math.ceil(ROUND * shares[name]))
+            run(name, target, seed, stop, folder, found[name], start)
+            _write(out, cases, seed, time.monotonic() - began, found)
+        if time.monotonic() - began > seconds:
+            break
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(out: Path, cases: int, seed: int, seconds: float, found: dict[str, Outcome]) -> None:
+    rows = {
+        name: {
+            "cases": each.cases, "refused": each.refused, "accepted": each.accepted,
+            "crashes": each.crashes, "outside": each.outside,
+            "faults": {what: [count, each.seeds[what]] for what, count in each.kinds.most_common(20)},
+        }
+        for name, each in found.items()
+    }  # fmt: skip
+    total = {key: sum(row[key] for row in rows.values())
+             for key in ("cases", "refused", "accepted", "crashes", "outside")}  # fmt: skip
+    record = {
+        "command": " ".join(("python", "benchmarks/fuzz.py", *sys.argv[1:4])), "seed": seed, "asked": cases,
+        "seconds": round(seconds), "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "total": total, "targets": rows,
+    }  # fmt: skip
+    out.write_text(json.dumps(record, indent=2) + "\n")
+    print(
+        round(seconds),
+        total,
+        {name: row["faults"] for name, row in rows.items() if row["faults"]},
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

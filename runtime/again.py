@@ -199,4 +199,16 @@ def recorded(path: str | Path) -> Recorded:
     for name, kind in needed.items():
         if not isinstance(found.parameters.get(name), kind):
             raise RequestError(f"{path} does not say its {name}; it cannot be painted again from its file")
+    for name in PICTURES:
+        value = found.parameters.get(name)
+        if value and not all(map(_names_a_picture, value if isinstance(value, list) else [value])):
+            raise RequestError(f"{path} does not say its {name}; it cannot be painted again from its file")
     return found
+
+
+def _names_a_picture(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("sha256"), str)
+        and isinstance(record.get("path"), str | None)
+    )

@@ -114,9 +114,10 @@ class Results:
         try:
             record = json.loads(raw)
             key = str(record["job"])
-            self._outputs[key] = str(record["path"]) if record["ok"] is True else None
-            if output := self._outputs[key]:
+            output = str(record["path"]) if record["ok"] is True else None
+            if output:  # first, since it refuses what is no path
                 self._owners[(self._path.parent / output).resolve()] = key
+            self._outputs[key] = output
         except (ValueError, KeyError, TypeError, RecursionError, OSError):
             return
 

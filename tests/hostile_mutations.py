@@ -1,6 +1,6 @@
 """Ways in which a file can be hostile: bytes that are damaged, and JSON that is well-formed and wrong.
 
-Everything is drawn from a `random.Random`, so that a seed is a case; hypothesis can hand in its own and shrink.
+Everything is drawn from a `random.Random`, so that a seed is a case.
 """
 
 from __future__ import annotations
@@ -16,17 +16,31 @@ DEEP = 100_000
 NUMBERS = (0, -1, 1, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30, 1e308, 5e-324, 0.5, -0.0)
 SPECIAL = (float("nan"), float("inf"), float("-inf"))
 TEXTS = (
-    "", "../x", OUTSIDE, "/etc/passwd", "/dev/zero", "C:\\x", "a\x00b", "\ud800", "a\nb", "\x1b[31m", "\u202e",
+    "", "../x", OUTSIDE, "/etc/passwd", "/dev/zero", "C:\\x", "a\x00b", "\ud800", "a\nb", "\x1b[31m",
+    "\u202e",
     "x" * 300, "x" * 70_000, "a/" * 3000 + "a", ".", "..", "bundle.json", "~", "file:///etc/passwd",
 )  # fmt: skip
 RAW = (
-    b"[" * DEEP, b'{"a":' * DEEP, b"9" * 5000, b"1e999999", b"NaN", b"-Infinity", b"null", b"[]", b'"\\ud800"',
+    b"[" * DEEP, b'{"a":' * DEEP, b"9" * 5000, b"1e999999", b"NaN", b"-Infinity", b"null", b"[]",
+    b'"\\ud800"',
     b"\xff\xfe", b"\xef\xbb\xbf{}", b'{"a":1,"a":2}', b"", b"\x00" * 64,
 )  # fmt: skip
 
 
+class Calm(random.Random):
+    """Draws with which nothing is changed: the case is the whole file."""
+
+    def random(self) -> float:
+        return 0.99
+
+    def getrandbits(self, k: int, /) -> int:
+        return 0
+
+
 def damaged(rng: random.Random, data: bytes, others: tuple[bytes, ...] = ()) -> bytes:
     """Flips, cuts, splices, insertions and overwritten numbers, one to four of them."""
+    if isinstance(rng, Calm):
+        return data
     found = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(found) + 1)
@@ -57,6 +71,8 @@ def damaged(rng: random.Random, data: bytes, others: tuple[bytes, ...] = ()) -> 
 
 def distorted(rng: random.Random, value: Any) -> bytes:
     """JSON text of a value of which one to three places are changed, or that is no such value at all."""
+    if isinstance(rng, Calm):
+        return json.dumps(value).encode()
     if rng.random() < 0.08:
         return rng.choice(RAW)
     root = [copy.deepcopy(value)]

@@ -24,8 +24,17 @@ MEMORY = 3 << 30
 """Address space that a child may take beyond what its imports have."""
 MESSAGE = 4000
 OPENED = 0x20 | 0x2 | 0x100  # IN_OPEN, IN_MODIFY, IN_CREATE
-QUIET = ("/proc", "/sys", "/dev/null", "/dev/urandom", "/usr", "/lib", "/etc/localtime", "/etc/ld.so.cache",
-         os.path.expanduser("~/intel"))  # where the openvino package keeps whether it may send statistics
+QUIET = (
+    "/proc",
+    "/sys",
+    "/dev/null",
+    "/dev/urandom",
+    "/usr",
+    "/lib",
+    "/etc/localtime",
+    "/etc/ld.so.cache",
+    str(Path("~/intel").expanduser()),
+)  # where the openvino package keeps whether it may send statistics
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,17 @@ class Outcome:
             self.seeds.setdefault(verdict, case)
 
 
-def run(name: str, target: Target, seed: int, cases: int, folder: Path) -> Outcome:
-    """Cases `seed:0` to `seed:cases-1` of a target, in children that are replaced when they die."""
-    found, at = Outcome(), 0
+def run(
+    name: str,
+    target: Target,
+    seed: int,
+    cases: int,
+    folder: Path,
+    found: Outcome | None = None,
+    start: int = 0,
+) -> Outcome:
+    """Cases `seed:start` to `seed:cases-1` of a target, in children that are replaced when they die."""
+    found, at = found or Outcome(), start
     while at < cases:
         reader, writer = os.pipe()
         child = os.fork()
@@ -89,14 +106,16 @@ def run(name: str, target: Target, seed: int, cases: int, folder: Path) -> Outco
     return found
 
 
-def one(target: Target, name: str, seed: int, number: int, folder: Path) -> str:
+def one(
+    target: Target, name: str, seed: int, number: int, folder: Path, rng: random.Random | None = None
+) -> str:
     """The verdict on one case, in this process."""
     case, outside = folder / "case", folder / "outside"
     for each in (case, outside):
         shutil.rmtree(each, ignore_errors=True)
         each.mkdir(parents=True)
     (outside / "secret").write_bytes(b"\0" * 4096)
-    made = target.make(random.Random(f"{name} {seed}:{number}"), case)
+    made = target.make(rng or random.Random(f"{name} {seed}:{number}"), case)
     with _Watch(outside) as watch:
         try:
             target.read(case, made)
@@ -108,7 +127,11 @@ def one(target: Target, name: str, seed: int, number: int, folder: Path) -> str:
                 verdict = f"not one line: {said[:80]!r}"
         except BaseException as fault:
             last = traceback.extract_tb(fault.__traceback__)
-            ours = [each for each in last if "/tests/" not in each.filename and "site-packages" not in each.filename]
+            ours = [
+                each
+                for each in last
+                if "/tests/" not in each.filename and "site-packages" not in each.filename
+            ]
             place = f"{Path(ours[-1].filename).name}:{ours[-1].name}" if ours else "?"
             verdict = f"{type(fault).__name__} in {place}: {str(fault)[:60]!r}"
     return f"outside: {watch.seen()}" if watch.seen() else verdict
@@ -155,7 +178,7 @@ def _hook(case: Path) -> None:
     global _allowed
     sources = {os.path.realpath(Path(sys.modules[name].__file__ or "").parents[1])
                for name in ("flux_trt.runtime.errors",)}  # fmt: skip
-    prefixes = {os.path.realpath(each) for each in (sys.prefix, sys.base_prefix)}
+    prefixes = {os.path.realpath(each) for each in (sys.prefix, sys.base_prefix, *sys.path) if each}
     _allowed = (os.path.realpath(case), *sources, *prefixes, *QUIET)
     if not _hooks:
         _hooks.append(True)
@@ -166,7 +189,7 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if event != "open" or _allowed is None or not isinstance(args[0], str | bytes):
         return
     path = os.path.realpath(os.fsdecode(args[0]))
-    if not any(path == each or path.startswith(each + "/") for each in _allowed) and ".py" not in path:
+    if not any(path == each or path.startswith(each + "/") for each in _allowed):
         _opened.append(path)
 
 

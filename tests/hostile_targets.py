@@ -6,49 +6,42 @@ A new reader is one more entry of `TARGETS`: `Target(make, read)`.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import random
 import shutil
-import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import hostile_corpus as corpus
+from hostile_corpus import NANO, tiny
 from hostile_mutations import OUTSIDE, damaged, distorted
 from hostile_run import Target
-from PIL import Image
 
 from flux_trt.exporter.checkpoints.diffusers import read_part, read_scheduler
 from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
+from flux_trt.exporter.checkpoints.lora.file import read_lora
+from flux_trt.exporter.checkpoints.lora.term import Asked
 from flux_trt.exporter.checkpoints.single import read_parts
 from flux_trt.exporter.checkpoints.tensorfile import read_header, read_metadata
+from flux_trt.exporter.families.flux1.flux1 import Flux1
 from flux_trt.exporter.quantise import calibration
 from flux_trt.runtime import jobs
 from flux_trt.runtime import results as written
+from flux_trt.runtime.again import Recorded, recorded
 from flux_trt.runtime.bundle import engine, manifest
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.errors import FluxTrtError, RequestError
 from flux_trt.runtime.pictures import picture
+from flux_trt.runtime.tasks.sources import digest
 
 HERE = Path(__file__).parent
 SCHEMA1 = HERE / "data" / "schema1" / "bundle"
-NANO = HERE.parent / "examples" / "flux-nano"
 
 Make = Callable[[random.Random, Path], object]
-
-
-@cache
-def tiny() -> Path:
-    """The bundle of hand-made graphs, made once."""
-    import tempfile
-
-    import tiny_bundle
-
-    return tiny_bundle.build(Path(tempfile.mkdtemp(prefix="hostile-")) / "bundle")
 
 
 def rewritten(rng: random.Random, data: bytes) -> bytes:
@@ -80,7 +73,7 @@ def _file(name: str, source: Callable[[], bytes], change: Callable[[random.Rando
 
 
 def _bundle(source: Callable[[], Path], suffix: str) -> Make:
-    """A bundle with one hostile file, whose hash the manifest has: nothing but its reader stands before it."""
+    """A bundle with one hostile file, whose hash the manifest has: only its reader stands before it."""
 
     def make(rng: random.Random, folder: Path) -> str:
         shutil.copytree(source(), folder / "bundle")
@@ -94,7 +87,9 @@ def _bundle(source: Callable[[], Path], suffix: str) -> Make:
         data = (
             data.replace(b".safetensors", rng.choice((b"/../../x.sf", b"../outside/s")))
             if rng.random() < 0.1
-            else rewritten(rng, data) if path.suffix == ".json" else damaged(rng, data, others)
+            else rewritten(rng, data)
+            if path.suffix == ".json"
+            else damaged(rng, data, others)
         )
         path.write_bytes(data)
         record = json.loads((folder / "bundle" / "bundle.json").read_text())
@@ -120,19 +115,11 @@ def _paint(backend: str) -> Callable[[Path, object], None]:
     def read(folder: Path, _: object) -> None:
         from flux_trt.runtime.pipeline import Pipeline
 
-        Pipeline.load(folder / "bundle", backend, "cpu").generate("a red circle", size=(64, 64), steps=1, seed=1)
+        Pipeline.load(folder / "bundle", backend, "cpu").generate(
+            "a red circle", size=(64, 64), steps=1, seed=1
+        )
 
     return read
-
-
-def _safetensors() -> bytes:
-    header = {
-        "__metadata__": {"format": "pt"},
-        "a.weight": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]},
-        "b.weight": {"dtype": "BF16", "shape": [3], "data_offsets": [32, 38]},
-    }
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(38)
 
 
 def _header(rng: random.Random, data: bytes) -> bytes:
@@ -153,28 +140,6 @@ def _read_single(folder: Path, _: object) -> None:
     read_parts(folder / "model.safetensors")
 
 
-@cache
-def _gguf() -> bytes:
-    def text(value: str) -> bytes:
-        return struct.pack("<Q", len(value)) + value.encode()
-
-    pieces = ["<pad>", "</s>", "<unk>", "\u2581a", "b", "\u2581red"]
-    said = [
-        text("general.architecture") + struct.pack("<I", 8) + text("t5"),
-        text("general.alignment") + struct.pack("<II", 4, 32),
-        text("tokenizer.ggml.model") + struct.pack("<I", 8) + text("t5"),
-        text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, len(pieces)) + b"".join(map(text, pieces)),
-        text("tokenizer.ggml.scores") + struct.pack("<IIQ6f", 9, 6, 6, 0, 0, 0, -1, -2, -3),
-        text("tokenizer.ggml.token_type") + struct.pack("<IIQ6i", 9, 5, 6, 3, 3, 2, 1, 1, 1),
-    ]
-    listed = [
-        text("token_embd.weight") + struct.pack("<IQQIQ", 2, 32, 2, 8, 0),
-        text("output_norm.weight") + struct.pack("<IQIQ", 1, 4, 0, 96),
-    ]
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(said)) + b"".join(said + listed)
-    return head + bytes(-len(head) % 32) + bytes(160)
-
-
 def _read_gguf(folder: Path, _: object) -> None:
     for tensor in read_gguf(folder / "model.gguf")[0].values():
         tensor.read()
@@ -187,7 +152,7 @@ def _read_gguf_tokenizer(folder: Path, _: object) -> None:
 def _checkpoint(rng: random.Random, folder: Path) -> None:
     part = folder / "text_encoder"
     part.mkdir()
-    data = _safetensors()
+    data = corpus.plain()
     (part / "model-00001-of-00001.safetensors").write_bytes(data)
     index = {"metadata": {"total_size": 38}, "weight_map": {"a.weight": "model-00001-of-00001.safetensors"}}
     config = json.loads((NANO / "text_encoder" / "config.json").read_text())
@@ -200,68 +165,42 @@ def _checkpoint(rng: random.Random, folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path, _: object) -> None:
-    from flux_trt.runtime.errors import FluxTrtError
-
-    try:
-        read_scheduler(folder / "scheduler_config.json")
-    finally:
+    refused: list[FluxTrtError] = []
+    for read in (
+        lambda: read_scheduler(folder / "scheduler_config.json"),
+        lambda: read_part("clip", folder / "text_encoder"),
+    ):
         try:
-            read_part("clip", folder / "text_encoder")
-        except FluxTrtError:
-            pass
-
-
-def _calibration() -> bytes:
-    size = {"amax": 1.0, "p99_9": 0.5, "p99_99": 0.7, "p99_999": 0.9, "count": 10}
-    settings = {"prompts": ["a"], "width": 64, "height": 64, "steps": 1, "guidance": None, "seed": 0}
-    return json.dumps({
-        "schema_version": 1, "variant": "dev", "weights": {"transformer": "0" * 64}, "settings": settings,
-        "layers": {"denoiser": {"x_embedder": size}}, "tool": "flux_trt", "created": "now",
-    }).encode()  # fmt: skip
-
-
-JOB: dict[str, Any] = {
-    "prompt": "a red circle", "size": "64x64", "seed": 3, "output": "circle.png", "steps": 2, "guidance": 1.5,
-    "image": "a.png", "mask": "m.png", "outpaint": "0,0,16,16", "reference": ["r.png"], "strength": 0.5,
-}  # fmt: skip
+            read()
+        except FluxTrtError as fault:
+            refused.append(fault)
+    if refused:
+        raise refused[-1]
 
 
 def _jobs(rng: random.Random, folder: Path) -> None:
-    lines = [distorted(rng, JOB).replace(b"\n", b" ") for _ in range(3)]
+    lines = [distorted(rng, corpus.JOB).replace(b"\n", b" ") for _ in range(3)]
     (folder / "jobs.jsonl").write_bytes(b"\n".join(lines))
-    text = json.dumps(JOB).encode()
-    result = {"line": 1, "job": hashlib.sha256(text).hexdigest(), "ok": True, "path": "circle.png", "parameters": {}}
+    text = json.dumps(corpus.JOB).encode()
+    result = corpus.result(corpus.job_key(text))
     (folder / "more.jsonl").write_bytes(text)
     (folder / "jobs.results.jsonl").write_bytes(distorted(rng, result) + b"\n")
 
 
 def _read_jobs(folder: Path, _: object) -> None:
-    for each in jobs.read(folder / "jobs.jsonl"):
-        if isinstance(each, jobs.BadLine):
-            assert each.error and len(each.error.splitlines()) == 1, f"not one line: {each.error!r}"
     with written.Results(folder / "jobs.results.jsonl") as results:
         for each in jobs.read(folder / "more.jsonl"):
             assert isinstance(each, jobs.Job)
             place = results.place(each)
             results.owner(place or folder)
-
-
-@cache
-def _pictures() -> tuple[bytes, ...]:
-    values = np.random.default_rng(1).integers(0, 256, (24, 32, 4), np.uint8)
-    found = []
-    for kind, mode in (("PNG", "RGBA"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"),
-                       ("BMP", "RGB"), ("PNG", "I;16"), ("PPM", "L"), ("TGA", "RGB"), ("ICO", "RGBA")):  # fmt: skip
-        file = io.BytesIO()
-        image = Image.fromarray(values)
-        image = Image.fromarray(values[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
-        image.save(file, kind)
-        found.append(file.getvalue())
-    return tuple(found)
+    for each in jobs.read(folder / "jobs.jsonl"):
+        if isinstance(each, jobs.BadLine):  # the others go on; what it says goes into the results as it is
+            assert each.error.isprintable(), f"not one line: {each.error!r}"
+            raise RequestError(each.error)
 
 
 def _picture(rng: random.Random, folder: Path) -> None:
-    (folder / "p.png").write_bytes(damaged(rng, rng.choice(_pictures()), _pictures()))
+    (folder / "p.png").write_bytes(damaged(rng, rng.choice(corpus.pictures()), corpus.pictures()))
 
 
 def _read_picture(folder: Path, _: object) -> None:
@@ -273,15 +212,46 @@ def _read_mask(folder: Path, _: object) -> None:
 
 
 def _engine(rng: random.Random, folder: Path) -> None:
-    place = folder / engine.FOLDER / "denoiser-0"
+    text = rewritten(rng, corpus.engine().dumps().encode())
+    try:
+        name = engine.Engine.model_validate_json(text).recipe.name  # its own place: the record is looked into
+    except ValueError:
+        name = corpus.engine().recipe.name
+    place = folder / engine.FOLDER / name
     place.mkdir(parents=True)
-    recipe = {
-        name: {"str": "x", "int": 1, "bool": False, "list": []}.get(str(each.annotation), "x")
-        for name, each in engine.Recipe.model_fields.items()
-    }
-    record = {"recipe": recipe, "plan": {"bytes": 1, "sha256": "0" * 64}}
     if not _special(rng, place / engine.RECORD):
-        (place / engine.RECORD).write_bytes(distorted(rng, record))
+        (place / engine.RECORD).write_bytes(text)
+
+
+def _lora(folder: Path, _: object) -> None:
+    path = folder / "model.safetensors"
+    for term in read_lora(Asked(path), Flux1.modules(None), "FLUX.1").terms:
+        for tensor in term.tensors.values():
+            tensor.read()
+
+
+def _painted(rng: random.Random, folder: Path) -> None:
+    _tiny_manifest()
+    (folder / "a.png").write_bytes(corpus.pictures()[0])
+    source = {"path": "a.png", "sha256": digest(picture.read(folder / "a.png"))}
+    parameters = corpus.PAINTED | {"image": source, "strength": 0.5}
+    said = distorted(rng, parameters).decode("utf-8", "replace")
+    if rng.random() < 0.4:
+        said = json.dumps(parameters)
+    kind = rng.choice(("PNG", "JPEG", "WEBP"))
+    try:
+        data = corpus.painted(said, kind)
+    except ValueError:  # too long for an EXIF segment
+        data = corpus.painted(said, "PNG")
+    (folder / "p.png").write_bytes(damaged(rng, data) if rng.random() < 0.4 else data)
+
+
+def _read_painted(folder: Path, _: object) -> None:
+    found = recorded(folder / "p.png")
+    found.found()
+    # The small bundle cannot start from a picture; the rest is what it can be asked for.
+    rest = {name: value for name, value in found.parameters.items() if name not in ("image", "strength")}
+    Recorded(found.path, rest).request(_tiny_manifest())
 
 
 def _read_engines(folder: Path, _: object) -> None:
@@ -295,8 +265,9 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return gguf.read_gguf(path)
 
 
-def _read_manifest(folder: Path, _: object) -> None:
-    manifest.read(folder / "bundle")
+@cache
+def _tiny_manifest() -> manifest.Manifest:
+    return manifest.read(tiny())
 
 
 TARGETS: dict[str, Target] = {
@@ -306,15 +277,20 @@ TARGETS: dict[str, Target] = {
     "graphs, onnxruntime": Target(_bundle(tiny, ".onnx"), _paint("onnxruntime")),
     "graphs, openvino": Target(_bundle(tiny, ".onnx"), _paint("openvino")),
     "weights in a bundle": Target(_bundle(tiny, ".safetensors"), _paint("onnxruntime")),
-    "safetensors": Target(_file("model.safetensors", _safetensors, _header), _read_safetensors),
-    "single files": Target(_file("model.safetensors", _safetensors, _header), _read_single),
+    "safetensors": Target(_file("model.safetensors", corpus.plain, _header), _read_safetensors),
+    "single files": Target(_file("model.safetensors", corpus.clip, _header), _read_single),
+    "LoRAs": Target(_file("model.safetensors", corpus.lora, _header), _lora),
     "checkpoint folders": Target(_checkpoint, _read_checkpoint),
-    "gguf": Target(_file("model.gguf", _gguf, damaged), _read_gguf),
-    "gguf tokenizers": Target(_file("model.gguf", _gguf, damaged), _read_gguf_tokenizer),
-    "calibration": Target(_file("c.json", _calibration, rewritten), lambda folder, _: _ignore(calibration.read(folder / "c.json"))),
+    "gguf": Target(_file("model.gguf", corpus.gguf, damaged), _read_gguf),
+    "gguf tokenizers": Target(_file("model.gguf", corpus.gguf, damaged), _read_gguf_tokenizer),
+    "calibration": Target(
+        _file("c.json", corpus.calibration, rewritten),
+        lambda folder, _: _ignore(calibration.read(folder / "c.json")),
+    ),
     "jobs": Target(_jobs, _read_jobs),
     "pictures": Target(_picture, _read_picture),
     "masks": Target(_picture, _read_mask),
+    "pictures, --from": Target(_painted, _read_painted),
     "engine.json": Target(_engine, _read_engines),
 }
 

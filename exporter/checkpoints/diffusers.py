@@ -148,7 +148,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     listed = read_json(index).get("weight_map", {})
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+    if not isinstance(listed, dict) or not all(
+        isinstance(name, str) and name.isprintable() and Path(name).name for name in listed.values()
+    ):
         raise CheckpointError(f"{index} does not name the files of its tensors; {AGAIN}")
     return [index.parent / Path(name).name for name in sorted(set(listed.values()))]
 

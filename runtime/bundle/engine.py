@@ -97,7 +97,7 @@ def engines(root: Path, elsewhere: Path | None = None) -> list[tuple[Path, Engin
     """
     found = []
     places = [elsewhere, root / FOLDER] if elsewhere else [root / FOLDER]
-    for place, path in [(place, each) for place in places for each in sorted(place.glob(f"*/{RECORD}"))]:
+    for place, path in [(at, each) for at in places for each in sorted(at.glob(f"*/{RECORD}"))]:
         try:
             engine = Engine.model_validate_json(plain.text(path, place))
         except (OSError, ValueError, RuntimeError) as fault:  # ValidationError is a ValueError

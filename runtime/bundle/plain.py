@@ -26,7 +26,7 @@ def text(path: Path, root: Path | None = None, limit: int = LIMIT) -> str:
     if root is not None and not path.resolve().is_relative_to(root.resolve()):
         raise ValueError("it leaves its folder")
     # A pipe is opened without waiting for its writer, and then refused.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("it is no plain file")
         data = file.read(limit + 1)

@@ -87,7 +87,7 @@ class Window:
 
 @contextmanager
 def _usable(path: Path) -> Iterator[None]:
-    """What the library raises is a fault of the file: bare Exception, and for a Rust panic one that is none."""
+    """The library raises bare Exception, and for a Rust panic one that is no Exception: the file's fault."""
     try:
         yield
     except BaseException as fault:
