@@ -1,7 +1,7 @@
 """`kill -9` at random moments: `python benchmarks/kills.py [SECONDS [SEED]]` writes results/kills.json.
 
-Each command runs once undisturbed; then it is killed between the moment its first file appears and its end, what
-lies there is looked at, and it runs again: the same as undisturbed, and no file beside it.
+Each command runs once undisturbed; then it is killed between the moment its first file appears and its end,
+what lies there is looked at, and it runs again: the same as undisturbed, and no file beside it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         tiny = build(work / "tiny")
-        (work / "jobs.jsonl").write_text("".join(
-            json.dumps({"prompt": "a red circle", "seed": n, "size": "64x64", "steps": 2, "output": f"{n}.png"}) + "\n"
-            for n in range(40)
-        ))  # fmt: skip
+        job = {"prompt": "a red circle", "size": "64x64", "steps": 2}
+        lines = [json.dumps(job | {"seed": n, "output": f"{n}.png"}) for n in range(40)]
+        (work / "jobs.jsonl").write_text("\n".join(lines) + "\n")
         painting = ["--backend", "onnxruntime", "--device", "cpu"]
         commands = {
             "generate": [BIN / "flux-run", "generate", tiny, "a red circle", "--seed", "1", "--size", "64x64",

@@ -137,7 +137,7 @@ class Recorded:
     def _place(self, option: str, record: Mapping[str, str], given: Path | None) -> Path:
         path = record.get("path")
         places = [given] if given else [Path(path), self.path.parent / path] if path else []
-        place = next((each for each in places if each.is_file()), None)
+        place = next(filter(_is_there, places), None)
         if place is None:
             lost = given or path or f"the picture given as {option}"
             raise RequestError(
@@ -150,6 +150,14 @@ class Recorded:
                 f"give that one with --{option}, or leave --from out"
             )
         return place
+
+
+def _is_there(place: Path) -> bool:
+    """Whether a path, which is whatever a file says, is that of a file."""
+    try:
+        return place.is_file()
+    except (OSError, ValueError):  # longer than the disk's names may be, or with a NUL
+        return False
 
 
 def merged(

@@ -124,8 +124,9 @@ def pictures() -> tuple[bytes, ...]:
     """One of each kind that Pillow writes, most of which are refused."""
     values = np.random.default_rng(1).integers(0, 256, (24, 32, 4), np.uint8)
     found = []
-    for kind, mode in (("PNG", "RGBA"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"),
-                       ("BMP", "RGB"), ("PNG", "I;16"), ("PPM", "L"), ("TGA", "RGB"), ("ICO", "RGBA")):  # fmt: skip
+    plain = [(kind, "RGB") for kind in ("JPEG", "WEBP", "TIFF", "BMP", "TGA")]
+    others = [("PNG", "RGBA"), ("PNG", "I;16"), ("GIF", "P"), ("PPM", "L"), ("ICO", "RGBA")]
+    for kind, mode in plain + others:
         deep = Image.fromarray(values[..., 0].astype(np.uint16) * 200)
         image = deep if mode == "I;16" else Image.fromarray(values).convert(mode)
         file = io.BytesIO()

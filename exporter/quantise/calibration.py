@@ -105,5 +105,7 @@ def read(path: Path) -> Calibration:
             f"{path} is not a calibration ({where}: {first['msg']}); make it with flux-export calibrate"
         ) from None
     except (OSError, ValueError) as fault:
-        why = "not text" if isinstance(fault, UnicodeDecodeError) else getattr(fault, "strerror", None) or fault
+        why = (
+            "not text" if isinstance(fault, UnicodeDecodeError) else getattr(fault, "strerror", None) or fault
+        )
         raise BuildError(f"cannot read {path} ({why}); make it with flux-export calibrate") from None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_bundle
 
+from flux_trt.runtime import Pipeline
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import BackendError, BundleError
