@@ -240,8 +240,8 @@ class OnnxRuntime:
             options.intra_op_num_threads = self._threads or 0
         else:
             providers.insert(0, ("CUDAExecutionProvider", {"user_compute_stream": str(self.gpu.stream)}))
-        for name, value in (entries | self._settings).items():
-            options.add_session_config_entry(name, value)
+        for entry, value in (entries | self._settings).items():
+            options.add_session_config_entry(entry, value)
         try:
             session = self._library.InferenceSession(path, options, providers)
         except Exception as fault:  # onnxruntime's errors share no base class
