@@ -39,7 +39,8 @@ class Recorded:
         known = EditArguments if self.command == "edit" else GenerateArguments
         names = EDIT if self.command == "edit" else {}
         found = {names.get(name, name): value for name, value in self.parameters.items() if value is not None}
-        wanted = {*known.__annotations__, "prompt", "source", "target", "outpaint"} - {*PICTURES, "strength"}
+        wanted = {*known.__annotations__, "prompt", "source", "target", "outpaint"}
+        wanted -= {*PICTURES, "canny", "strength"}
         if self.pictures.keys() & {"image"}:
             wanted.add("strength")
         options = {name: value for name, value in found.items() if name in wanted}
