@@ -9,7 +9,7 @@ from PIL import Image
 
 from flux_trt.runtime import Pipeline, progress
 from flux_trt.runtime.cli import main
-from flux_trt.runtime.pictures import picture
+from flux_trt.runtime.pictures import picture, written
 
 
 def told(kind, capsys, **asked):
@@ -84,13 +84,13 @@ def test_a_picture_that_is_encoded_is_told_of(bundle):
 
 def test_previews_are_written_on_the_way(tiny, tmp_path, monkeypatch):
     out, preview, seen = tmp_path / "a.png", tmp_path / "p.png", []
-    write, read = picture.write, picture.read
+    write, read = written.write, picture.read
 
-    def noted(image, path):
-        write(image, path)
+    def noted(image, path, *quality):
+        write(image, path, *quality)
         seen.append((path.name, read(path).size))
 
-    monkeypatch.setattr(picture, "write", noted)
+    monkeypatch.setattr(written, "write", noted)
     asked = [tiny, "a", "b", "--batch", 2, "-o", out, "--steps", 8]
     assert run(*asked, "--preview", preview).exit_code == 0
     assert seen == [*[("p.png", (96, 32))] * 3, ("a-0.png", (48, 32)), ("a-1.png", (48, 32))]
