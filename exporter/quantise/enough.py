@@ -30,7 +30,7 @@ def warning(found: Settings, usual: Settings) -> str | None:
     """A line about a calibration that is too small, or None."""
     few = too_small(found, usual)
     return few and (
-        f"Warning: the calibration is small: {few}; pictures in fp8 may be bad; calibrate with "
+        f"warning: the calibration is small: {few}; pictures in fp8 may be bad; calibrate with "
         "prompts like those that will be painted, more steps, a larger size"
     )
 

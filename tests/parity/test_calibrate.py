@@ -150,7 +150,10 @@ def test_a_stopped_calibration_goes_on_where_it_was(
     again = calibrate_checkpoint(
         source, out, prompts=prompts, progress=lambda *told: heard.append(told), tell=lines.append, **ASKED
     )
-    assert lines == [f"calibration goes on after step {step} of 3" for step in (1, 2)]
+    small = [line for line in lines if line.startswith("warning: the calibration is small: 3 prompts")]
+    assert len(small) == 3, "of each run"
+    goes_on = [line for line in lines if line not in small]
+    assert goes_on == [f"calibration goes on after step {step} of 3" for step in (1, 2)]
     assert again.layers == found[1].layers
     assert not any(what == "calibrate t5" for what, _, _ in heard)
     done = [(done, total) for what, done, total in heard if what == "calibrate denoiser"]
@@ -166,7 +169,7 @@ def test_the_state_of_other_work_is_not_taken(checkpoint: Get, prompts: Path, tm
     assert (tmp_path / "c.json.state").exists()
     other = {**ASKED, "steps": 1}
     found = calibrate_checkpoint(source, out, prompts=prompts, tell=lines.append, **other)
-    assert (lines, found.settings.steps) == ([], 1)
+    assert ([line for line in lines if "goes on" in line], found.settings.steps) == ([], 1)
     (tmp_path / "d.json.state").write_bytes(b"not a state")
     calibrate_checkpoint(source, tmp_path / "d.json", prompts=prompts, **other)
 

@@ -44,7 +44,7 @@ def test_calibrate_and_build_warn(checkpoint: Callable[[str], Path], tmp_path: P
     command = ["calibrate", source, "-o", str(file), "--prompts", str(prompts)]
     done = CliRunner().invoke(main, [*command, "--steps", "1", "--size", "16x16"])
     assert done.exit_code == 0, done.output
-    assert "Warning: the calibration is small: 1 prompt (usual: 31), 1 step (usual: 12), 16x16" in done.output
+    assert "warning: the calibration is small: 1 prompt (usual: 31), 1 step (usual: 12), 16x16" in done.output
     told: list[str] = []
     fp8 = Fp8(base="fp32", calibration=file)
     build(source, tmp_path / "b", precision="fp8", fp8=fp8, stages=["t5"], tell=told.append)
