@@ -48,7 +48,7 @@ def test_calibrate_and_build_warn(checkpoint: Callable[[str], Path], tmp_path: P
     told: list[str] = []
     fp8 = Fp8(base="fp32", calibration=file)
     build(source, tmp_path / "b", precision="fp8", fp8=fp8, stages=["t5"], tell=told.append)
-    (line,) = [line for line in told if line.startswith("Warning")]
+    (line,) = [line for line in told if line.startswith("warning")]
     assert "1 step (usual: 12)" in line
     assert str(file) in line
 
@@ -61,7 +61,7 @@ def test_enough_warns_of_nothing(checkpoint: Callable[[str], Path], tmp_path: Pa
         main, [*command, "--prompts", str(prompts), "--steps", "3", "--size", "256x256"]
     )
     assert done.exit_code == 0, done.output
-    assert "Warning" not in done.output
+    assert "warning" not in done.output
 
 
 @pytest.mark.parametrize(("precision", "named"), [("fp8", True), ("fp32", False)])
