@@ -14,9 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flux_trt.exporter.families.rope import qk_norm_rope
+
 EPS = 1e-6
 TIME_FACTOR = 1000.0
 TIME_CHANNELS = 256
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, each [B, H, L, E]."""
 
 
 class Linear(nn.Linear):
@@ -31,10 +35,10 @@ class Linear(nn.Linear):
 class MLPEmbedder(nn.Module):
     """Linear, SiLU, linear: embeds the time, the guidance and the pooled text."""
 
-    def __init__(self, in_dim: int, hidden_dim: int) -> None:
+    def __init__(self, in_dim: int, hidden_dim: int, bias: bool = True) -> None:
         super().__init__()
-        self.in_layer = Linear(in_dim, hidden_dim)
-        self.out_layer = Linear(hidden_dim, hidden_dim)
+        self.in_layer = Linear(in_dim, hidden_dim, bias)
+        self.out_layer = Linear(hidden_dim, hidden_dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_dim] -> [..., D]."""
@@ -64,6 +68,29 @@ class QKNorm(nn.Module):
         super().__init__()
         self.query_norm = RMSNorm(dim)
         self.key_norm = RMSNorm(dim)
+
+
+class SelfAttention(nn.Module):
+    """The projections around an attention that several streams share."""
+
+    def __init__(self, hidden_size: int, head_dim: int, bias: bool = True) -> None:
+        super().__init__()
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias)
+        self.norm = QKNorm(head_dim)
+        self.proj = Linear(hidden_size, hidden_size, bias)
+
+
+def split_heads(qkv: Tensor, norm: QKNorm, num_heads: int, cos: Tensor, sin: Tensor) -> Heads:
+    """[B, L, 3 D or more], rotations [L, E / 2] -> q, k (normed, rotated) and v, each [B, H, L, E]."""
+    E = norm.query_norm.scale.shape[0]
+    D = num_heads * E
+    q, k = qk_norm_rope(qkv, norm.query_norm.scale, norm.key_norm.scale, cos, sin, num_heads, EPS)
+    return q, k, qkv[..., 2 * D : 3 * D].unflatten(-1, (num_heads, E)).transpose(1, 2)
+
+
+def stream(layer: Linear) -> torch.dtype:
+    """Of the residual stream behind a layer: float32 where sums in the weights' type could overflow."""
+    return torch.float32 if layer.weight.dtype == torch.float16 else layer.weight.dtype
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from given import EARLIER
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -188,20 +189,8 @@ def test_another_bundle_and_another_backend_are_warned_of(first, bundle, given):
 def test_a_picture_of_an_earlier_version(first, bundle, given):
     root, _ = first("generate", "a.png")
     facts = dict(recorded("a.png").parameters)
-    names = (
-        "task",
-        "prompt",
-        "seed",
-        "steps",
-        "guidance",
-        "width",
-        "height",
-        "variant",
-        "bundle",
-        "flux_trt",
-    )
     info = PngInfo()
-    info.add_text("parameters", json.dumps({name: facts[name] for name in names}))
+    info.add_text("parameters", json.dumps({name: facts[name] for name in EARLIER}))
     with Image.open("a.png") as image:
         image.save("old.png", pnginfo=info)
     found = run("generate", root, "--from", "old.png", "-o", "b.png", *CPU)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from given import bar, box, pattern
 from PIL import Image, ImageDraw
 
 from flux_trt.runtime import Pipeline
@@ -15,20 +16,6 @@ from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.tasks import sizes
 from flux_trt.runtime.tasks.apart import apart
 from flux_trt.runtime.tasks.request import Request
-
-
-def pattern(size, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8))
-
-
-def box(size, *corners):
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).rectangle(corners, fill=255)
-    return mask
-
-
-def bar(size, width):
-    return box(size, 17, 1, 16 + width, size[1] - 2)
 
 
 @pytest.fixture(scope="module")

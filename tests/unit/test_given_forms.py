@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageDraw
+from given import box, pattern
+from PIL import Image, ImageCms
 
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.bundle import manifest
@@ -14,20 +15,6 @@ from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.pictures.profile import srgb
 from flux_trt.runtime.tasks.request import Request
-
-
-def pattern(size, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8))
-
-
-def box(size, *corners):
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).rectangle(corners, fill=255)
-    return mask
-
-
-def bar(size, width):
-    return box(size, 17, 1, 16 + width, size[1] - 2)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +26,6 @@ def contract(bundle):
 def nano(bundle):
     with Pipeline.load(bundle("flux-nano"), "onnxruntime") as pipeline:
         yield pipeline
-
-
-@pytest.fixture(scope="module")
-def fill(bundle):
-    with Pipeline.load(bundle("fill-like"), "onnxruntime") as pipeline:
-        yield pipeline
-
-
-# Types
 
 
 @pytest.mark.parametrize(

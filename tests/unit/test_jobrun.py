@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from given import EARLIER
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -162,21 +163,9 @@ def test_results_of_an_earlier_version(tiny, bundle, tmp_path):
     path = written(tmp_path, {"prompt": "a"}, {"prompt": "red"})
     assert counted(run(tiny, "--jobs", path)) == [2, 0, 0]
     noted = results(path)
-    names = (
-        "task",
-        "prompt",
-        "seed",
-        "steps",
-        "guidance",
-        "width",
-        "height",
-        "variant",
-        "bundle",
-        "flux_trt",
-    )
     for number, each in enumerate(noted, 1):
         info = PngInfo()
-        facts = {name: each["parameters"][name] for name in names} | ({"seed": 8} if number == 2 else {})
+        facts = {name: each["parameters"][name] for name in EARLIER} | ({"seed": 8} if number == 2 else {})
         info.add_text("parameters", json.dumps(facts))
         with Image.open(each["path"]) as image:
             image.save(f"j-{number}.png", pnginfo=info)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from given import EARLIER
 from PIL import Image
 
 from flux_trt.runtime import painted
@@ -181,19 +182,7 @@ def test_a_bundle_built_again_has_the_same_content(opened):
 def test_a_record_of_an_earlier_version_is_trusted_where_it_says_all(opened):
     bundle = opened("dev-like")
     asked = told(bundle, Request.of(bundle.manifest, "a"))
-    names = (
-        "task",
-        "prompt",
-        "seed",
-        "steps",
-        "guidance",
-        "width",
-        "height",
-        "variant",
-        "bundle",
-        "flux_trt",
-    )
-    old = {name: asked[name] for name in names}
+    old = {name: asked[name] for name in EARLIER}
     assert painted.same(old, asked) == []
     assert painted.same(old | {"seed": 9}, asked) == ["seed"]
     assert painted.same(old | {"bundle": "x"}, asked) == ["bundle"]

@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 from flux_trt.exporter.families.flux1.params import FluxParams
 from flux_trt.exporter.families.layers import (
-    EPS,
     TIME_CHANNELS,
     Linear,
     MLPEmbedder,
     QKNorm,
+    SelfAttention,
     attention,
     modulate,
     residual,
+    split_heads,
+    stream,
     timestep_embedding,
 )
-from flux_trt.exporter.families.rope import qk_norm_rope
 
 
 class Modulation(nn.Module):
@@ -99,26 +100,6 @@ class Conditioner(nn.Module):
         return torch.cat(rows, dim=2).float(), self.txt_in(text).float()
 
 
-class SelfAttention(nn.Module):
-    """The projections around an attention that several streams share."""
-
-    def __init__(self, params: FluxParams) -> None:
-        super().__init__()
-        D = params.hidden_size
-        self.qkv = Linear(D, 3 * D)
-        self.norm = QKNorm(params.head_dim)
-        self.proj = Linear(D, D)
-
-
-def split_heads(
-    qkv: Tensor, norm: QKNorm, params: FluxParams, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, L, 3 D or more], rotations [L, E / 2] -> q, k (normed, rotated) and v, each [B, H, L, E]."""
-    D, heads = params.hidden_size, (params.num_heads, params.head_dim)
-    q, k = qk_norm_rope(qkv, norm.query_norm.scale, norm.key_norm.scale, cos, sin, heads[0], EPS)
-    return q, k, qkv[..., 2 * D : 3 * D].unflatten(-1, heads).transpose(1, 2)
-
-
 class DoubleStreamBlock(nn.Module):
     """Picture and text each with weights of their own, meeting in one attention."""
 
@@ -126,9 +107,9 @@ class DoubleStreamBlock(nn.Module):
         super().__init__()
         self.params = params
         D, inner = params.hidden_size, params.mlp_hidden_dim
-        self.img_attn = SelfAttention(params)
+        self.img_attn = SelfAttention(D, params.head_dim)
         self.img_mlp = nn.Sequential(Linear(D, inner), nn.GELU(approximate="tanh"), Linear(inner, D))
-        self.txt_attn = SelfAttention(params)
+        self.txt_attn = SelfAttention(D, params.head_dim)
         self.txt_mlp = nn.Sequential(Linear(D, inner), nn.GELU(approximate="tanh"), Linear(inner, D))
 
     def forward(
@@ -141,8 +122,8 @@ class DoubleStreamBlock(nn.Module):
         img_qkv = self.img_attn.qkv(modulate(img, img_shift1, img_scale1))
         txt_qkv = self.txt_attn.qkv(modulate(txt, txt_shift1, txt_scale1))
         T = txt.shape[1]
-        txt_heads = split_heads(txt_qkv, self.txt_attn.norm, self.params, cos[:T], sin[:T])
-        img_heads = split_heads(img_qkv, self.img_attn.norm, self.params, cos[T:], sin[T:])
+        txt_heads = split_heads(txt_qkv, self.txt_attn.norm, self.params.num_heads, cos[:T], sin[:T])
+        img_heads = split_heads(img_qkv, self.img_attn.norm, self.params.num_heads, cos[T:], sin[T:])
         joint = attention(*(torch.cat(pair, 2) for pair in zip(txt_heads, img_heads, strict=True)))
         txt_attn, img_attn = joint[:, :T], joint[:, T:]
 
@@ -168,7 +149,7 @@ class SingleStreamBlock(nn.Module):
         """x [B, T + L, D] with its modulation [B, 3, D] -> the new x."""
         shift, scale, gate = mod.split(1, dim=1)
         qkv_mlp = self.linear1(modulate(x, shift, scale))
-        attn = attention(*split_heads(qkv_mlp, self.norm, self.params, cos, sin))
+        attn = attention(*split_heads(qkv_mlp, self.norm, self.params.num_heads, cos, sin))
         mlp = F.gelu(qkv_mlp[..., 3 * self.params.hidden_size :], approximate="tanh")
         return residual(x, gate, self.linear2(torch.cat([attn, mlp], dim=2)))
 
@@ -209,10 +190,9 @@ class Denoiser(nn.Module):
         Returns:
             next_latents = latents + dt x velocity, and velocity, both [B, L, out_channels].
         """
-        dtype = self.img_in.weight.dtype
-        stream = torch.float32 if dtype == torch.float16 else dtype
         img = latents if condition is None else torch.cat([latents, condition], dim=-1)
-        img, txt = self.img_in(img).to(stream), context.to(stream)
+        dtype = stream(self.img_in)
+        img, txt = self.img_in(img).to(dtype), context.to(dtype)
         rows = 12 * self.params.depth
         double, single = modulation[:, :rows], modulation[:, rows:]
         for i, block in enumerate(self.double_blocks):

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families.flux1 import names
+from flux_trt.exporter.families.shape import Shape, count, shape
 from flux_trt.runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FluxParams:
+class FluxParams(Shape):
     """The shape of a FLUX.1 transformer, under BFL's names."""
 
-    in_channels: int
     out_channels: int
     vec_in_dim: int
-    context_in_dim: int
-    hidden_size: int
-    mlp_ratio: float
-    num_heads: int
-    depth: int
-    depth_single_blocks: int
-    axes_dim: tuple[int, ...]
-    theta: float
-    guidance_embed: bool
-
-    @property
-    def head_dim(self) -> int:
-        """E: channels of one attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def mlp_hidden_dim(self) -> int:
-        """Channels inside an MLP."""
-        return int(self.hidden_size * self.mlp_ratio)
 
     @property
     def modulation_rows(self) -> int:
@@ -101,7 +82,7 @@ def _params_from_config(config: Mapping[str, Any]) -> FluxParams:
 
 
 def _params_from_tensors(part: Part) -> FluxParams:
-    found = {name: _shape(part, recipe) for name, recipe in recipes_of(part).items()}
+    found = {name: shape(part, recipe) for name, recipe in recipes_of(part).items()}
     hidden, in_channels = found["img_in.weight"]
     (head_dim,) = found["double_blocks.0.img_attn.norm.query_norm.scale"]
     return FluxParams(
@@ -112,8 +93,8 @@ def _params_from_tensors(part: Part) -> FluxParams:
         hidden_size=hidden,
         mlp_ratio=found["double_blocks.0.img_mlp.0.weight"][0] / hidden,
         num_heads=hidden // head_dim,
-        depth=_count(found, "double_blocks"),
-        depth_single_blocks=_count(found, "single_blocks"),
+        depth=count(found, "double_blocks"),
+        depth_single_blocks=count(found, "single_blocks"),
         axes_dim=axes_of(head_dim),
         theta=10_000.0,
         guidance_embed="guidance_in.in_layer.weight" in found,
@@ -124,15 +105,6 @@ def recipes_of(part: Part) -> dict[str, Recipe]:
     """Where the transformer's parameters come from, whoever's names the part has."""
     if part.naming == "bfl":
         return names.transformer_from_bfl(part.tensors)
-    depth, single = (_count(part.tensors, f"{kind}transformer_blocks") for kind in ("", "single_"))
+    depth, single = (count(part.tensors, f"{kind}transformer_blocks") for kind in ("", "single_"))
     guidance = any(name.startswith("time_text_embed.guidance_embedder.") for name in part.tensors)
     return names.transformer_from_diffusers(depth, single, guidance)
-
-
-def _count(found: Iterable[str], blocks: str) -> int:
-    return len({name.split(".")[1] for name in found if name.startswith(blocks + ".")})
-
-
-def _shape(part: Part, recipe: Recipe) -> tuple[int, ...]:
-    """Of a parameter; () where a tensor of it is missing, which is found and named later."""
-    return recipe.shape(part.tensors) if set(recipe.names) <= set(part.tensors) else ()

@@ -21,37 +21,23 @@ from torch import Tensor, nn
 
 from flux_trt.exporter.families.flux2.params import Flux2Params
 from flux_trt.exporter.families.layers import (
-    EPS,
     TIME_CHANNELS,
     Linear,
+    MLPEmbedder,
     QKNorm,
+    SelfAttention,
     attention,
     modulate,
     residual,
+    split_heads,
+    stream,
     timestep_embedding,
 )
-from flux_trt.exporter.families.rope import qk_norm_rope
-
-Heads = tuple[Tensor, Tensor, Tensor]
-"""Queries, keys and values, each [B, H, L, E]."""
 
 
 def plain(into: int, out: int) -> Linear:
     """A linear layer without bias."""
     return Linear(into, out, bias=False)
-
-
-class Embedder(nn.Module):
-    """Linear, SiLU, linear: embeds the time and the guidance."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.in_layer = plain(TIME_CHANNELS, hidden_size)
-        self.out_layer = plain(hidden_size, hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[...] numbers -> [..., D]."""
-        return self.out_layer(F.silu(self.in_layer(timestep_embedding(x)))).float()
 
 
 class Modulation(nn.Module):
@@ -74,9 +60,9 @@ class Conditioner(nn.Module):
         super().__init__()
         D = params.hidden_size
         self.references = references
-        self.time_in = Embedder(D)
+        self.time_in = MLPEmbedder(TIME_CHANNELS, D, bias=False)
         if params.guidance_embed:
-            self.guidance_in = Embedder(D)
+            self.guidance_in = MLPEmbedder(TIME_CHANNELS, D, bias=False)
         self.txt_in = plain(params.context_in_dim, D)
         self.double_stream_modulation_img = Modulation(D, 6)
         self.double_stream_modulation_txt = Modulation(D, 6)
@@ -98,9 +84,9 @@ class Conditioner(nn.Module):
             [9, D].
         """
         D = text.shape[0], self.txt_in.out_features
-        vec = self.time_in(timesteps)[:, None].expand(-1, *D)
+        vec = self.time_in(timestep_embedding(timesteps)).float()[:, None].expand(-1, *D)
         if guidance is not None:
-            vec = vec + self.guidance_in(guidance)
+            vec = vec + self.guidance_in(timestep_embedding(guidance)).float()
         vec = F.silu(vec)
         img, single = self.double_stream_modulation_img, self.single_stream_modulation
         final = self.final_layer["adaLN_modulation"](vec).unflatten(-1, (2, -1))
@@ -108,19 +94,8 @@ class Conditioner(nn.Module):
         found = torch.cat(rows, dim=2).float(), self.txt_in(text).float()
         if not self.references:
             return found
-        clean = F.silu(self.time_in(torch.zeros(1)))[0]
+        clean = F.silu(self.time_in(timestep_embedding(torch.zeros(1))).float())[0]
         return *found, torch.cat([img(clean), single(clean)]).float()
-
-
-class SelfAttention(nn.Module):
-    """The projections around an attention that several streams share."""
-
-    def __init__(self, params: Flux2Params) -> None:
-        super().__init__()
-        D = params.hidden_size
-        self.qkv = plain(D, 3 * D)
-        self.norm = QKNorm(params.head_dim)
-        self.proj = plain(D, D)
 
 
 def gated(x: Tensor) -> Tensor:
@@ -144,22 +119,15 @@ def mlp(params: Flux2Params) -> nn.Sequential:
     return nn.Sequential(plain(D, 2 * inner), Gated(), plain(inner, D))
 
 
-def split_heads(qkv: Tensor, norm: QKNorm, params: Flux2Params, cos: Tensor, sin: Tensor) -> Heads:
-    """[B, L, 3 D or more], rotations [L, E / 2] -> q, k (normed, rotated) and v, each [B, H, L, E]."""
-    D, heads = params.hidden_size, (params.num_heads, params.head_dim)
-    q, k = qk_norm_rope(qkv, norm.query_norm.scale, norm.key_norm.scale, cos, sin, heads[0], EPS)
-    return q, k, qkv[..., 2 * D : 3 * D].unflatten(-1, heads).transpose(1, 2)
-
-
 class DoubleStreamBlock(nn.Module):
     """Picture and text each with weights of their own, meeting in one attention."""
 
     def __init__(self, params: Flux2Params) -> None:
         super().__init__()
         self.params = params
-        self.img_attn = SelfAttention(params)
+        self.img_attn = SelfAttention(params.hidden_size, params.head_dim, bias=False)
         self.img_mlp = mlp(params)
-        self.txt_attn = SelfAttention(params)
+        self.txt_attn = SelfAttention(params.hidden_size, params.head_dim, bias=False)
         self.txt_mlp = mlp(params)
 
     def forward(
@@ -182,8 +150,8 @@ class DoubleStreamBlock(nn.Module):
         img_qkv = self.img_attn.qkv(modulate(img, img_shift1, img_scale1))
         txt_qkv = self.txt_attn.qkv(modulate(txt, txt_shift1, txt_scale1))
         T = txt.shape[1]
-        txt_heads = split_heads(txt_qkv, self.txt_attn.norm, self.params, cos[:T], sin[:T])
-        img_heads = split_heads(img_qkv, self.img_attn.norm, self.params, cos[T:], sin[T:])
+        txt_heads = split_heads(txt_qkv, self.txt_attn.norm, self.params.num_heads, cos[:T], sin[:T])
+        img_heads = split_heads(img_qkv, self.img_attn.norm, self.params.num_heads, cos[T:], sin[T:])
         q, k, v = (torch.cat(pair, 2) for pair in zip(txt_heads, img_heads, strict=True))
         joint = attention(q, *beside(k, v, *known))
         txt_attn, img_attn = joint[:, :T], joint[:, T:]
@@ -198,7 +166,7 @@ class DoubleStreamBlock(nn.Module):
         """The picture's stream without text: the new img, and the keys and values of its attention."""
         shift1, scale1, gate1, shift2, scale2, gate2 = mod.split(1, dim=1)
         qkv = self.img_attn.qkv(modulate(img, shift1, scale1))
-        q, k, v = split_heads(qkv, self.img_attn.norm, self.params, cos, sin)
+        q, k, v = split_heads(qkv, self.img_attn.norm, self.params.num_heads, cos, sin)
         img = residual(img, gate1, self.img_attn.proj(attention(q, k, v)))
         return residual(img, gate2, self.img_mlp(modulate(img, shift2, scale2))), k, v
 
@@ -224,7 +192,7 @@ class SingleStreamBlock(nn.Module):
         """The new x, and the keys and values of its attention."""
         shift, scale, gate = mod.split(1, dim=1)
         qkv_mlp = self.linear1(modulate(x, shift, scale))
-        q, k, v = split_heads(qkv_mlp, self.norm, self.params, cos, sin)
+        q, k, v = split_heads(qkv_mlp, self.norm, self.params.num_heads, cos, sin)
         attn = attention(q, *beside(k, v, *known))
         inner = gated(qkv_mlp[..., 3 * self.params.hidden_size :])
         return residual(x, gate, self.linear2(torch.cat([attn, inner], dim=2))), k, v
@@ -233,7 +201,9 @@ class SingleStreamBlock(nn.Module):
 def seen(block: SingleStreamBlock, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The keys and values of a single block's attention, and nothing else of it."""
     shift, scale, _ = mod.split(1, dim=1)
-    _, k, v = split_heads(block.linear1(modulate(x, shift, scale)), block.norm, block.params, cos, sin)
+    _, k, v = split_heads(
+        block.linear1(modulate(x, shift, scale)), block.norm, block.params.num_heads, cos, sin
+    )
     return k, v
 
 
@@ -281,8 +251,8 @@ class Denoiser(nn.Module):
         Returns:
             next_latents = latents + dt x velocity, and velocity, both [B, L, in_channels].
         """
-        stream = _stream(self.img_in)
-        img, txt = self.img_in(latents).to(stream), context.to(stream)
+        dtype = stream(self.img_in)
+        img, txt = self.img_in(latents).to(dtype), context.to(dtype)
         img_mod, txt_mod, single_mod = modulation[:, :6], modulation[:, 6:12], modulation[:, 12:15]
         known: list[tuple[Tensor, ...]] = [()] * self.params.blocks
         if keys is not None and values is not None:
@@ -324,7 +294,7 @@ class References(nn.Module):
         Returns:
             keys, normed and rotated, and values, both [B, N, H, R, E]: double blocks first.
         """
-        x = self.img_in(latents).to(_stream(self.img_in))
+        x = self.img_in(latents).to(stream(self.img_in))
         found = []
         for block in self.double_blocks:
             assert isinstance(block, DoubleStreamBlock)
@@ -339,8 +309,3 @@ class References(nn.Module):
         found.append([*seen(last, x, modulation[None, 6:], cos, sin)])
         keys, values = (torch.stack(each, 1).float() for each in zip(*found, strict=True))
         return keys, values
-
-
-def _stream(layer: Linear) -> torch.dtype:
-    """Of the residual stream."""
-    return torch.float32 if layer.weight.dtype == torch.float16 else layer.weight.dtype

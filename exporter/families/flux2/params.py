@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families.flux2 import names
+from flux_trt.exporter.families.shape import Shape, count, shape
 from flux_trt.runtime.errors import CheckpointError
 
 THETA = 2000.0
@@ -20,34 +21,8 @@ REFERENCE_ROWS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flux2Params:
+class Flux2Params(Shape):
     """The shape of a FLUX.2 transformer, under BFL's names."""
-
-    in_channels: int
-    context_in_dim: int
-    hidden_size: int
-    mlp_ratio: float
-    num_heads: int
-    depth: int
-    depth_single_blocks: int
-    axes_dim: tuple[int, ...]
-    theta: float
-    guidance_embed: bool
-
-    @property
-    def head_dim(self) -> int:
-        """E: channels of one attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def mlp_hidden_dim(self) -> int:
-        """Channels inside an MLP; its first layer has twice as many, a gate and what it lets through."""
-        return int(self.hidden_size * self.mlp_ratio)
-
-    @property
-    def blocks(self) -> int:
-        """All blocks that attend: the double ones, then the single ones."""
-        return self.depth + self.depth_single_blocks
 
 
 KLEIN_4B = Flux2Params(
@@ -113,7 +88,7 @@ def _from_config(config: Mapping[str, Any]) -> Flux2Params:
 
 
 def _from_tensors(part: Part) -> Flux2Params:
-    found = {name: _shape(part, recipe) for name, recipe in recipes_of(part).items()}
+    found = {name: shape(part, recipe) for name, recipe in recipes_of(part).items()}
     hidden, in_channels = found["img_in.weight"]
     (head_dim,) = found["double_blocks.0.img_attn.norm.query_norm.scale"]
     return Flux2Params(
@@ -122,8 +97,8 @@ def _from_tensors(part: Part) -> Flux2Params:
         hidden_size=hidden,
         mlp_ratio=found["double_blocks.0.img_mlp.2.weight"][1] / hidden,
         num_heads=hidden // head_dim,
-        depth=_count(found, "double_blocks"),
-        depth_single_blocks=_count(found, "single_blocks"),
+        depth=count(found, "double_blocks"),
+        depth_single_blocks=count(found, "single_blocks"),
         axes_dim=(head_dim // AXES,) * AXES,
         theta=THETA,
         guidance_embed="guidance_in.in_layer.weight" in found,
@@ -134,15 +109,6 @@ def recipes_of(part: Part) -> dict[str, Recipe]:
     """Where the transformer's parameters come from, whoever's names the part has."""
     if part.naming == "bfl":
         return names.transformer_from_bfl(part.tensors)
-    depth, single = (_count(part.tensors, f"{kind}transformer_blocks") for kind in ("", "single_"))
+    depth, single = (count(part.tensors, f"{kind}transformer_blocks") for kind in ("", "single_"))
     guidance = any(name.startswith("time_guidance_embed.guidance_embedder.") for name in part.tensors)
     return names.transformer_from_diffusers(depth, single, guidance)
-
-
-def _count(found: Iterable[str], blocks: str) -> int:
-    return len({name.split(".")[1] for name in found if name.startswith(blocks + ".")})
-
-
-def _shape(part: Part, recipe: Recipe) -> tuple[int, ...]:
-    """Of a parameter; () where a tensor of it is missing, which is found and named later."""
-    return recipe.shape(part.tensors) if set(recipe.names) <= set(part.tensors) else ()
