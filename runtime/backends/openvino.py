@@ -209,7 +209,7 @@ class OpenVino:
             protocols.agree(path, "input", stage.inputs, _found(model.inputs))
             protocols.agree(path, "output", stage.outputs, _found(model.outputs))
             return self._core.compile_model(model, "CPU", settings)
-        except RuntimeError as fault:
+        except (RuntimeError, ValueError) as fault:  # a ValueError: what the graph names is no UTF-8
             raise _fault(f"openvino cannot load {path}", fault) from fault
 
     def upload(self, array: npt.NDArray[Any]) -> HostBuffer:

@@ -198,6 +198,17 @@ def test_weight_bytes(cpu, tiny, stages):
     )
 
 
+@pytest.mark.parametrize("byte", [b"\x80", b"\xff"])
+def test_a_graph_whose_names_are_no_text_is_one_line(cpu, name, tiny, stages, tmp_path, byte):
+    """OpenVINO repeats what it does not find, such as an operator, whose name need not be UTF-8."""
+    graph = (tiny / "t5.onnx").read_bytes()
+    at = graph.index(b"Unsqueeze")
+    (tmp_path / "t5.onnx").write_bytes(graph[:at] + b"Unsqu" + byte + b"eze" + graph[at + 9 :])
+    with pytest.raises(BackendError, match=rf"{name} cannot load .*t5\.onnx") as fault:
+        cpu.load(tmp_path / "t5.onnx", "t5", stages["t5"])
+    assert "\n" not in str(fault.value)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_sequential_keeps_what_waits_for_its_turn(bundle, backend):
     """Conditions of several batches wait on the host while other stages are loaded and buffers are freed."""
