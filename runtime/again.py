@@ -137,6 +137,11 @@ class Recorded:
 
     def _place(self, option: str, record: Mapping[str, str], given: Path | None) -> Path:
         path = record.get("path")
+        if path and not given and not picture.is_named_as_one(path):
+            raise RequestError(
+                f"{self.path} names {path}, which has no picture's ending, and it is not opened; "
+                f"give the picture with --{option}"
+            )
         places = [given] if given else [Path(path), self.path.parent / path] if path else []
         place = next(filter(_is_there, places), None)
         if place is None:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
@@ -23,6 +24,11 @@ MOST_PIXELS = 2 * 89_478_485
 """Of a picture that is read: what Pillow itself refuses from; decoded, that takes 0.7 GB."""
 
 _SMALLER = f"scale it down to {MOST_PIXELS / 1e6:.0f} megapixels or less"
+
+
+def is_named_as_one(path: str | Path) -> bool:
+    """Whether a file has the ending of a format that Pillow knows."""
+    return Path(path).suffix.lower() in Image.registered_extensions()
 
 
 def read(given: Source, what: str = "") -> Image.Image:

@@ -157,6 +157,20 @@ def test_a_changed_picture_is_refused(first, given, task, name, option):
     assert not (given / "b.png").exists()
 
 
+def test_a_record_opens_nothing_but_pictures(first, given):
+    root, _ = first("inpaint", "a.png")
+    facts = json.loads(json.dumps(recorded("a.png").parameters))
+    for path in ("/etc/passwd", "secret", "../x/id_rsa.pem"):
+        info = PngInfo()
+        facts["image"]["path"] = path
+        info.add_text("flux_trt", json.dumps(facts))
+        with Image.open("a.png") as image:
+            image.save("b.png", pnginfo=info)
+        found = line(run("generate", root, "--from", "b.png", "-o", "c.png"))
+        assert f"b.png names {path}, which has no picture's ending, and it is not opened; " in found
+        assert "give the picture with --image" in found
+
+
 def test_what_is_said_beside_it_takes_precedence_and_is_told(first, given):
     root, _ = first("image", "a.png")
     found = run("generate", root, "--from", "a.png", "--strength", 0.7, "--seed", 11, "-n", 2, "-o", "b.png")
