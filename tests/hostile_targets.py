@@ -217,7 +217,7 @@ def _engine(rng: random.Random, folder: Path) -> None:
         name = engine.Engine.model_validate_json(text).recipe.name  # its own place: the record is looked into
     except ValueError:
         name = corpus.engine().recipe.name
-    place = folder / engine.FOLDER / name
+    place = folder / engine.FOLDER / name[:200]  # a longer one cannot be made
     place.mkdir(parents=True)
     if not _special(rng, place / engine.RECORD):
         (place / engine.RECORD).write_bytes(text)
