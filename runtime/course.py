@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from flux_trt.runtime.backends.protocols import Buffer
-from flux_trt.runtime.errors import FluxTrtError
 from flux_trt.runtime.painted import Painted
-from flux_trt.runtime.sampling.together import Together, Waiting
+from flux_trt.runtime.sampling.together import Waiting
 from flux_trt.runtime.step import Step, Walk
 
 
 @dataclass(eq=False)
 class Course:
-    """A picture on its way from noise; made by `Painting.begin`.
+    """A picture on its way from noise; made by `Stepwise.begin`.
 
     Between its steps it may stay as long as it likes, or be dropped, which frees what it holds.
     """
@@ -27,7 +26,7 @@ class Course:
     """Of the denoiser, at most, that it takes in a step."""
     _finish: Callable[[Buffer], Painted]
     step: Step | None = field(default=None, init=False)
-    """The last one, after `together`; `step.predicted` is a preview's latents."""
+    """The last one that was walked; `step.predicted` is a preview's latents."""
 
     @property
     def left(self) -> int:
@@ -42,27 +41,5 @@ class Course:
             BackendError: the decoder failed.
         """
         if self.left or self.step is None:
-            raise ValueError(f"{self.left} steps are left; walk them with Pipeline.step")
+            raise ValueError(f"{self.left} steps are left; walk them with Stepwise.step")
         return self._finish(self.step.latents)
-
-
-def walk_on(courses: Sequence[Course], denoiser: Together) -> dict[Course, FluxTrtError]:
-    """One step of each course, in as few runs of the denoiser as can be.
-
-    Returns:
-        What went wrong, by course; the others are not touched by it, and it cannot go on.
-    """
-    named: dict[Hashable, Course] = {id(each): each for each in courses}
-    for each in courses:
-        each.walk.queue()
-    faults = denoiser.run(
-        {name: each.waiting for name, each in named.items()},
-        {name: each.place for name, each in named.items()},
-    )
-    for name, each in named.items():
-        if name not in faults:
-            try:
-                each.step = each.walk.step()
-            except FluxTrtError as fault:
-                faults[name] = fault
-    return {named[name]: fault for name, fault in faults.items()}

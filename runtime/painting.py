@@ -105,9 +105,6 @@ class Stages(Protocol):
     ) -> list[Image.Image]:
         """Pictures of latents."""
 
-    def waiting_loop(self, of: LoopShape, waiting: Waiting) -> Loop:
-        """A loop whose runs wait for those of others."""
-
 
 @dataclass
 class Batch:
@@ -178,17 +175,19 @@ class Painting:
         with _timed(self._encoding, "encode"):
             self._encoded = encode_pictures(request, self._encode_picture())
 
-    def begin(self, index: int) -> Course:
-        """Picture `index` at its first step, to be walked beside others; `prepare` comes before.
+    def begin(self, index: int, loop_of: Callable[[LoopShape, Waiting], Loop]) -> Course:
+        """Picture `index` at its first step, to be walked beside others; see `Stepwise.begin`.
 
-        Its numbers are those of a painting whose batches are single pictures, whatever it is walked beside.
+        Args:
+            index: of the request, whose pictures `prepare` has encoded.
+            loop_of: makes a loop of a shape whose runs wait.
         """
         to = self._to
         (batch,) = self._batches([slice(index, index + 1)], (), more=not index)
         waiting = Waiting()
         with to.turn:
             of = LoopShape.of(batch.trajectory, to.flow.text(batch.conditions))
-            loop = to.waiting_loop(of, waiting)
+            loop = loop_of(of, waiting)
             self._condition(batch, loop.conditioning)
             loop.begin(batch.trajectory, batch.conditions)
         start = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +16,10 @@ from PIL import Image
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
-from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Device, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
-from flux_trt.runtime.course import Course, walk_on
-from flux_trt.runtime.errors import BackendError, FluxTrtError
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.painting import OnStep, Painting, Values
 from flux_trt.runtime.pictures import latents, vae, written
@@ -31,7 +28,6 @@ from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import beside, schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
-from flux_trt.runtime.sampling.together import Together, Waiting
 from flux_trt.runtime.sampling.trajectory import Trajectory
 from flux_trt.runtime.step import Step, walked
 from flux_trt.runtime.tasks import wording
@@ -94,7 +90,6 @@ class Pipeline:
         self.fixed = all(window.fixed for _, window in self._windows)
         self._graphs = Loaded(bundle, backend, memory, self.flow.stages)
         self.loops = Loops(self._new_loop, LOOPS if backend.gpu else 0)
-        self.together = Together(backend, bundle.stage(DENOISER), self._graphs, record)
 
     @classmethod
     def load(
@@ -203,30 +198,6 @@ class Pipeline:
         """Paint a request, batch by batch; prompts are encoded as they come. The rest is as in `generate`."""
         return iter(Painting(self, request, progress or silent, on_step, each_step))
 
-    def stepwise(self, request: Request, progress: Progress | None = None) -> Painting:
-        """Paint a request a step at a time: `prepare` it, `begin` each picture, then `step` it with others.
-
-        For those who decide between steps what goes on, such as a server. A picture is that of `paint` with
-        batches of one, bit for bit, whatever it is walked beside.
-
-        Raises:
-            BackendError: in sequential mode, which would load the denoiser anew for each step.
-        """
-        if self.memory == "sequential":
-            raise BackendError(
-                "steps cannot be shared where stages take turns at being loaded; use --memory resident"
-            )
-        return Painting(self, replace(request, batch=1), progress or silent)
-
-    def step(self, courses: Sequence[Course]) -> dict[Course, FluxTrtError]:
-        """One step of each course, whose rows share runs of the denoiser where their shapes are the same.
-
-        Returns:
-            What went wrong, by course: it cannot go on; the others are not touched by it.
-        """
-        with self.turn:
-            return walk_on(courses, self.together)
-
     def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
         """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
 
@@ -258,11 +229,6 @@ class Pipeline:
                     given = self._graphs[name].run(taken(stage, seen[name].inputs))
                     values |= {each: np.array(buffer.numpy()) for each, buffer in given.items()}
         return list(found)
-
-    def tokens_read(self, prompt: Words) -> int:
-        """How many tokens of a prompt, with its template, the encoder reads that reads most."""
-        seen = [window.of([wording.part(prompt, n)]) for n, (_, window) in enumerate(self._windows)]
-        return max((int(each.mask.sum()) for each in seen), default=0)
 
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None = None) -> EncodedPicture:
         """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
@@ -347,6 +313,16 @@ class Pipeline:
             pixels = vae.decode(graph, packed, grid, model, self.tiling, tell)
         return [Image.fromarray(each) for each in pixels]
 
+    @property
+    def graphs(self) -> Graphs:
+        """The stages and glue, by name; run in a turn."""
+        return self._graphs
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """What the text encoders see of prompts, in their order."""
+        return [window for _, window in self._windows]
+
     save = staticmethod(written.write)
     """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
 
@@ -355,14 +331,12 @@ class Pipeline:
         with self.turn:
             self.kept.forget()
             self.loops.forget()
-            self.together.close()
 
     def close(self) -> None:
         """Free all graphs and recordings, once the turns of other threads are over; twice is harmless."""
         with self.turn:
             self.kept.forget()
             self.loops.close()
-            self.together.close()
             self._graphs.close()
 
     def __enter__(self) -> Pipeline:
@@ -386,8 +360,3 @@ class Pipeline:
         record = self._record and self.backend.gpu is not None
         with self.turn:
             return Loop(self.backend, self.bundle.manifest, self.flow, self._graphs, of, record)
-
-    def waiting_loop(self, of: LoopShape, waiting: Waiting) -> Loop:
-        """A loop whose runs wait for those of others; `stepwise` is the usual way."""
-        with self.turn:
-            return Loop(self.backend, self.bundle.manifest, self.flow, waiting, of, record=False)

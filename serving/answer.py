@@ -86,4 +86,4 @@ def text_tokens(work: Work) -> int:
     """Tokens of the prompt that are read by the encoder that reads most."""
     request = work.request
     prompt = (request.prompts[0], request.prompts_2[0]) if request.prompts_2 else request.prompts[0]
-    return work.model.pipeline.tokens_read(prompt)
+    return work.model.steps.tokens(prompt)

@@ -155,11 +155,12 @@ def main(
         serve(application(models, limits, keys), host, port, drain_seconds)
     finally:
         for model in models:
-            model.pipeline.close()
+            model.close()
 
 
 def _loaded(named: Mapping[str, Path], aliases: Mapping[str, str], machine: Mapping[str, Any]) -> Models:
     from flux_trt.runtime.pipeline import Pipeline
+    from flux_trt.runtime.stepwise import Stepwise
     from flux_trt.serving import told
     from flux_trt.serving.models import Model, Models
 
@@ -171,11 +172,11 @@ def _loaded(named: Mapping[str, Path], aliases: Mapping[str, str], machine: Mapp
         for name, path in named.items():
             pipeline = Pipeline.load(path, check=check, **options)
             created = int((path / "bundle.json").stat().st_mtime)
-            found[name] = Model(name, pipeline, created)
+            found[name] = Model(name, Stepwise(pipeline), created)
             click.echo(f"{name}: {path} on {pipeline.backend.device}, {pipeline.backend.name}", err=True)
     except BaseException:
         for model in found.values():
-            model.pipeline.close()
+            model.close()
         raise
     return Models(found, aliases)
 

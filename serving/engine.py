@@ -235,9 +235,8 @@ class Engine:
         try:
             with told.heard(work.warnings):
                 if work.painting is None:
-                    work.painting = work.model.pipeline.stepwise(work.request)
-                    work.painting.prepare()
-                course = work.painting.begin(index)
+                    work.painting = work.model.steps.prepare(work.request)
+                course = work.model.steps.begin(work.painting, index)
         except FluxTrtError as fault:
             self._free(work.model, fault)
             self._end(work, "failed", Failed(fault))
@@ -275,7 +274,7 @@ class Engine:
     def _step(self, chosen: list[tuple[Course, Work]]) -> None:
         model = chosen[0][1].model
         start = time.perf_counter()
-        faults = model.pipeline.step([course for course, _ in chosen])
+        faults = model.steps.step([course for course, _ in chosen])
         if model.pipeline.backend.gpu:
             model.pipeline.backend.gpu.synchronize()
         seconds = time.perf_counter() - start
@@ -343,7 +342,7 @@ class Engine:
     def _free(self, model: Model, fault: FluxTrtError) -> None:
         """After want of memory: let go of what is only kept to be fast."""
         if isinstance(fault, GpuMemoryError):
-            model.pipeline.spare()
+            model.steps.spare()
 
     def _rows(self, work: Work) -> int:
         found, most = self.limits.rows_of(work.pixels), work.model.most_rows

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flux_trt.runtime.pipeline import Pipeline
+from flux_trt.runtime.stepwise import Stepwise
 from flux_trt.serving.errors import ApiError
 
 
@@ -15,9 +16,19 @@ class Model:
     """A bundle, ready to paint."""
 
     id: str
-    pipeline: Pipeline
+    steps: Stepwise
     created: int
     """Seconds since 1970."""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Of the bundle."""
+        return self.steps.pipeline
+
+    def close(self) -> None:
+        """Free it."""
+        self.steps.close()
+        self.pipeline.close()
 
     @property
     def most_rows(self) -> int | None:

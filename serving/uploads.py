@@ -111,8 +111,9 @@ def mask(data: bytes, limits: Limits, size: tuple[int, int]) -> Image.Image:
         )
 
     def read() -> Image.Image:
-        if image.has_transparency_data:
-            return image.convert("RGBA").getchannel("A").point(lambda value: 255 - value)
+        alpha = image.convert("RGBA").getchannel("A")
+        if min(alpha.getextrema()) < 255:
+            return alpha.point(lambda value: 255 - value)
         return picture.read_mask(image, "mask")
 
     return _told("mask", read)

@@ -20,6 +20,7 @@ import uvicorn
 from PIL import Image
 
 from flux_trt.runtime import Pipeline
+from flux_trt.runtime.stepwise import Stepwise
 from flux_trt.serving import told
 from flux_trt.serving.app import application
 from flux_trt.serving.engine import Engine
@@ -62,7 +63,7 @@ def running(
     """Serve bundles by these names at a port of its own, until the block ends."""
     told.listen()
     pipelines = {name: Pipeline.load(path, backend, "cpu") for name, path in bundles.items()}
-    models = Models({name: Model(name, each, 1) for name, each in pipelines.items()}, aliases)
+    models = Models({name: Model(name, Stepwise(each), 1) for name, each in pipelines.items()}, aliases)
     app = application(models, limits, keys, **more)
     engine = app.state.served.engine
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")

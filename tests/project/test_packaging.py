@@ -14,8 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLAIN = ("plugins", "runtime", "exporter", "serving")
 FOLDERS = {name: name for name in PLAIN} | {"bench": "benchmarks/bench"}
-    "bench": "benchmarks/bench"
-}
 SHIPPED = ("plugins", "runtime", "exporter", "serving", "benchmarks", "tests")
 EXPORT_ONLY = {
     "torch",

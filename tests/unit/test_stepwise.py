@@ -11,6 +11,7 @@ from simulator_cuda import CudaSimulator
 
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import BackendError, GpuMemoryError, PaintError
+from flux_trt.runtime.stepwise import Stepwise
 from flux_trt.runtime.tasks.request import Request
 
 PROFILE = {**simulator_bundle.WIDE, "batch": (1, 2, 16), "text": (1, 64, 512)}
@@ -48,17 +49,16 @@ def walked(pipeline, requests, draw):
     """All their pictures, each beginning at a moment of its own, in whatever company there is then."""
     waiting = [(n, index) for n, each in enumerate(requests) for index in range(len(each))]
     draw.shuffle(waiting)
-    paintings = [pipeline.stepwise(each) for each in requests]
-    for each in paintings:
-        each.prepare()
+    steps = Stepwise(pipeline)
+    paintings = [steps.prepare(each) for each in requests]
     under_way, found, most = {}, {}, 0
     while waiting or under_way:
         for _ in range(draw.randint(0, 4)):
             if waiting:
                 place = waiting.pop()
-                under_way[paintings[place[0]].begin(place[1])] = place
+                under_way[steps.begin(paintings[place[0]], place[1])] = place
         chosen = [each for each in under_way if draw.random() < 0.8]
-        assert pipeline.step(chosen) == {}
+        assert steps.step(chosen) == {}
         most = max(most, len(chosen))
         for each in [each for each in chosen if not each.left]:
             found[under_way.pop(each)] = np.asarray(each.finish().image)
@@ -107,13 +107,11 @@ def test_a_run_of_several_is_one_call(tiny):
         denoiser.run = lambda inputs, into=None: (
             calls.append(len(into["next_latents"].numpy())) or run(inputs, into)
         )
-        paintings = [pipeline.stepwise(asked(pipeline, 1, {"steps": steps})) for steps in (2, 5)]
-        for each in paintings:
-            each.prepare()
-        courses = [each.begin(index) for each in paintings for index in range(2)]
-        other = pipeline.stepwise(asked(pipeline, 1, {"steps": 3, "size": (32, 64)}))
-        other.prepare()
-        assert pipeline.step([*courses, other.begin(0)]) == {}
+        steps = Stepwise(pipeline)
+        paintings = [steps.prepare(asked(pipeline, 1, {"steps": many})) for many in (2, 5)]
+        courses = [steps.begin(each, index) for each in paintings for index in range(2)]
+        other = steps.prepare(asked(pipeline, 1, {"steps": 3, "size": (32, 64)}))
+        assert steps.step([*courses, steps.begin(other, 0)]) == {}
         assert sorted(calls) == [1, 4]
         assert [each.left for each in courses] == [1, 1, 4, 4]
         with pytest.raises(ValueError, match="4 steps are left"):
@@ -122,17 +120,17 @@ def test_a_run_of_several_is_one_call(tiny):
 
 def test_one_that_fails_takes_no_other_with_it(tiny):
     with Pipeline.load(tiny, "onnxruntime", "cpu") as pipeline:
-        painting = pipeline.stepwise(asked(pipeline, 1, {"steps": 2}))
-        painting.prepare()
-        good, poisoned = painting.begin(0), painting.begin(1)
+        steps = Stepwise(pipeline)
+        painting = steps.prepare(asked(pipeline, 1, {"steps": 2}))
+        good, poisoned = steps.begin(painting, 0), steps.begin(painting, 1)
         alone = [np.asarray(each.image) for each in pipeline.paint(asked(pipeline, 1, {"steps": 2}))]
         poisoned.walk.queue()
         poisoned.waiting.runs[0].inputs["latents"].numpy()[...] = np.nan
         poisoned.walk.queue = lambda: None
-        faults = pipeline.step([good, poisoned])
+        faults = steps.step([good, poisoned])
         assert list(faults) == [poisoned]
         assert isinstance(faults[poisoned], PaintError)
-        pipeline.step([good])
+        steps.step([good])
         np.testing.assert_array_equal(np.asarray(good.finish().image), alone[0])
 
 
@@ -141,9 +139,9 @@ def test_a_call_that_fails_is_made_again_for_each_alone(tiny):
     with Pipeline.load(tiny, "onnxruntime", "cpu") as pipeline:
         request = asked(pipeline, 1, {"steps": 2})
         alone = [np.asarray(each.image) for each in pipeline.paint(request)]
-        painting = pipeline.stepwise(request)
-        painting.prepare()
-        courses = [painting.begin(0), painting.begin(1)]
+        steps = Stepwise(pipeline)
+        painting = steps.prepare(request)
+        courses = [steps.begin(painting, 0), steps.begin(painting, 1)]
         run = pipeline._graphs["denoiser"].run
 
         def refuse(inputs, into=None):
@@ -153,7 +151,7 @@ def test_a_call_that_fails_is_made_again_for_each_alone(tiny):
 
         pipeline._graphs["denoiser"].run = refuse
         for _ in range(2):
-            assert pipeline.step(courses) == {}
+            assert steps.step(courses) == {}
         for course, image in zip(courses, alone, strict=True):
             np.testing.assert_array_equal(np.asarray(course.finish().image), image)
 
@@ -161,14 +159,11 @@ def test_a_call_that_fails_is_made_again_for_each_alone(tiny):
 def test_a_step_of_a_gpu_is_recorded_once_for_any_number_of_steps(bundle, tmp_path):
     with load(bundle("flux-nano"), "tensorrt", tmp_path) as pipeline:
         cuda = pipeline.backend.gpu.driver
-        paintings = [
-            pipeline.stepwise(asked(pipeline, 1, {"size": (32, 48), "steps": steps})) for steps in (4, 6, 9)
-        ]
-        for each in paintings:
-            each.prepare()
-        courses = [each.begin(0) for each in paintings]
+        steps = Stepwise(pipeline)
+        requests = [asked(pipeline, 1, {"size": (32, 48), "steps": many}) for many in (4, 6, 9)]
+        courses = [steps.begin(steps.prepare(each), 0) for each in requests]
         for _ in range(4):
-            assert pipeline.step(courses) == {}
+            assert steps.step(courses) == {}
         assert cuda.calls["cudaGraphInstantiate"] == 1
         assert cuda.calls["cudaGraphLaunch"] == 3
         assert not cuda.faults
@@ -179,4 +174,4 @@ def test_sequential_mode_shares_no_steps(tiny):
         Pipeline.load(tiny, "onnxruntime", "cpu", memory="sequential") as pipeline,
         pytest.raises(BackendError, match="use --memory resident"),
     ):
-        pipeline.stepwise(asked(pipeline, 1, {"steps": 2}))
+        Stepwise(pipeline)
