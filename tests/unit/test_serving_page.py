@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from serving_run import file, running
 
+from flux_trt.runtime import recorded
+
 BROWSER = "FLUX_TRT_BROWSER"
 """The variable that says where Chromium is; its libraries are found by LD_LIBRARY_PATH as they are."""
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
@@ -44,7 +46,7 @@ def page(browser, server):
     made.on("pageerror", lambda fault: made.wrong.append(str(fault)))
     made.on("request", lambda asked: made.hosts.add(asked.url.split("/")[2]) if "//" in asked.url else None)
     made.goto(server.url)
-    made.wait_for_function("document.getElementById('model').options.length > 0")
+    made.wait_for_selector("#model option", state="attached")
     yield made
     made.close()
 
@@ -54,9 +56,14 @@ def fill(page, **more):
         page.fill(f"#{name}", value)
 
 
+def says(page, text):
+    """Wait for the status to begin so."""
+    page.wait_for_selector(f"#status:text-matches('^{text}')", timeout=60_000)
+
+
 def painted(page):
     """The pixels of the picture that is shown."""
-    page.wait_for_function("/^Done/.test(document.getElementById('status').textContent)", timeout=60_000)
+    says(page, "Done")
     text = page.evaluate(
         """async () => {
             const image = document.getElementById('picture');
@@ -83,7 +90,7 @@ def test_painting_a_picture(page, server, tmp_path):
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "picture.png")
-    assert prompt in Image.open(tmp_path / "picture.png").info["flux_trt"]
+    assert recorded(tmp_path / "picture.png")["prompt"] == prompt
     if place := os.environ.get("FLUX_TRT_SCREENSHOT"):
         page.screenshot(path=Path(place))
     assert page.wrong == []
@@ -93,9 +100,9 @@ def test_painting_a_picture(page, server, tmp_path):
 def test_cancelling(page, server):
     fill(page, prompt="a", steps="200")
     page.click("#paint")
-    page.wait_for_function("/^Step/.test(document.getElementById('status').textContent)")
+    says(page, "Step")
     page.click("#cancel")
-    page.wait_for_function("document.getElementById('status').textContent === 'Cancelled'")
+    says(page, "Cancelled")
     page.wait_for_timeout(300)
     assert server.engine.seconds_ahead() == 0
     assert page.wrong == []
@@ -125,7 +132,7 @@ def test_editing_with_a_drawn_mask(page, tmp_path):
 def test_a_fault_is_shown(page):
     fill(page, prompt="a", size="65x64")
     page.click("#paint")
-    page.wait_for_function("document.getElementById('status').classList.contains('wrong')")
+    page.wait_for_selector("#status.wrong")
     assert "multiples of 16" in page.inner_text("#status")
 
 
