@@ -18,9 +18,13 @@ KINDS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 def in_base64(image: Image.Image, fields: Fields) -> str:
     """The file of a picture, with its parameters inside; for a thread beside the server's own."""
+    return base64.b64encode(file_of(image, fields)).decode("ascii")
+
+
+def file_of(image: Image.Image, fields: Fields) -> bytes:
+    """The same as bytes."""
     quality = fields.output_compression
-    data = written.encoded(image, KINDS[fields.output_format], None if quality is None else max(1, quality))
-    return base64.b64encode(data).decode("ascii")
+    return written.encoded(image, KINDS[fields.output_format], None if quality is None else max(1, quality))
 
 
 def about(work: Work, fields: Fields) -> dict[str, Any]:

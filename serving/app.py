@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,9 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from flux_trt.serving import health, images, page
+from flux_trt.serving import health, images, job_routes, page
 from flux_trt.serving.engine import Engine
 from flux_trt.serving.errors import ApiError
+from flux_trt.serving.jobs import Jobs
 from flux_trt.serving.limits import MEGA, Limits
 from flux_trt.serving.metrics import Metrics
 from flux_trt.serving.models import Models
@@ -37,6 +39,7 @@ class Served:
     engine: Engine
     limits: Limits
     metrics: Metrics
+    jobs: Jobs | None = None
     decoders: asyncio.Semaphore = field(init=False)
     """At pictures that are being decoded or encoded."""
 
@@ -44,19 +47,28 @@ class Served:
         self.decoders = asyncio.Semaphore(self.limits.decoders)
 
 
-def application(models: Models, limits: Limits | None = None, keys: Sequence[str] = ()) -> FastAPI:
+def application(
+    models: Models,
+    limits: Limits | None = None,
+    keys: Sequence[str] = (),
+    keep: Path | None = None,
+    hours: float = 24.0,
+) -> FastAPI:
     """The application with its engine, which is not started.
 
     Args:
         models: that are served.
         limits: what clients may ask for.
         keys: of which a client must have one; none: everybody may.
+        keep: the folder of jobs; None: none are taken.
+        hours: how long a job is kept.
     """
     limits, metrics = limits or Limits(), Metrics()
     engine = Engine(models, limits, metrics)
     app = FastAPI(title="flux-serve", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.served = Served(models, engine, limits, metrics)
-    for each in (images, health, page):
+    jobs = None if keep is None else Jobs(keep, engine, hours)
+    app.state.served = Served(models, engine, limits, metrics, jobs)
+    for each in (images, job_routes, health, page):
         app.include_router(each.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -85,6 +85,18 @@ class Command(click.Command):
     "--max-pictures", type=click.IntRange(1, 100), default=10, show_default=True, help="Of one request."
 )
 @click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for jobs, which outlive their connection and the server; without it none are taken.",
+)
+@click.option(
+    "--keep-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=24.0,
+    show_default=True,
+    help="How long a job and its pictures are kept.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=300.0,
@@ -127,6 +139,8 @@ def main(
     max_megapixels: float,
     max_steps: int,
     max_pictures: int,
+    keep: Path | None,
+    keep_hours: float,
     drain_seconds: float,
     **machine: Any,
 ) -> None:
@@ -152,7 +166,7 @@ def main(
 
     models = _loaded(named, known, machine)
     try:
-        serve(application(models, limits, keys), host, port, drain_seconds)
+        serve(application(models, limits, keys, keep, keep_hours), host, port, drain_seconds)
     finally:
         for model in models:
             model.close()

@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 
 from flux_trt.serving import asked, uploads
 from flux_trt.serving.answer import answer, in_base64
+from flux_trt.serving.engine import Engine
 from flux_trt.serving.errors import ApiError
 from flux_trt.serving.fields import Fields, read
 from flux_trt.serving.listening import Listening
@@ -30,14 +31,14 @@ router = APIRouter()
 @router.post("/v1/images/generations")
 async def generations(request: Request) -> Response:
     """Paint from text."""
-    given = await _json(request)
+    given = await body_json(request)
     return await _painted(request, read(given, edit=False), None, "image_generation")
 
 
 @router.post("/v1/images/edits")
 async def edits(request: Request) -> Response:
     """Paint from pictures."""
-    fields, files = await _form(request)
+    fields, files = await body_form(request)
     return await _painted(request, read(fields, edit=True), files, "image_edit")
 
 
@@ -53,24 +54,32 @@ async def work_of(
     request: Request, fields: Fields, files: Mapping[str, list[bytes]] | None, listening: Listening
 ) -> Work:
     """What is asked for, checked and decoded beside the server's own thread; not handed in yet."""
-    served = request.app.state.served
-    model, limits = served.models.find(fields.model), served.limits
-    warnings: list[str] = []
-
-    def check() -> Any:
-        pictures = None if files is None else _decoded(files, limits)
-        return asked.request_of(model.pipeline.bundle.manifest, fields, pictures, limits, warnings)
-
+    served, state = request.app.state.served, request.state
     async with served.decoders:
-        made = await run_in_threadpool(check)
+        work = await run_in_threadpool(made, served.engine, fields, files, state.id, state.owner)
+    work.tell, work.until = listening.tell, _until(request)
+    return work
+
+
+def made(
+    engine: Engine, fields: Fields, files: Mapping[str, list[bytes]] | None, name: str, owner: str
+) -> Work:
+    """Work of what was sent, which nobody listens to yet.
+
+    Raises:
+        ApiError: something that cannot be.
+    """
+    model, warnings = engine.models.find(fields.model), list[str]()
+    pictures = None if files is None else _decoded(files, engine.limits)
+    manifest = model.pipeline.bundle.manifest
+    request = asked.request_of(manifest, fields, pictures, engine.limits, warnings)
     return Work(
-        id=request.state.id,
+        id=name,
         model=model,
-        request=made,
-        tell=listening.tell,
+        request=request,
+        tell=lambda event: None,
         partials=fields.partial_images,
-        until=_until(request),
-        owner=request.state.owner,
+        owner=owner,
         warnings=warnings,
     )
 
@@ -133,7 +142,12 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _json(request: Request) -> dict[str, Any]:
+async def body_json(request: Request) -> dict[str, Any]:
+    """The object of a body.
+
+    Raises:
+        ApiError: it is none.
+    """
     body = await request.body()
     try:
         found = json.loads(body)
@@ -144,13 +158,17 @@ async def _json(request: Request) -> dict[str, Any]:
     return found
 
 
-async def _form(request: Request) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
-    """Fields and the bytes of pictures, of a form or of JSON with data: addresses."""
+async def body_form(request: Request) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
+    """Fields and the bytes of pictures, of a form or of JSON with data: addresses.
+
+    Raises:
+        ApiError: neither, or no picture.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {"image": [], "mask": []}
     if kind == "application/json":
-        given = await _json(request)
+        given = await body_json(request)
         for name, value in given.items():
             if name in PICTURES:
                 for each in value if isinstance(value, list) else [value]:

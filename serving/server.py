@@ -74,6 +74,8 @@ def serve(app: FastAPI, host: str, port: int, drain_seconds: float) -> None:
     )
     server = Server(config, engine, drain_seconds)
     engine.start()
+    if app.state.served.jobs:
+        app.state.served.jobs.resume()
     watch = threading.Thread(target=_watch, args=(engine, server), daemon=True)
     watch.start()
     try:

@@ -112,7 +112,7 @@ def mask(data: bytes, limits: Limits, size: tuple[int, int]) -> Image.Image:
 
     def read() -> Image.Image:
         alpha = image.convert("RGBA").getchannel("A")
-        if min(alpha.getextrema()) < 255:
+        if alpha.histogram()[255] < image.width * image.height:
             return alpha.point(lambda value: 255 - value)
         return picture.read_mask(image, "mask")
 

@@ -71,6 +71,8 @@ def running(
     server.install_signal_handlers = lambda: None
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     engine.start()
+    if app.state.served.jobs:
+        app.state.served.jobs.resume()
     thread.start()
     try:
         wait(lambda: server.started and engine.state[0] != "loading")
