@@ -179,6 +179,10 @@ def test_an_official_fp8_file_becomes_an_fp8_bundle_without_a_calibration(
     assert len(scales) == 22
     for weight, scale in scales.items():
         assert scale == pytest.approx(float(codes[f"{weight.removesuffix('weight')}input_scale"]), rel=1e-5)
+    written = load_file(out / "denoiser.safetensors")
+    for weight in scales:
+        assert torch.equal(written[weight].view(torch.uint8), codes[weight].view(torch.uint8)), weight
+        assert bool((written[f"{weight}_scale"] == codes[f"{weight}_scale"]).all()), weight
 
 
 def test_a_vae_with_a_small_decoder(flux2_parts: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
