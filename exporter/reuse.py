@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 MADE_BY = (
     *("exporter/build.py", "exporter/faults.py", "exporter/written.py", "exporter/lock.py"),
     *("exporter/checkpoints", "exporter/families", "exporter/graphs", "exporter/quantise"),
-    *("plugins", "runtime/bundle"),
+    *("plugins", "runtime/bundle", "runtime/lora"),
     *("runtime/errors.py", "runtime/progress.py"),
 )
 """The files and folders whose code a stage is made by; the commands, engines, tasks and verify are not."""

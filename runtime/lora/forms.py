@@ -8,40 +8,13 @@ kohya-ss/sd-scripts networks/lora_flux.py, OneTrainer, LyCORIS, XLabs-AI/x-flux,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flux_trt.exporter.checkpoints.lora.term import Place
+from flux_trt.runtime.lora.term import Place
 
-PREFIXES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "transformer": (
-        ("transformer.", ".", "diffusers"),
-        ("model.diffusion_model.", ".", "ComfyUI"),
-        ("diffusion_model.", ".", "ComfyUI"),
-        ("base_model.model.transformer.", ".", "PEFT"),
-        ("base_model.model.", ".", "PEFT"),
-        ("lora_unet_", "_", "kohya"),
-        ("lora_transformer_", "_", "OneTrainer"),
-        ("lycoris_", "_", "LyCORIS"),
-        ("", ".", "bare"),
-    ),
-    "clip": (
-        ("text_encoder.", ".", "diffusers"),
-        ("text_encoders.clip_l.transformer.", ".", "ComfyUI"),
-        ("text_encoders.clip_l.", ".", "ComfyUI"),
-        ("lora_te1_", "_", "kohya"),
-        ("lora_te_", "_", "kohya"),
-    ),
-    "t5": (
-        ("text_encoder_2.", ".", "diffusers"),
-        ("text_encoders.t5xxl.transformer.", ".", "ComfyUI"),
-        ("text_encoders.t5xxl.", ".", "ComfyUI"),
-        ("lora_te3_", "_", "kohya"),
-        ("lora_te2_", "_", "OneTrainer"),
-    ),
-}
+Prefixes = Mapping[str, Sequence[tuple[str, str, str]]]
 """Part -> (what stands before the names, what stands for their dots, whose form that is)."""
-
 Tables = Mapping[str, Mapping[str, Place]]
 """Part -> dotted name of a module, whoever's -> where its update goes."""
 
@@ -58,20 +31,31 @@ class Found:
 class Modules:
     """All modules that an update may be for, under every name."""
 
-    def __init__(self, tables: Tables) -> None:
-        """Args: tables: by a family."""
+    def __init__(self, tables: Tables, prefixes: Prefixes) -> None:
+        """From a family's tables, and what files put before the names in them."""
+        self.tables, self.prefixes = tables, prefixes
         self._tables = {(part, "."): dict(table) for part, table in tables.items()} | {
             (part, "_"): {name.replace(".", "_"): place for name, place in table.items()}
             for part, table in tables.items()
+        }
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """Part -> how diffusers' metadata calls it."""
+        return {
+            part: prefix.rstrip(".")
+            for part, prefixes in self.prefixes.items()
+            for prefix, _, form in prefixes
+            if form == "diffusers"
         }
 
     def find(self, module: str) -> Found | None:
         """Where a module belongs; None: there is no such module."""
         fits = [
             (len(prefix), prefix, dot, form, part)
-            for part, prefixes in PREFIXES.items()
+            for part, prefixes in self.prefixes.items()
             for prefix, dot, form in prefixes
-            if module.startswith(prefix)
+            if part in self.tables and module.startswith(prefix)
         ]
         for _, prefix, dot, form, part in sorted(fits, reverse=True):
             name, table = module.removeprefix(prefix), self._tables[part, dot]

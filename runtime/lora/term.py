@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
+from flux_trt.runtime.lora.stored import Stored
 
 Kind = Literal["LoRA", "LoHa", "LoKr", "diff", "set"]
 """A product of two matrices, Hadamard's of two such, Kronecker's; a difference; the value itself."""
@@ -39,7 +39,7 @@ class Term:
     place: Place
     parameter: str
     kind: Kind
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Stored]
     """Role -> tensor: down [r, in] and up [out, r]; hada_*; lokr_*; diff; set; and magnitude (DoRA)."""
     scale: float
     module: str
@@ -53,7 +53,7 @@ class Term:
     @property
     def told(self) -> str:
         """All that is done with its tensors, but for their bytes: part of a reuse key."""
-        where = {role: (info.offset, info.shape, str(info.dtype)) for role, info in self.tensors.items()}
+        where = {role: (info.offset, info.shape, info.dtype) for role, info in self.tensors.items()}
         return f"{self.kind} {self.scale!r} {self.place.rows} {self.place.swapped} {where}"
 
 
