@@ -91,6 +91,12 @@ def main() -> None:
     "--variant", type=click.Choice(VARIANTS), help="Chooses among variants whose tensors are alike."
 )
 @beside_options
+@click.option(
+    "--lora-rank",
+    type=click.IntRange(1, 1024),
+    metavar="RANK",
+    help="Take LoRAs of up to this rank at run time, too: more graphs, on the same weights.",
+)
 @click.option("--revision", help="Of a hub id.")
 @click.option(
     "--link/--no-link",

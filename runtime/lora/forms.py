@@ -8,13 +8,20 @@ kohya-ss/sd-scripts networks/lora_flux.py, OneTrainer, LyCORIS, XLabs-AI/x-flux,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
+from pydantic import ValidationError
+
+from flux_trt.runtime.bundle.record import Record
+from flux_trt.runtime.errors import BundleError
 from flux_trt.runtime.lora.term import Place
 
 Prefixes = Mapping[str, Sequence[tuple[str, str, str]]]
 """Part -> (what stands before the names, what stands for their dots, whose form that is)."""
+USUAL = {each.name: each.default for each in fields(Place)}
 Tables = Mapping[str, Mapping[str, Place]]
 """Part -> dotted name of a module, whoever's -> where its update goes."""
 
@@ -26,6 +33,13 @@ class Found:
     place: Place
     prefix: str
     form: str
+
+
+class Stored(Record):
+    """Modules as they lie in a bundle."""
+
+    prefixes: dict[str, list[tuple[str, str, str]]]
+    tables: dict[str, dict[str, Place]]
 
 
 class Modules:
@@ -48,6 +62,31 @@ class Modules:
             for prefix, _, form in prefixes
             if form == "diffusers"
         }
+
+    def dumps(self) -> str:
+        """As JSON; what is as usual is left out."""
+        tables = {
+            part: {
+                name: {field: value for field, value in vars(place).items() if value != USUAL.get(field)}
+                for name, place in table.items()
+            }
+            for part, table in self.tables.items()
+        }
+        return json.dumps({"prefixes": self.prefixes, "tables": tables}, indent=0) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Modules:
+        """What `dumps` has written.
+
+        Raises:
+            BundleError: it has not.
+        """
+        try:
+            found = Stored.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as fault:
+            why = fault.errors()[0]["msg"] if isinstance(fault, ValidationError) else fault
+            raise BundleError(f"cannot read {path} ({why}); build the bundle again") from None
+        return cls(found.tables, found.prefixes)
 
     def find(self, module: str) -> Found | None:
         """Where a module belongs; None: there is no such module."""
