@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,13 +21,16 @@ from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
+from flux_trt.runtime.bundle.record import StageName
 from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.lora.chosen import Chosen, LoraLike, chosen
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.painting import OnStep, Painting, Values
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import beside, schedule
+from flux_trt.runtime.sampling.adapted import Adapted, Shelf, Slots, instead_of
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
 from flux_trt.runtime.sampling.trajectory import Trajectory
@@ -39,6 +44,7 @@ from flux_trt.runtime.texts import Encoded
 from flux_trt.runtime.turn import Turn
 
 Floats = npt.NDArray[np.float32]
+Loras = Sequence[LoraLike]
 LOOPS = 4  # shapes whose buffers and recordings are kept on a GPU
 
 _log = logging.getLogger(__name__)
@@ -59,6 +65,8 @@ class Pipeline:
         memory: MemoryMode = "resident",
         record: bool = True,
         tile: int | None = None,
+        loras: Loras = (),
+        shelf: Shelf | None = None,
     ) -> None:
         """Load the stages that text-to-image needs; `load` is the usual way.
 
@@ -68,6 +76,8 @@ class Pipeline:
             memory: what may be loaded at once.
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
             tile: see `load`.
+            loras: see `load`.
+            shelf: where LoRAs for this bundle may have been read already.
 
         Raises:
             FluxTrtError: a partial bundle, or a stage that the backend cannot run or that does not fit.
@@ -80,15 +90,20 @@ class Pipeline:
         self.kept = beside.Kept(memory)
         self.tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
+        self._shelf = shelf or Shelf(bundle)
+        self._slots = Slots(backend, bundle.manifest.adapters)
         self._windows = [
             (each.stage, Window(bundle.root, bundle.tokenizer(each.tokenizer)))
             for each in bundle.manifest.encoders
         ]
+        self.set_loras(loras)
+        instead = self.instead(self.loras)
+        first = [instead.get(name, name) for name in self.flow.stages]
         if backend.gpu:
             backend.gpu.way_out = way_out(memory)
-            needs(bundle, backend, memory, self.flow.stages).expect_fit(backend.gpu)
+            needs(bundle, backend, memory, first).expect_fit(backend.gpu)
         self.fixed = all(window.fixed for _, window in self._windows)
-        self._graphs = Loaded(bundle, backend, memory, self.flow.stages)
+        self._graphs = Loaded(bundle, backend, memory, first)
         self.loops = Loops(self._new_loop, LOOPS if backend.gpu else 0)
 
     @classmethod
@@ -103,6 +118,7 @@ class Pipeline:
         tile: int | None = None,
         engines: str | Path | None = None,
         threads: int | None = None,
+        loras: Loras = (),
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -117,8 +133,10 @@ class Pipeline:
                 pictures of more than two megapixels; 0: never.
             engines: a folder with TensorRT engines beside those in the bundle.
             threads: that a CPU backend computes on. None: the CPUs that this process may use.
+            loras: those of `set_loras`, from the start.
 
         Raises:
+            RequestError, CheckpointError: as `set_loras`.
             BundleError: a bundle that is not whole.
             BackendError: a backend, device or precision that does not work here, or too little memory;
                 threads for a GPU.
@@ -127,7 +145,25 @@ class Pipeline:
         connected = connect(backend, device, opened, memory, check, threads)
         if check:
             opened.verify()
-        return cls(opened, connected, memory, record, tile)
+        return cls(opened, connected, memory, record, tile, loras)
+
+    def set_loras(self, loras: Loras) -> None:
+        """Paint with these LoRAs from now on, where a call says nothing else with `lora`; [] is none.
+
+        What is being painted is not changed. Without a LoRA the plain stages run, so that pictures are those
+        of before, bit for bit.
+
+        Args:
+            loras: files, "FILE:STRENGTH" or (file, strength); several add up.
+
+        Raises:
+            RequestError: the bundle takes none, or not these; no such file.
+            CheckpointError: a file that is no LoRA for this model.
+        """
+        wanted = chosen(loras) or ()
+        self._shelf.of(wanted)
+        self.loras = wanted
+        """As they are set."""
 
     def generate(
         self,
@@ -196,7 +232,25 @@ class Pipeline:
         each_step: bool = False,
     ) -> Iterator[Painted]:
         """Paint a request, batch by batch; prompts are encoded as they come. The rest is as in `generate`."""
+        if request.loras is None:
+            request = replace(request, loras=self.loras)
         return iter(Painting(self, request, progress or silent, on_step, each_step))
+
+    @contextmanager
+    def adapted(self, loras: Sequence[Chosen] | None = None) -> Iterator[Adapted]:
+        """LoRAs in the backend's memory until the end of the block, for `condition` and `walk`.
+
+        Args:
+            loras: from `chosen`. None: those of `set_loras`.
+
+        Raises: as `set_loras`.
+        """
+        with self._slots.lent(self._shelf.of(self.loras if loras is None else loras)) as found:
+            yield found
+
+    def instead(self, loras: Sequence[Chosen] | None) -> dict[StageName, StageName]:
+        """Plain stage -> the one that runs instead with these LoRAs. Errors are those of `set_loras`."""
+        return instead_of(self.bundle, self._shelf.of(self.loras if loras is None else loras))
 
     def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
         """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
@@ -244,6 +298,7 @@ class Pipeline:
         guidance: float | Floats | None,
         into: Mapping[str, Buffer] | None = None,
         references: Mapping[str, Floats] | None = None,
+        adapted: Adapted | None = None,
     ) -> Values:
         """All that the denoiser needs of text and time, for every step at once.
 
@@ -253,6 +308,7 @@ class Pipeline:
             guidance: one, or [batch]. None for a model without guidance input.
             into: the buffers to write to, by name. None: new ones.
             references: from `beside.seen`, for a model that takes them so.
+            adapted: LoRAs. None: those of `set_loras`.
 
         Returns:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
@@ -263,11 +319,12 @@ class Pipeline:
         found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
         if guidance is not None:
             found["guidance"] = np.full(rows, guidance, np.float32)
-        with self.turn:
-            for name in self.flow.before:
-                stage = self.bundle.stage(name)
+        with self.turn, self._with(adapted) as lent:
+            for plain in self.flow.before:
+                stage = self.bundle.stage(name := lent.stage(plain))
                 there = into and {each.name: into[each.name] for each in stage.outputs}
-                found |= self.kept.run(self._graphs, name, stage, taken(stage, found), there)
+                given = taken(stage, {**found, **lent.given(plain)})
+                found |= self.kept.run(self._graphs, name, stage, given, there, lent.key)
         return {name: found[name] for name in self.flow.conditions}
 
     def denoise(
@@ -290,18 +347,24 @@ class Pipeline:
         """
         return self.walk(Trajectory(levels, start, (grid,)), conditions)
 
-    def walk(self, trajectory: Trajectory, conditions: Values) -> Iterator[Step]:
+    def walk(
+        self, trajectory: Trajectory, conditions: Values, adapted: Adapted | None = None
+    ) -> Iterator[Step]:
         """`denoise` for any trajectory, whose rows are those of the conditions.
 
         Nothing leaves the device between steps: what a step takes of `conditions` is a view, and two buffers
         take turns as latents and next latents. Each step is a turn of its own: other threads, and other
         walks, may come between two of them. One generator is for one thread at a time, as Python has it.
+        `adapted` are LoRAs; None: those of `set_loras`, as they are when the first step is asked for.
         """
         shape = LoopShape.of(trajectory, self.flow.text(conditions))
-        with self.loops.lent(shape) as loop:
+        with self._with(adapted) as lent, self.loops.lent(shape) as loop:
             with self.turn:
-                loop.begin(trajectory, conditions)
+                loop.begin(trajectory, conditions, lent)
             yield from walked(loop, trajectory, self.turn, self.bundle.stage(DENOISER).precision)
+
+    def _with(self, adapted: Adapted | None) -> AbstractContextManager[Adapted]:
+        return self.adapted() if adapted is None else nullcontext(adapted)
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None = None
@@ -321,6 +384,7 @@ class Pipeline:
         with self.turn:
             self.kept.forget()
             self.loops.close()
+            self._slots.close()
             self._graphs.close()
 
     def __enter__(self) -> Pipeline:

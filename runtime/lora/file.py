@@ -14,8 +14,9 @@ from flux_trt.runtime.lora.foreign import foreign_lora
 from flux_trt.runtime.lora.forms import Found, Modules
 from flux_trt.runtime.lora.scale import Settings
 from flux_trt.runtime.lora.stored import AGAIN, FLOATS, Stored, read_header, read_metadata
-from flux_trt.runtime.lora.term import Asked, Kind, Lora, Term
+from flux_trt.runtime.lora.term import Asked, Kind, Lora, Term, strength_of
 
+HINT = "--lora-partial leaves them out"
 OUTSIDE = ("text_projection", "position_embedding", "logit_scale")
 """Modules of text encoders that some trainers write and whose output no picture sees."""
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -48,15 +49,15 @@ class _Module:
     found: Found | None = None
 
 
-def asked(text: str) -> Asked:
-    """`FILE` or `FILE:STRENGTH`; a name that is there as it stands is the file.
+def asked(text: str, whole: bool = False) -> Asked:
+    """`FILE` or `FILE:STRENGTH`; a name that is there as it stands, or is to be taken `whole`, is the file.
 
     Raises:
         CheckpointError: no file there, or a strength that is no number.
     """
     path, strength = Path(text).expanduser(), 1.0
     name, _, number = text.rpartition(":")
-    if name and not path.exists():
+    if name and not path.exists() and not whole:
         try:
             path, strength = Path(name).expanduser(), float(number)
         except ValueError:
@@ -64,8 +65,7 @@ def asked(text: str) -> Asked:
                 raise CheckpointError(
                     f"{number!r} is no strength of {name}; give a number such as 0.8"
                 ) from None
-    if not math.isfinite(strength):
-        raise CheckpointError(f"the strength of {path} is {strength}; give a number such as 0.8")
+    strength = strength_of(strength, path)
     if path.is_dir():
         there = [path / name for name in NAMES if (path / name).is_file()]
         if not there:
@@ -78,13 +78,14 @@ def asked(text: str) -> Asked:
     return Asked(path, strength)
 
 
-def read_lora(wanted: Asked, modules: Modules, family: str, partial: bool = False) -> Lora:
+def read_lora(wanted: Asked, modules: Modules, family: str, partial: bool = False, hint: str = HINT) -> Lora:
     """What a file changes of a family's models.
 
     Args:
         wanted: which file.
         modules: all that may be changed.
         family: for people.
+        hint: what to do about keys without a place.
         partial: use what is understood of a file that is not understood as a whole.
 
     Raises:
@@ -116,7 +117,7 @@ def read_lora(wanted: Asked, modules: Modules, family: str, partial: bool = Fals
     if unknown and not partial:
         raise CheckpointError(
             f"{path}: {len(unknown)} of {len(tensors)} keys find no place in {family}: "
-            f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}; --lora-partial leaves them out"
+            f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}; {hint}"
         )
     if unknown:
         few = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
