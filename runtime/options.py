@@ -140,7 +140,7 @@ def of_pictures(command: Command) -> Command:
                 "--lora",
                 metavar="FILE[:STRENGTH]",
                 multiple=True,
-                help="Paint with a LoRA, with a bundle built with --lora-rank; several add up.  [strength: 1]",
+                help="Paint with a LoRA; of a bundle built with --lora-rank. Several add up.  [strength: 1]",
             ),
             click.option(
                 "--preview",

@@ -7,7 +7,7 @@ from flux_trt.runtime.tasks.request import Request
 
 
 def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
-    """The dims of a batch of a request, by their names in the manifest; the text's and LoRAs' are the largest."""
+    """The dims of a batch of a request, by name; those of the text and of LoRAs' ranks are the largest."""
     (rows, columns), window = request.grid, manifest.text
     text = window.most if window else 0
     tokens, *others = (each[0] * each[1] for each in request.grids)
