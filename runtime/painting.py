@@ -211,7 +211,7 @@ class Painting:
         with self._to.turn, self._to.adapted(self._request.loras) as adapted:
             if not self._sequential:
                 (batch,) = group
-                with self._loop(batch) as loop:
+                with self._loop(batch, adapted) as loop:
                     self._condition(batch, loop.conditioning, adapted)
                     self._denoise(batch, loop, adapted)
                     return self._decode(batch)
@@ -219,15 +219,15 @@ class Painting:
                 self._condition(batch, None, adapted)
                 batch.conditions = {name: _on_host(value) for name, value in batch.conditions.items()}
             for batch in group:
-                with self._loop(batch) as loop:
+                with self._loop(batch, adapted) as loop:
                     self._denoise(batch, loop, adapted)
                     batch.packed = [_on_host(each) for each in batch.packed]
             return self._decode(group[0])
 
     @contextmanager
-    def _loop(self, batch: Batch) -> Iterator[Loop]:
+    def _loop(self, batch: Batch, adapted: Adapted) -> Iterator[Loop]:
         text = self._to.flow.text(batch.conditions)
-        with self._to.loops.lent(LoopShape.of(batch.trajectory, text)) as loop:
+        with self._to.loops.lent(LoopShape.of(batch.trajectory, text, adapted)) as loop:
             yield loop
 
     def _condition(self, batch: Batch, into: Mapping[str, Buffer] | None, adapted: Adapted) -> None:

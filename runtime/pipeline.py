@@ -357,11 +357,12 @@ class Pipeline:
         walks, may come between two of them. One generator is for one thread at a time, as Python has it.
         `adapted` are LoRAs; None: those of `set_loras`, as they are when the first step is asked for.
         """
-        shape = LoopShape.of(trajectory, self.flow.text(conditions))
-        with self._with(adapted) as lent, self.loops.lent(shape) as loop:
-            with self.turn:
-                loop.begin(trajectory, conditions, lent)
-            yield from walked(loop, trajectory, self.turn, self.bundle.stage(DENOISER).precision)
+        with self._with(adapted) as lent:
+            shape = LoopShape.of(trajectory, self.flow.text(conditions), lent)
+            with self.loops.lent(shape) as loop:
+                with self.turn:
+                    loop.begin(trajectory, conditions, lent)
+                yield from walked(loop, trajectory, self.turn, self.bundle.stage(DENOISER).precision)
 
     def _with(self, adapted: Adapted | None) -> AbstractContextManager[Adapted]:
         return self.adapted() if adapted is None else nullcontext(adapted)

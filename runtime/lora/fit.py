@@ -61,6 +61,8 @@ def _misfit(term: Term, shapes: Mapping[str, Shape]) -> str | None:
     if own is None:
         return "is not in it"
     first, last = term.place.rows or (0, own[0])
+    if not 0 <= first < last <= own[0] or (term.place.swapped and own[0] % 2):
+        return f"changes rows {first} to {last} of {own[0]}"
     target = (last - first, *own[1:])
     said = {role: list(info.shape) for role, info in term.tensors.items()}
     if any(math.prod(info.shape) == 0 for info in term.tensors.values()):

@@ -47,6 +47,11 @@ class Adapted:
         return self.inputs.get(name, {})
 
     @property
+    def shapes(self) -> tuple[object, ...]:
+        """Of all that is given more."""
+        return tuple((name, each.shape) for inputs in self.inputs.values() for name, each in inputs.items())
+
+    @property
     def places(self) -> tuple[object, ...]:
         """What a recording depends on: where all lies, and in which shapes; not what is there."""
         buffers = [(name, each) for inputs in self.inputs.values() for name, each in inputs.items()]

@@ -51,10 +51,12 @@ class LoopShape:
     """Plain steps at the end of an edit."""
     beside: tuple[Grid, ...] = ()
     """Of reference pictures that are no part of the sequence."""
+    adapted: tuple[object, ...] = ()
+    """The shapes of LoRAs: a recording with some stays while another without is launched."""
 
     @classmethod
-    def of(cls, trajectory: Trajectory, text: int) -> LoopShape:
-        """The shape of a trajectory with so many text tokens."""
+    def of(cls, trajectory: Trajectory, text: int, adapted: Adapted = PLAIN) -> LoopShape:
+        """The shape of a trajectory with so many text tokens, and LoRAs."""
         return cls(
             steps=trajectory.steps,
             batch=len(trajectory.start),
@@ -65,6 +67,7 @@ class LoopShape:
             average=trajectory.edit.average if trajectory.edit else 0,
             plain=trajectory.edit.plain if trajectory.edit else 0,
             beside=trajectory.beside.grids if trajectory.beside else (),
+            adapted=adapted.shapes,
         )
 
     @property

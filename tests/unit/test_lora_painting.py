@@ -20,7 +20,7 @@ from flux_trt.exporter.build import build
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.again import recorded
 from flux_trt.runtime.backends.connect import connect
-from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.adapters import Branch
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.cli import main
 from flux_trt.runtime.errors import RequestError
@@ -239,11 +239,36 @@ def test_a_swap_inside_a_bucket_moves_nothing(engines: Path, files: list[Path]) 
     assert not cuda.faults
 
 
-def test_another_bucket_is_another_recording(engines: Path, source: Path, tmp_path: Path) -> None:
-    """Of a rank that is rounded to the bundle's, where the smaller one's was to 16 of q, k and v apart."""
-    found = manifest.read(engines).adapters
-    assert found is not None
-    assert {each.rounded(1) for each in found.branches} == {each.most for each in found.branches}
+def test_recordings_with_a_lora_and_without_stay_beside_each_other(engines: Path, files: list[Path]) -> None:
+    cuda = CudaSimulator()
+    with simulator_bundle.pipeline(engines, cuda) as pipeline:
+        launches = []
+        for each in ([], [files[0]], [], [files[1]], [], [files[0]], []):
+            pipeline.set_loras(each)
+            pipeline.generate(**ASKED)
+            launches.append(cuda.calls["cudaGraphLaunch"])
+    assert launches == [0, 0, 1, 2, 3, 4, 5]
+    assert cuda.calls["cudaStreamBeginCapture"] == 2
+
+
+def test_a_gpu_rounds_ranks_up() -> None:
+    names = {"stage": "denoiser", "down": "a", "up": "b", "rank": "r", "weights": ["w"]}
+    three = Branch(**names, pieces=3, most=3 * 100)
+    assert [three.rounded(rank) for rank in (1, 48, 49, 192, 193, 300)] == [48, 48, 192, 192, 300, 300]
+    small = Branch(**names, pieces=1, most=8)
+    assert [small.rounded(rank) for rank in (1, 8)] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "lora", ["x.safetensors", 5, [5], [{"path": "x"}], [["x.safetensors", 1.0]], {"a": 1}]
+)
+def test_a_record_that_names_no_lora_is_not_painted_from(tmp_path: Path, lora: Any) -> None:
+    image = picture()
+    told = {"prompt": "a", "seed": 0, "steps": 1, "width": 64, "height": 64, "task": "generate", "lora": lora}
+    image.info["flux_trt"] = json.dumps(told)
+    Pipeline.save(image, tmp_path / "picture.png")
+    with pytest.raises(RequestError, match="does not say its lora"):
+        recorded(tmp_path / "picture.png")
 
 
 def test_walks_with_different_loras_may_take_turns(engines: Path, files: list[Path]) -> None:
