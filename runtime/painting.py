@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +16,7 @@ from flux_trt.runtime.backends.memory import MemoryMode
 from flux_trt.runtime.backends.protocols import Backend, Buffer
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
-from flux_trt.runtime.bundle.record import StageName
-from flux_trt.runtime.lora.chosen import Chosen
+from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.encoded import EncodedPicture
@@ -102,11 +101,9 @@ class Stages(Protocol):
     ) -> Values:
         """All that the denoiser needs of text and time."""
 
-    def instead(self, loras: Sequence[Chosen] | None) -> Mapping[StageName, StageName]:
-        """Plain stage -> the one that runs instead with these LoRAs."""
-
-    def adapted(self, loras: Sequence[Chosen] | None) -> AbstractContextManager[Adapted]:
-        """LoRAs in the backend's memory."""
+    @property
+    def loras(self) -> Loras:
+        """Those that are set, and any others."""
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None
@@ -156,7 +153,7 @@ class Painting:
     def __iter__(self) -> Iterator[Painted]:
         """Paint, batch by batch."""
         request, manifest = self._request, self._to.bundle.manifest
-        instead = self._to.instead(request.loras)
+        instead = self._to.loras.instead(request.loras)
         expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling, instead)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
@@ -208,7 +205,7 @@ class Painting:
         All in one turn: on a GPU the loop's buffers hold what one stage leaves for the next, and when stages
         take turns at being loaded, another thread would have them loaded anew.
         """
-        with self._to.turn, self._to.adapted(self._request.loras) as adapted:
+        with self._to.turn, self._to.loras.lent(self._request.loras) as adapted:
             if not self._sequential:
                 (batch,) = group
                 with self._loop(batch, adapted) as loop:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +20,16 @@ from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
-from flux_trt.runtime.bundle.record import StageName
 from flux_trt.runtime.bundle.window import Window
-from flux_trt.runtime.lora.chosen import Chosen, LoraLike, chosen
+from flux_trt.runtime.lora.chosen import LoraLike
+from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.painting import OnStep, Painting, Values
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import beside, schedule
-from flux_trt.runtime.sampling.adapted import Adapted, Shelf, Slots, instead_of
+from flux_trt.runtime.sampling.adapted import Adapted, Shelf
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
 from flux_trt.runtime.sampling.trajectory import Trajectory
@@ -44,7 +43,6 @@ from flux_trt.runtime.texts import Encoded
 from flux_trt.runtime.turn import Turn
 
 Floats = npt.NDArray[np.float32]
-Loras = Sequence[LoraLike]
 LOOPS = 4  # shapes whose buffers and recordings are kept on a GPU
 
 _log = logging.getLogger(__name__)
@@ -65,7 +63,7 @@ class Pipeline:
         memory: MemoryMode = "resident",
         record: bool = True,
         tile: int | None = None,
-        loras: Loras = (),
+        loras: Sequence[LoraLike] = (),
         shelf: Shelf | None = None,
     ) -> None:
         """Load the stages that text-to-image needs; `load` is the usual way.
@@ -90,14 +88,12 @@ class Pipeline:
         self.kept = beside.Kept(memory)
         self.tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
-        self._shelf = shelf or Shelf(bundle)
-        self._slots = Slots(backend, bundle.manifest.adapters)
+        self.loras = Loras(bundle, backend, loras, shelf)
         self._windows = [
             (each.stage, Window(bundle.root, bundle.tokenizer(each.tokenizer)))
             for each in bundle.manifest.encoders
         ]
-        self.set_loras(loras)
-        instead = self.instead(self.loras)
+        instead = self.loras.instead()
         first = [instead.get(name, name) for name in self.flow.stages]
         if backend.gpu:
             backend.gpu.way_out = way_out(memory)
@@ -118,7 +114,7 @@ class Pipeline:
         tile: int | None = None,
         engines: str | Path | None = None,
         threads: int | None = None,
-        loras: Loras = (),
+        loras: Sequence[LoraLike] = (),
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -147,7 +143,7 @@ class Pipeline:
             opened.verify()
         return cls(opened, connected, memory, record, tile, loras)
 
-    def set_loras(self, loras: Loras) -> None:
+    def set_loras(self, loras: Sequence[LoraLike]) -> None:
         """Paint with these LoRAs from now on, where a call says nothing else with `lora`; [] is none.
 
         What is being painted is not changed. Without a LoRA the plain stages run, so that pictures are those
@@ -160,10 +156,7 @@ class Pipeline:
             RequestError: the bundle takes none, or not these; no such file.
             CheckpointError: a file that is no LoRA for this model.
         """
-        wanted = chosen(loras) or ()
-        self._shelf.of(wanted)
-        self.loras = wanted
-        """As they are set."""
+        self.loras.set(loras)
 
     def generate(
         self,
@@ -233,24 +226,8 @@ class Pipeline:
     ) -> Iterator[Painted]:
         """Paint a request, batch by batch; prompts are encoded as they come. The rest is as in `generate`."""
         if request.loras is None:
-            request = replace(request, loras=self.loras)
+            request = replace(request, loras=self.loras.own)
         return iter(Painting(self, request, progress or silent, on_step, each_step))
-
-    @contextmanager
-    def adapted(self, loras: Sequence[Chosen] | None = None) -> Iterator[Adapted]:
-        """LoRAs in the backend's memory until the end of the block, for `condition` and `walk`.
-
-        Args:
-            loras: from `chosen`. None: those of `set_loras`.
-
-        Raises: as `set_loras`.
-        """
-        with self._slots.lent(self._shelf.of(self.loras if loras is None else loras)) as found:
-            yield found
-
-    def instead(self, loras: Sequence[Chosen] | None) -> dict[StageName, StageName]:
-        """Plain stage -> the one that runs instead with these LoRAs. Errors are those of `set_loras`."""
-        return instead_of(self.bundle, self._shelf.of(self.loras if loras is None else loras))
 
     def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
         """Tokenise and encode prompts; text that is not read, or not as meant, is logged as a warning.
@@ -308,7 +285,7 @@ class Pipeline:
             guidance: one, or [batch]. None for a model without guidance input.
             into: the buffers to write to, by name. None: new ones.
             references: from `beside.seen`, for a model that takes them so.
-            adapted: LoRAs. None: those of `set_loras`.
+            adapted: LoRAs that `loras.lent` has lent. None: those of `set_loras`.
 
         Returns:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
@@ -319,7 +296,7 @@ class Pipeline:
         found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
         if guidance is not None:
             found["guidance"] = np.full(rows, guidance, np.float32)
-        with self.turn, self._with(adapted) as lent:
+        with self.turn, self.loras.lent(adapted) as lent:
             for plain in self.flow.before:
                 stage = self.bundle.stage(name := lent.stage(plain))
                 there = into and {each.name: into[each.name] for each in stage.outputs}
@@ -357,15 +334,12 @@ class Pipeline:
         walks, may come between two of them. One generator is for one thread at a time, as Python has it.
         `adapted` are LoRAs; None: those of `set_loras`, as they are when the first step is asked for.
         """
-        with self._with(adapted) as lent:
+        with self.loras.lent(adapted) as lent:
             shape = LoopShape.of(trajectory, self.flow.text(conditions), lent)
             with self.loops.lent(shape) as loop:
                 with self.turn:
                     loop.begin(trajectory, conditions, lent)
                 yield from walked(loop, trajectory, self.turn, self.bundle.stage(DENOISER).precision)
-
-    def _with(self, adapted: Adapted | None) -> AbstractContextManager[Adapted]:
-        return self.adapted() if adapted is None else nullcontext(adapted)
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None = None
@@ -385,7 +359,7 @@ class Pipeline:
         with self.turn:
             self.kept.forget()
             self.loops.close()
-            self._slots.close()
+            self.loras.close()
             self._graphs.close()
 
     def __enter__(self) -> Pipeline:
