@@ -6,8 +6,8 @@ One bundle of each size, in fp32. The denoiser runs plainly, with branches of ze
 ranks as trainers write them, q, k and v apart, on both backends, in turns in one process. Times are of the
 CPU, on one thread, so that others on the machine cost little of their truth; a ratio is the median over
 rounds of the ratio within a round, and `load_average` says how busy the machine was at the start. A swap is
-what a pipeline does when another LoRA is asked for: reading the file into factors, and putting those where the
-graphs take them. Merging is a second build of the two stages.
+what a pipeline does when another LoRA is asked for: reading the file into factors, and putting those where
+the graphs take them. Merging is a second build of the two stages.
 """
 
 from __future__ import annotations

@@ -113,9 +113,7 @@ def _low_rank(lora: Lora, shapes: Mapping[str, tuple[int, int]]) -> list[Term]:
     """The terms that branches can do; none is passed over that changes anything."""
     found = []
     for term in lora.terms:
-        if term.scale == 0 or any(
-            term.tensors[role].is_zero for role in ("up", "diff") if role in term.tensors
-        ):
+        if _idle(term):
             continue
         if term.parameter not in shapes:
             what = term.place.part if term.parameter == term.place.weight else f"a bias of {term.place.part}"
@@ -128,6 +126,14 @@ def _low_rank(lora: Lora, shapes: Mapping[str, tuple[int, int]]) -> list[Term]:
             raise RequestError(f"{lora.path} brings input channels of its own ({term.module}); {MERGE}")
         found.append(term)
     return found
+
+
+def _idle(term: Term) -> bool:
+    """Whether a term changes nothing, whatever it is for."""
+    if "magnitude" in term.tensors:
+        return False
+    zeros = [term.tensors[role].is_zero for role in ("up", "diff") if role in term.tensors]
+    return term.kind != "set" and (term.scale == 0 or any(zeros))
 
 
 def _lay(there: list[_Piece], term: Term, lora: Lora, into: int) -> None:

@@ -128,6 +128,13 @@ def _dora(source: Path) -> loras.State:
     return state | {"diffusion_model.img_in.dora_scale": torch.ones(1, 64)}
 
 
+def _idle_dora(source: Path) -> loras.State:
+    """Its product is zero, and its magnitudes are not those of the weight."""
+    name = "diffusion_model.double_blocks.0.img_attn.proj"
+    pair = {f"{name}.lora_down.weight": torch.ones(2, 96), f"{name}.lora_up.weight": torch.zeros(96, 2)}
+    return _other("comfy")(source) | pair | {f"{name}.dora_scale": torch.ones(1, 96)}
+
+
 def _text(source: Path) -> loras.State:
     name = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     both = {f"{name}.lora_down.weight": torch.ones(2, 8), f"{name}.lora_up.weight": torch.ones(8, 2)}
@@ -176,6 +183,7 @@ REFUSED: dict[str, tuple[Callable[[Path], loras.State], str]] = {
     "LoHa": (_other("loha"), r"has LoHa \(.*\), which no branch can do; merge it at build"),
     "a difference": (_other("diff"), r"has diff \(.*\), which no branch can do; merge it at build"),
     "DoRA": (_dora, r"has DoRA \(diffusion_model.img_in\), which no branch can do; merge it at build"),
+    "DoRA of zeros": (_idle_dora, r"has DoRA \(.*img_attn.proj\), which no branch can do; merge it at build"),
     "a text encoder": (_text, r"changes clip \(lora_te1_.*\), for which this bundle has no branch; merge"),
     "a bias": (_bias, r"changes a bias of transformer \(.*img_in\), for which .* no branch; merge"),
     "a norm": (_norm, r"changes transformer \(.*query_norm.*\), for which this bundle has no branch; merge"),
@@ -199,6 +207,20 @@ def test_what_no_branch_can_do_is_one_line(case: str, source: Path, opened: Bund
         read(opened, chosen(path) or ())
     assert isinstance(fault.value, (RequestError, CheckpointError))
     assert "\n" not in str(fault.value)
+
+
+def test_what_changes_nothing_is_left_out(source: Path, opened: Bundle, tmp_path: Path) -> None:
+    """Zeros of a text encoder, as trainers write them for parts that they skip."""
+    name = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    none = {f"{name}.lora_down.weight": torch.ones(2, 32), f"{name}.lora_up.weight": torch.zeros(64, 2)}
+    none |= {f"{name}.alpha": torch.tensor(2.0)}
+    state = _other("kohya")(source)
+    found = [
+        changes(opened, loras.save(tmp_path / f"{index}.safetensors", (each, {})))
+        for index, each in enumerate((state, state | none))
+    ]
+    for parameter, value in found[0].items():
+        np.testing.assert_array_equal(found[1][parameter], value)
 
 
 def test_ranks_of_several_count_together(source: Path, opened: Bundle, tmp_path: Path) -> None:
