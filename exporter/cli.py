@@ -182,8 +182,11 @@ def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
 )
 @beside_options
 @calibration_options
-def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
+def calibrate(checkpoint: str, out: Path, jobs: Path | None, **options: Any) -> None:
     """Paint prompts with CHECKPOINT and record how large the inputs of its layers are.
+
+    A model that paints from pictures (Fill, Canny, Depth; Kontext where it shall follow some) gets them with
+    --jobs.
 
     `flux-export build --precision fp8 --calibration FILE` takes the result. The checkpoint is read block by
     block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
@@ -192,6 +195,11 @@ def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
     from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
     from flux_trt.runtime.progress import bars
 
+    if jobs is not None:
+        from flux_trt.exporter.pictured import Jobs
+
+        asked = {name: options.pop(name) for name in ("size", "steps", "guidance")}
+        options["pictures"] = Jobs(jobs, **asked)
     with bars(of_bytes=True) as progress:
         found = calibrate_checkpoint(
             checkpoint, out, tell=lambda line: print(line, file=sys.stderr), progress=progress, **options

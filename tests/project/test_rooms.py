@@ -21,6 +21,8 @@ ARROWS = {
         "exporter/checkpoints",
         "exporter ground",
         "runtime roof",
+        "runtime/tasks",
+        "runtime/sampling",
         "runtime/bundle",
         "runtime ground",
     ),
