@@ -34,6 +34,11 @@ STEPS = click.option(
 BATCH = click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures painted at once."
 )
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="That a CPU computes on, ours and the peers'.  [default: each one's own choice]",
+)
 BACKEND = click.option("--backend", default="onnxruntime", show_default=True, help="As flux-run's.")
 OUT = click.option(
     "--out",
