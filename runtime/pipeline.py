@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
-from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Device, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
@@ -351,8 +350,25 @@ class Pipeline:
             pixels = vae.decode(graph, packed, grid, model, self.tiling, tell)
         return [Image.fromarray(each) for each in pixels]
 
+    @property
+    def graphs(self) -> Graphs:
+        """The stages and glue, by name; run in a turn."""
+        return self._graphs
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """What the text encoders see of prompts, in their order."""
+        return [window for _, window in self._windows]
+
     save = staticmethod(written.write)
     """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
+
+    def spare(self) -> None:
+        """Free what is only kept to be faster the next time: loops, recordings, reference pictures, LoRAs."""
+        with self.turn:
+            self.kept.forget()
+            self.loops.forget()
+            self.loras.close()
 
     def close(self) -> None:
         """Free all graphs and recordings, once the turns of other threads are over; twice is harmless."""
@@ -365,9 +381,7 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *fault: object) -> None:
         self.close()
 
     def _images(
