@@ -88,14 +88,17 @@ class Stages(Protocol):
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None) -> EncodedPicture:
         """Encode one picture."""
 
-    def condition(
+    def lengths(self, prompts: Sequence[Words]) -> list[tuple[int, ...]]:
+        """Tokens that each encoder sees of each prompt."""
+
+    def conditions(
         self,
-        text: Values,
+        texts: Sequence[Values],
         levels: Floats,
         guidance: Any,
-        into: Mapping[str, Buffer] | None,
+        into: Sequence[Mapping[str, Buffer]] | None,
         references: Mapping[str, Floats] | None,
-    ) -> Values:
+    ) -> list[Values]:
         """All that the denoiser needs of text and time."""
 
     def decode(
@@ -113,8 +116,9 @@ class Batch:
     trajectory: Trajectory
     seconds: dict[str, float]
     """By stage."""
-    conditions: Values
-    """What the encoders give; then what the denoiser takes."""
+    conditions: Sequence[Values]
+    """What the encoders give; then what the denoiser takes: in one piece, or where windows differ, for each
+    copy of its pictures."""
     packed: Sequence[Buffer | Floats] = ()
     """The target pictures' latents, [batch, tokens, channels]: all in one, or one by one."""
 
@@ -134,6 +138,8 @@ class Painting:
         self._to, self._request = stages, request
         self._progress, self._on_step, self._each_step = progress, on_step, each_step
         self._sequential = stages.memory == "sequential"
+        texts = dict.fromkeys(request.texts(slice(None)) if not stages.fixed else ())
+        self._lengths = dict(zip(texts, stages.lengths(list(texts)), strict=True))
         # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
         self._texts = Texts(
             request.texts(slice(None)),
@@ -146,11 +152,12 @@ class Painting:
     def __iter__(self) -> Iterator[Painted]:
         """Paint, batch by batch."""
         request, manifest = self._request, self._to.bundle.manifest
-        expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling)
+        longest = max((length for each in self._lengths.values() for length in each), default=None)
+        expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling, longest)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             encoded = encode_pictures(request, self._encode_picture())
-        batches = list(request.batches())
+        batches = list(self._batches())
         # Several go through a stage together if stages take turns, so that few are loaded.
         together = GROUP if self._sequential else 1
         for first in range(0, len(batches), together):
@@ -163,7 +170,7 @@ class Painting:
                     chosen,
                     compose(request, encoded, chosen, manifest),
                     dict(encoding),
-                    self._texts.of(request.texts(chosen)),
+                    self._texts.of(request.texts(chosen), request.copies),
                 )
                 for chosen in some
             ]
@@ -174,6 +181,22 @@ class Painting:
                 yield from self._pictures(batch, images)
         with self._to.turn:
             self._to.kept.forget()
+
+    def _batches(self) -> Iterator[slice]:
+        """Pictures that are painted together: neighbours whose texts are equally long."""
+        if self._to.fixed:
+            yield from self._request.batches()
+            return
+        alike = [
+            [self._lengths[words] for words in self._request.texts(slice(index, index + 1))]
+            for index in range(len(self._request))
+        ]
+        for chosen in self._request.batches():
+            first = chosen.start
+            for index in range(chosen.start + 1, chosen.stop + 1):
+                if index == chosen.stop or alike[index] != alike[first]:
+                    yield slice(first, index)
+                    first = index
 
     def _encode_picture(self) -> Callable[[npt.NDArray[Any]], EncodedPicture]:
         """Encode one and tell of it."""
@@ -206,7 +229,9 @@ class Painting:
                     return self._decode(batch)
             for batch in group:
                 self._condition(batch, None)
-                batch.conditions = {name: _on_host(value) for name, value in batch.conditions.items()}
+                batch.conditions = [
+                    {name: _on_host(value) for name, value in values.items()} for values in batch.conditions
+                ]
             for batch in group:
                 with self._loop(batch) as loop:
                     self._denoise(batch, loop)
@@ -215,16 +240,17 @@ class Painting:
 
     @contextmanager
     def _loop(self, batch: Batch) -> Iterator[Loop]:
-        text = self._to.flow.text(batch.conditions)
-        with self._to.loops.lent(LoopShape.of(batch.trajectory, text)) as loop:
+        texts = [self._to.flow.text(values) for values in batch.conditions]
+        with self._to.loops.lent(LoopShape.of(batch.trajectory, *texts)) as loop:
             yield loop
 
-    def _condition(self, batch: Batch, into: Mapping[str, Buffer] | None) -> None:
+    def _condition(self, batch: Batch, into: Sequence[Mapping[str, Buffer]] | None) -> None:
         with _timed(batch.seconds, "condition"):
-            guidance = self._request.guidances(batch.chosen)
-            references = beside.seen(batch.trajectory, self._to.bundle.manifest.model.positions)
-            levels = batch.trajectory.levels
-            batch.conditions = self._to.condition(batch.conditions, levels, guidance, into, references)
+            guidance, trajectory = self._request.guidances(batch.chosen), batch.trajectory
+            copies = trajectory.copies // len(batch.conditions)
+            references = beside.seen(trajectory, self._to.bundle.manifest.model.positions, copies)
+            levels = trajectory.levels
+            batch.conditions = self._to.conditions(batch.conditions, levels, guidance, into, references)
 
     def _denoise(self, batch: Batch, loop: Loop) -> None:
         """Walk to the last latents; on a GPU the loop may be a single launch."""
@@ -237,8 +263,8 @@ class Painting:
             self._progress("denoise", done, len(request) * request.moves)
 
         with _timed(batch.seconds, "denoise"):
-            loop.begin(trajectory, batch.conditions)
-            batch.conditions = {}
+            loop.begin(trajectory, *batch.conditions)
+            batch.conditions = []
             if gpu and not self._each_step and not self._on_step:
                 last = loop.run()
                 expect_finite(last, trajectory.steps, trajectory.steps, precision)

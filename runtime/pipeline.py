@@ -18,14 +18,14 @@ from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
 from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
+from flux_trt.runtime.bundle.flow import DENOISER, TURNS, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.painting import OnStep, Painting, Values
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.sampling import beside, schedule
+from flux_trt.runtime.sampling import beside, positions, schedule
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
 from flux_trt.runtime.sampling.trajectory import Trajectory
@@ -88,7 +88,7 @@ class Pipeline:
             backend.gpu.way_out = way_out(memory)
             needs(bundle, backend, memory, self.flow.stages).expect_fit(backend.gpu)
         self.fixed = all(window.fixed for _, window in self._windows)
-        self._graphs = Loaded(bundle, backend, memory, self.flow.stages)
+        self._graphs = Loaded(bundle, backend, memory, self.flow.stages, (DENOISER, *self.flow.each))
         self.loops = Loops(self._new_loop, LOOPS if backend.gpu else 0)
 
     @classmethod
@@ -230,6 +230,16 @@ class Pipeline:
                     values |= {each: np.array(buffer.numpy()) for each, buffer in given.items()}
         return list(found)
 
+    def lengths(self, prompts: Sequence[Words]) -> list[tuple[int, ...]]:
+        """Tokens that each encoder sees of each prompt, with padding."""
+        return [
+            tuple(
+                window.of([wording.part(prompt, index)]).ids.shape[1]
+                for index, (_, window) in enumerate(self._windows)
+            )
+            for prompt in prompts
+        ]
+
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None = None) -> EncodedPicture:
         """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
         tell = partial(progress or silent, "encode tiles")
@@ -258,17 +268,48 @@ class Pipeline:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
             [steps, ...].
         """
-        rows = next(iter(text.values())).shape[0]
-        found: dict[str, Buffer | Floats] = {**text, **(references or beside.none(rows))}
-        found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
+        (found,) = self.conditions([text], levels, guidance, [into] if into else None, references)
+        return found
+
+    def conditions(
+        self,
+        texts: Sequence[Values],
+        levels: Floats,
+        guidance: float | Floats | None,
+        into: Sequence[Mapping[str, Buffer]] | None = None,
+        references: Mapping[str, Floats] | None = None,
+    ) -> list[Values]:
+        """`condition` for rows whose texts are not equally long: what does not depend on them runs once.
+
+        Args:
+            texts: each [rows, ...].
+            guidance: one, or [rows of all texts].
+            into: buffers for each text.
+            levels, references: as in `condition`; of the references, those of one text's rows.
+        """
+        rows, manifest = next(iter(texts[0].values())).shape[0], self.bundle.manifest
+        same: dict[str, Buffer | Floats] = dict(references or beside.none(rows))
+        same["timesteps"] = schedule.timesteps(levels, manifest.schedule)
+        same["targets"] = schedule.targets(levels, manifest.schedule)
+        found: list[dict[str, Buffer | Floats]] = [{**same, **text} for text in texts]
         if guidance is not None:
-            found["guidance"] = np.full(rows, guidance, np.float32)
+            told = np.full(rows * len(texts), guidance, np.float32)
+            for values, part in zip(found, np.split(told, len(texts)), strict=True):
+                values["guidance"] = part
+        if any(manifest.takes(name) for name in TURNS):
+            for values in found:
+                turns = positions.rotations(manifest.model.positions, self.flow.text(values), ())
+                values |= zip(("text_cos", "text_sin"), turns, strict=True)
         with self.turn:
             for name in self.flow.before:
                 stage = self.bundle.stage(name)
-                there = into and {each.name: into[each.name] for each in stage.outputs}
-                found |= self.kept.run(self._graphs, name, stage, taken(stage, found), there)
-        return {name: found[name] for name in self.flow.conditions}
+                worded = any(each.name in self.flow.worded for each in stage.outputs)
+                for number, values in enumerate(found if worded else found[:1]):
+                    there = {each.name: into[number][each.name] for each in stage.outputs} if into else None
+                    made = self.kept.run(self._graphs, name, stage, taken(stage, values), there)
+                    for other in (values,) if worded else found:
+                        other |= made
+        return [{name: values[name] for name in self.flow.conditions} for values in found]
 
     def denoise(
         self,

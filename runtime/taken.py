@@ -26,26 +26,33 @@ class Profiled(Protocol):
         """Of a stage."""
 
 
-def expect_taken(backend: Backend, manifest: Manifest, flow: Flow, request: Request, tiling: Tiling) -> None:
-    """Refuse a request that one of the engines was not built for.
+def expect_taken(
+    backend: Backend,
+    manifest: Manifest,
+    flow: Flow,
+    request: Request,
+    tiling: Tiling,
+    text: int | None = None,
+) -> None:
+    """Refuse a request that one of the engines was not built for; `text`: tokens of its longest prompt.
 
     Raises:
         BackendError: saying what it takes, in pixels.
     """
     if not isinstance(backend, Profiled):
         return
-    for name, dims, size in _runs(manifest, flow, request, tiling):
+    for name, dims, size in _runs(manifest, flow, request, tiling, text):
         profiles = backend.profiles(name)
         if choose_profile(profiles, dims) is None:
             raise BackendError(_why(name, manifest, profiles, dims, size))
 
 
 def _runs(
-    manifest: Manifest, flow: Flow, request: Request, tiling: Tiling
+    manifest: Manifest, flow: Flow, request: Request, tiling: Tiling, text: int | None
 ) -> Iterator[tuple[str, dict[str, int], Grid]]:
     """The stages that will run, their dims, and the grid of the picture that they are for."""
-    dims = dims_of(request, manifest)
-    for name in (*flow.before, DENOISER):
+    dims = dims_of(request, manifest, text)
+    for name in (*flow.before, *flow.each, DENOISER):
         yield name, dims, request.grid
     if request.has_pictures:
         given = [request.grid] if request.images or request.controls else []

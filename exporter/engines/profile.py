@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flux_trt.runtime.bundle.engine import Profile, Range
 from flux_trt.runtime.bundle.flow import REFERENCES
 from flux_trt.runtime.bundle.manifest import GlueName, Manifest, StageName
-from flux_trt.runtime.bundle.rules import Shrunk
+from flux_trt.runtime.bundle.rules import Canvas, Shrunk
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.vae import Tiling
 
@@ -112,6 +112,8 @@ def _of_references(found: Manifest) -> int:
         return 0
     if isinstance(rule.size, Shrunk):
         return rule.size.area // patch**2
+    if isinstance(rule.size, Canvas):
+        return rule.size.several // patch**2
     factor = math.sqrt(found.defaults.width * found.defaults.height / rule.size.area)
     return max(math.prod(max(round(side * factor / patch), 1) for side in size) for size in rule.size.sizes)
 
@@ -140,18 +142,25 @@ def _dims(
 ) -> Profile:
     patch, window = found.model.patch, found.text
     text: Range = (window.multiple, window.most, window.most) if window else (512,) * 3
+    rule = found.model.references
+    turned = rule is not None and rule.enters == "input"
     return {
         "batch": (1, 1, shapes.max_batch),
         "text": text,
         "steps": (1, min(found.defaults.steps, MAX_STEPS), MAX_STEPS),
         "tokens": tokens,
         "reference": reference,
-        "sequence": (tokens[0] + text[0], tokens[1] + text[1], tokens[2] + text[2]),
+        "sequence": _sum(tokens, text, reference if turned else (0, 0, 0)),
         "h": rows,
         "w": columns,
         "height": _each(rows, lambda each: each * patch),
         "width": _each(columns, lambda each: each * patch),
     }
+
+
+def _sum(*dims: Range) -> Range:
+    least, tuned, most = map(sum, zip(*dims, strict=True))
+    return least, tuned, most
 
 
 def _each(dims: Range, change: Callable[[int], int]) -> Range:

@@ -14,11 +14,12 @@ from flux_trt.exporter.families.adapted import adapted
 from flux_trt.exporter.families.catalogue import VARIANTS
 from flux_trt.exporter.families.flux1.flux1 import Flux1
 from flux_trt.exporter.families.flux2.flux2 import Flux2
+from flux_trt.exporter.families.flux3.flux3 import Flux3
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
 
-FAMILIES = (Flux2, Flux1)
+FAMILIES = (Flux3, Flux2, Flux1)
 """A new family stands before those whose tensors it shares."""
 
 

@@ -1,4 +1,4 @@
-"""Reference pictures that are no part of the sequence: what a stage makes keys and values of."""
+"""Reference pictures that are no part of the latents: what a stage of their own makes of them."""
 
 from __future__ import annotations
 
@@ -88,16 +88,19 @@ def _of(given: Mapping[str, Buffer | Floats]) -> str | None:
     return digest.hexdigest()
 
 
-def seen(trajectory: Trajectory, rule: Positions) -> dict[str, Floats]:
+def seen(trajectory: Trajectory, rule: Positions, copies: int) -> dict[str, Floats]:
     """The latents of a batch's reference pictures and how they are rotated, by the names that stages take.
 
-    Each picture of the batch has them as often as it goes through the denoiser at once.
+    Args:
+        trajectory: of the batch.
+        rule: of the bundle.
+        copies: how often a picture has them: as often as it goes through a stage at once.
     """
     if trajectory.beside is None:
         return {}
     target, grids = trajectory.target, (trajectory.grids[0], *trajectory.beside.grids)
     cos, sin = (table[target:] for table in rotations(rule, 0, grids))
-    latents = np.concatenate([trajectory.beside.packed] * trajectory.copies)
+    latents = np.concatenate([trajectory.beside.packed] * copies)
     return {REFERENCES: latents, "reference_cos": cos, "reference_sin": sin}
 
 

@@ -103,8 +103,10 @@ def test_windows_as_long_as_their_prompts(tiny, tmp_path):
         lengths = [mine.encode([prompt])["text"].shape[1] for prompt in asked["prompt"]]
         assert lengths == [6, 4, 6]
         assert mine.generate(["left", "blue"], batch=2)
-        with pytest.raises(RequestError, match="4, 6 tokens long; use --batch 1"):
-            mine.generate(**asked, batch=2)
+        for negative in ("", "blue", "blue square left a"):  # of its prompt's length, or of another
+            guided = {**asked, "negative": negative, "true_cfg": 2.0}
+            for one, other in zip(mine.generate(**guided, batch=2), exact.generate(**guided), strict=True):
+                np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_what_nobody_gives(tiny, tmp_path):
