@@ -81,6 +81,8 @@ class Decoded:
     make: Callable[..., torch.Tensor] = field(repr=False)
     """From the parts' tensors, in their order, the numbers, float32 of `shape`."""
     dtype: torch.dtype = torch.float32
+    coded: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = field(default=None, repr=False)
+    """Where the codes are E4M3: from the parts' tensors, the codes and their scale, float32, [] or [rows]."""
     input_scale: TensorInfo | None = None
     """What its layer's input is divided by before it is quantised, where the file has that."""
     told: str = ""

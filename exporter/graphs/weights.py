@@ -21,6 +21,7 @@ from flux_trt.exporter.checkpoints.recipe import Key
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, Writer
 from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE, quantize_weight
+from flux_trt.exporter.quantise.kept import kept
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
@@ -226,7 +227,8 @@ def _write(writer: Writer, stage: Stage, progress: Progress) -> None:
             raise BuildError(_not_finite(stage, name))
         if info.dtype == E4M3:
             assert stage.quantisation is not None
-            tensor, scale = quantize_weight(tensor, stage.dtype, stage.quantisation.per_channel)
-            scales[name + SCALE] = scale
+            how = stage.dtype, stage.quantisation.per_channel
+            had = kept(stage.recipes[name], stage.tensors, *how)
+            tensor, scales[name + SCALE] = had or quantize_weight(tensor, *how)
         writer.write(name, tensor)
         progress(stage.name, writer.nbytes, writer.total)

@@ -17,6 +17,7 @@ from flux_trt.exporter.verify.eager import Eager
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.bundle.flow import taken
 from flux_trt.runtime.bundle.manifest import Precision, Stage, StageName
 from flux_trt.runtime.errors import BackendError, CheckpointError
 
@@ -102,7 +103,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def _run(backend: Backend, bundle: Bundle, name: StageName, stage: Stage, inputs: Values) -> Arrays:
     graph = backend.load(bundle.root / stage.graph, name, stage)
     try:
-        found = graph.run({key: value.contiguous().numpy() for key, value in inputs.items()})
+        found = graph.run(taken(stage, {key: value.contiguous().numpy() for key, value in inputs.items()}))
         return {key: value.numpy() for key, value in found.items()}
     finally:
         graph.close()
