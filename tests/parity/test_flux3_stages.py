@@ -13,6 +13,8 @@ import pytest
 from flux3_forms import bfl, trained
 
 from flux_trt.exporter.build import build
+from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 from flux_trt.exporter.verify.verify import relative_error, verify
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.window import Window
@@ -104,3 +106,23 @@ def test_weights_are_linked_whole(flux3_folder: Get, tmp_path: Path) -> None:
     theirs = source / "transformer" / "diffusion_pytorch_model.safetensors"
     mine = [path for path in (tmp_path / "bundle").rglob("*.safetensors") if path.samefile(theirs)]
     assert mine, "the file was copied"
+
+
+def test_calibration_paints_a_flux3(flux3_folder: Get, tmp_path: Path) -> None:
+    """All layers that fp8 takes are seen, and the result is close."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue square on a white background\n")
+    for kind in flux3.KINDS:
+        source, out = str(flux3_folder(kind)), tmp_path / f"{kind}.json"
+        found = calibrate_checkpoint(source, out, prompts=prompts, size=(64, 48), steps=2)
+        assert {"content_mode_blocks.image.1.mlp_in", "single_blocks.2.attn_out"} <= set(
+            found.layers["denoiser"]
+        )
+        assert "txt_mode_blocks.1.q_proj" in found.layers["context"]
+    chosen = {"text": "bf16", "context": "fp8"}
+    fp8 = Fp8(base="fp32", calibration=out)
+    stages = ["context", "denoiser"]
+    build(source, tmp_path / "bundle", precision="fp8", fp8=fp8, stages=stages, stage_precisions=chosen)
+    rows = list(verify(tmp_path / "bundle"))
+    assert {row.precision for row in rows} == {"fp8"}
+    assert [row for row in rows if not row.passed] == []

@@ -253,7 +253,7 @@ class Denoiser(nn.Module):
         for block in before:
             parts = shared(block, parts, cos, sin)
         # Of what the last block would make of text and reference pictures nothing is used.
-        added = final(modulated(parts), cos, sin, slice(T, T + L))
+        added = final(modulated(parts), cos, sin, asking=slice(T, T + L))
         img = residual(parts[1].x, single[:, 2:], added)
         shift, scale = last.split(1, dim=1)
         velocity = self.final_layer.get_submodule("image.linear")(modulate(img, shift, scale)).float()
