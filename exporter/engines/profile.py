@@ -14,6 +14,8 @@ from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.vae import Tiling
 
 MAX_STEPS = 100
+TUNED_TEXT = 4
+"""Multiples that a window of any length is tuned for: a prompt of one paragraph."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Shapes:
     max_references: int = 0
     """Reference pictures, each as large as the largest size or as the bundle's rule makes it, that may follow
     the picture's own tokens."""
+    max_text: int | None = None
+    """Tokens of the longest prompt where windows are as long as their prompts; None: all that the bundle reads."""
     wide: bool = True
     """Accept smaller sizes as well, at twice the time to build."""
     pairs: bool = True
@@ -140,8 +144,7 @@ def _tile(found: Manifest, grid: latents.Grid) -> latents.Grid:
 def _dims(
     found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range, reference: Range
 ) -> Profile:
-    patch, window = found.model.patch, found.text
-    text: Range = (window.multiple, window.most, window.most) if window else (512,) * 3
+    patch, text = found.model.patch, _text(found, shapes)
     rule = found.model.references
     turned = rule is not None and rule.enters == "input"
     return {
@@ -156,6 +159,17 @@ def _dims(
         "height": _each(rows, lambda each: each * patch),
         "width": _each(columns, lambda each: each * patch),
     }
+
+
+def _text(found: Manifest, shapes: Shapes) -> Range:
+    """Tokens of the text: those of a fixed window, or of some of its multiples."""
+    window = found.text
+    if window is None:
+        return (512,) * 3
+    least, most = window.multiple, window.most
+    if shapes.max_text is not None and least < most:
+        most = min(most, max(-(-shapes.max_text // least), 1) * least)
+    return least, min(TUNED_TEXT * least, most), most
 
 
 def _sum(*dims: Range) -> Range:
