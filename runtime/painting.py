@@ -16,12 +16,15 @@ from flux_trt.runtime.backends.memory import MemoryMode
 from flux_trt.runtime.backends.protocols import Backend, Buffer
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
+from flux_trt.runtime.conditioned import Values
+from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.progress import Progress
 from flux_trt.runtime.sampling import beside
+from flux_trt.runtime.sampling.adapted import Adapted
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
 from flux_trt.runtime.sampling.trajectory import Trajectory
@@ -35,8 +38,6 @@ from flux_trt.runtime.texts import Encoded, Texts
 from flux_trt.runtime.turn import Turn
 
 Floats = npt.NDArray[np.float32]
-Values = Mapping[str, Buffer | Floats]
-"""What stages give, by name."""
 OnStep = Callable[[Step], None]
 GROUP = 8  # batches whose modulation waits on the host at once in sequential mode; 0.1 GB each for FLUX.1
 PROMPTS = 32  # that are kept encoded at least; 8 MB each for FLUX.1
@@ -98,8 +99,13 @@ class Stages(Protocol):
         guidance: Any,
         into: Sequence[Mapping[str, Buffer]] | None,
         references: Mapping[str, Floats] | None,
+        adapted: Adapted | None,
     ) -> list[Values]:
         """All that the denoiser needs of text and time."""
+
+    @property
+    def loras(self) -> Loras:
+        """Those that are set, and any others."""
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None
@@ -152,8 +158,9 @@ class Painting:
     def __iter__(self) -> Iterator[Painted]:
         """Paint, batch by batch."""
         request, manifest = self._request, self._to.bundle.manifest
+        instead = self._to.loras.instead(request.loras)
         longest = max((length for each in self._lengths.values() for length in each), default=None)
-        expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling, longest)
+        expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling, instead, longest)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             encoded = encode_pictures(request, self._encode_picture())
@@ -220,39 +227,40 @@ class Painting:
         All in one turn: on a GPU the loop's buffers hold what one stage leaves for the next, and when stages
         take turns at being loaded, another thread would have them loaded anew.
         """
-        with self._to.turn:
+        with self._to.turn, self._to.loras.lent(self._request.loras) as adapted:
             if not self._sequential:
                 (batch,) = group
-                with self._loop(batch) as loop:
-                    self._condition(batch, loop.conditioning)
-                    self._denoise(batch, loop)
+                with self._loop(batch, adapted) as loop:
+                    self._condition(batch, loop.conditioning, adapted)
+                    self._denoise(batch, loop, adapted)
                     return self._decode(batch)
             for batch in group:
-                self._condition(batch, None)
+                self._condition(batch, None, adapted)
                 batch.conditions = [
                     {name: _on_host(value) for name, value in values.items()} for values in batch.conditions
                 ]
             for batch in group:
-                with self._loop(batch) as loop:
-                    self._denoise(batch, loop)
+                with self._loop(batch, adapted) as loop:
+                    self._denoise(batch, loop, adapted)
                     batch.packed = [_on_host(each) for each in batch.packed]
             return self._decode(group[0])
 
     @contextmanager
-    def _loop(self, batch: Batch) -> Iterator[Loop]:
+    def _loop(self, batch: Batch, adapted: Adapted) -> Iterator[Loop]:
         texts = [self._to.flow.text(values) for values in batch.conditions]
-        with self._to.loops.lent(LoopShape.of(batch.trajectory, *texts)) as loop:
+        with self._to.loops.lent(LoopShape.of(batch.trajectory, texts[0], adapted, *texts[1:])) as loop:
             yield loop
 
-    def _condition(self, batch: Batch, into: Sequence[Mapping[str, Buffer]] | None) -> None:
+    def _condition(self, batch: Batch, into: Sequence[Mapping[str, Buffer]] | None, adapted: Adapted) -> None:
         with _timed(batch.seconds, "condition"):
             guidance, trajectory = self._request.guidances(batch.chosen), batch.trajectory
             copies = trajectory.copies // len(batch.conditions)
             references = beside.seen(trajectory, self._to.bundle.manifest.model.positions, copies)
-            levels = trajectory.levels
-            batch.conditions = self._to.conditions(batch.conditions, levels, guidance, into, references)
+            batch.conditions = self._to.conditions(
+                batch.conditions, trajectory.levels, guidance, into, references, adapted
+            )
 
-    def _denoise(self, batch: Batch, loop: Loop) -> None:
+    def _denoise(self, batch: Batch, loop: Loop, adapted: Adapted) -> None:
         """Walk to the last latents; on a GPU the loop may be a single launch."""
         request, trajectory = self._request, batch.trajectory
         precision, gpu = self._to.bundle.stage(DENOISER).precision, self._to.backend.gpu
@@ -263,7 +271,7 @@ class Painting:
             self._progress("denoise", done, len(request) * request.moves)
 
         with _timed(batch.seconds, "denoise"):
-            loop.begin(trajectory, *batch.conditions)
+            loop.begin(trajectory, batch.conditions[0], adapted, *batch.conditions[1:])
             batch.conditions = []
             if gpu and not self._each_step and not self._on_step:
                 last = loop.run()

@@ -9,6 +9,7 @@ from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.engine import Profile, choose_profile, nearest
 from flux_trt.runtime.bundle.flow import DENOISER, REFERENCES, VAE_DECODER, VAE_ENCODER, Flow
 from flux_trt.runtime.bundle.manifest import Manifest
+from flux_trt.runtime.bundle.record import StageName
 from flux_trt.runtime.errors import BackendError
 from flux_trt.runtime.pictures.latents import Grid
 from flux_trt.runtime.pictures.vae import Tiling
@@ -32,9 +33,19 @@ def expect_taken(
     flow: Flow,
     request: Request,
     tiling: Tiling,
+    instead: Mapping[StageName, StageName],
     text: int | None = None,
 ) -> None:
-    """Refuse a request that one of the engines was not built for; `text`: tokens of its longest prompt.
+    """Refuse a request that one of the engines was not built for.
+
+    Args:
+        backend: whose engines they are, if it has such.
+        manifest: of the bundle.
+        flow: of the bundle.
+        request: what is asked for.
+        tiling: how large pictures are cut.
+        instead: stage -> the one that is looked at instead.
+        text: tokens of the longest prompt; None: as many as there may be.
 
     Raises:
         BackendError: saying what it takes, in pixels.
@@ -42,7 +53,7 @@ def expect_taken(
     if not isinstance(backend, Profiled):
         return
     for name, dims, size in _runs(manifest, flow, request, tiling, text):
-        profiles = backend.profiles(name)
+        profiles = backend.profiles(instead.get(name, name))
         if choose_profile(profiles, dims) is None:
             raise BackendError(_why(name, manifest, profiles, dims, size))
 

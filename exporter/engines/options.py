@@ -68,8 +68,8 @@ _OPTIONS = (
     click.option(
         "--max-text",
         type=click.IntRange(1),
-        help="Tokens of the longest prompt, where a window is as long as its prompt; fewer take less memory.  "
-        "[default: all that the bundle reads]",
+        help="Tokens of the longest prompt, where windows are as long as prompts; fewer take less memory.  "
+        "[default: all that are read]",
     ),
     click.option(
         "--no-wide",
@@ -139,16 +139,18 @@ def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list
     check(Options(flavour=backend, **options), precisions)
 
 
-def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen: dict[str, Any]) -> None:
-    """Build engines as the options say; each one is told of on stderr."""
+def build_engines(
+    bundle: Path, backend: FlavourName, stages: list[Any], chosen: dict[str, Any]
+) -> list[Path]:
+    """Build engines as the options say; each one is told of on stderr. Their folders."""
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import build_engines as build
     from flux_trt.runtime.progress import bars
 
-    shapes, into = _shapes(bundle, chosen), chosen.pop("into")
+    shapes, into = shapes_of(bundle, chosen), chosen.pop("into")
     options = Options(flavour=backend, **chosen)
     with bars() as progress:
-        build(
+        return build(
             bundle,
             options,
             shapes,
@@ -159,7 +161,7 @@ def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen:
         )
 
 
-def _shapes(bundle: Path, chosen: dict[str, Any]) -> Shapes:
+def shapes_of(bundle: Path, chosen: dict[str, Any]) -> Shapes:
     """Take what makes shapes out of the options."""
     from dataclasses import replace
 

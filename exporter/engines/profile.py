@@ -29,7 +29,7 @@ class Shapes:
     """Reference pictures, each as large as the largest size or as the bundle's rule makes it, that may follow
     the picture's own tokens."""
     max_text: int | None = None
-    """Tokens of the longest prompt where windows are as long as their prompts; None: all that the bundle reads."""
+    """Tokens of the longest prompt where windows are as long as their prompts; None: all that are read."""
     wide: bool = True
     """Accept smaller sizes as well, at twice the time to build."""
     pairs: bool = True
@@ -158,6 +158,7 @@ def _dims(
         "w": columns,
         "height": _each(rows, lambda each: each * patch),
         "width": _each(columns, lambda each: each * patch),
+        **_ranks(found),
     }
 
 
@@ -175,6 +176,12 @@ def _text(found: Manifest, shapes: Shapes) -> Range:
 def _sum(*dims: Range) -> Range:
     least, tuned, most = map(sum, zip(*dims, strict=True))
     return least, tuned, most
+
+
+def _ranks(found: Manifest) -> Profile:
+    """Of LoRAs' branches: tuned for the smallest that a GPU rounds to."""
+    branches = found.adapters.branches if found.adapters else ()
+    return {each.rank: (1, each.rounded(1), each.most) for each in branches}
 
 
 def _each(dims: Range, change: Callable[[int], int]) -> Range:

@@ -98,6 +98,12 @@ class Flow:
         worded = _worded(bundle, encoders, before)
         return cls(encoders, tuple(before), tuple(each_step), given | loop, tuple(loop), frozenset(worded))
 
+    def in_turns(self, bundle: Bundle) -> tuple[StageName, ...]:
+        """What takes turns with the denoiser in every step, and it; () where nothing does."""
+        names = (DENOISER, *self.each) if self.each else ()
+        adapters = bundle.manifest.adapters
+        return (*names, *(adapters.stages[name] for name in names if adapters and name in adapters.stages))
+
     def text(self, values: Mapping[str, Any]) -> int:
         """Tokens of the text: the size of the dim `text` of some of what is given; 0 without."""
         for name, value in values.items():
@@ -174,8 +180,10 @@ def together(texts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.N
 def _givers(bundle: Bundle, encoders: tuple[StageName, ...]) -> dict[str, StageName]:
     """The stage that gives each name, of those that run before the denoiser."""
     found: dict[str, StageName] = {}
+    instead = bundle.manifest.adapters.stages.values() if bundle.manifest.adapters else ()
     for name in dict.fromkeys((*encoders, *bundle.manifest.stages)):
-        if name == DENOISER or bundle.stage(name).runs not in ("prompt", "schedule", "picture", "step"):
+        runs = bundle.stage(name).runs
+        if name in (DENOISER, *instead) or runs not in ("prompt", "schedule", "picture", "step"):
             continue
         for each in bundle.stage(name).outputs:
             if found.setdefault(each.name, name) != name:

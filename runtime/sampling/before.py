@@ -11,6 +11,7 @@ from flux_trt.runtime.backends.memory import shape
 from flux_trt.runtime.backends.protocols import Backend, Buffer
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
 from flux_trt.runtime.bundle.manifest import Manifest
+from flux_trt.runtime.sampling.adapted import PLAIN, Adapted
 
 
 class Before:
@@ -50,9 +51,10 @@ class Before:
                 )
         self.begin()
 
-    def begin(self) -> None:
-        """What was made is of another picture."""
+    def begin(self, adapted: Adapted = PLAIN) -> None:
+        """What was made is of another picture, or with other LoRAs."""
         self._at: int | None = None
+        self._adapted = adapted
 
     def step(self, index: int, given: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Queue what step `index` needs and has not got; all that the denoiser takes of `given` and of it."""
@@ -62,5 +64,7 @@ class Before:
             for name, stage in self._stages.items():
                 if name not in self._idle:
                     into = {each.name: self._made[each.name] for each in stage.outputs}
-                    self._graphs[name].run({each.name: found[each.name] for each in stage.inputs}, into)
+                    taken = {each.name: found[each.name] for each in stage.inputs}
+                    graph = self._graphs[self._adapted.stage(name)]
+                    graph.run({**taken, **self._adapted.given(name)}, into)
         return {name: value for name, value in found.items() if name in self._wanted}

@@ -22,6 +22,7 @@ from flux_trt.runtime.bundle.manifest import GlueName, Manifest
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
 from flux_trt.runtime.pictures.latents import Grid
 from flux_trt.runtime.sampling import positions
+from flux_trt.runtime.sampling.adapted import PLAIN, Adapted
 from flux_trt.runtime.sampling.before import Before
 from flux_trt.runtime.sampling.conditions import Condition
 from flux_trt.runtime.sampling.moves import move
@@ -55,13 +56,17 @@ class LoopShape:
     """Plain steps at the end of an edit."""
     beside: tuple[Grid, ...] = ()
     """Of reference pictures that are no part of the latents."""
+    adapted: tuple[object, ...] = ()
+    """The shapes of LoRAs: a recording with some stays while another without is launched."""
     second: int | None = None
     """Tokens of the second copies' text where they go through the denoiser by themselves; None: with the
     first ones."""
 
     @classmethod
-    def of(cls, trajectory: Trajectory, text: int, second: int | None = None) -> LoopShape:
-        """The shape of a trajectory with so many text tokens."""
+    def of(
+        cls, trajectory: Trajectory, text: int, adapted: Adapted = PLAIN, second: int | None = None
+    ) -> LoopShape:
+        """The shape of a trajectory with so many text tokens, and LoRAs."""
         return cls(
             second=second,
             steps=trajectory.steps,
@@ -73,6 +78,7 @@ class LoopShape:
             average=trajectory.edit.average if trajectory.edit else 0,
             plain=trajectory.edit.plain if trajectory.edit else 0,
             beside=trajectory.beside.grids if trajectory.beside else (),
+            adapted=adapted.shapes,
         )
 
     @property
@@ -134,6 +140,7 @@ class Loop:
         self._levels: Floats | None = None
         self._rows: dict[str, list[DeviceBuffer]] = {}
         self._conditions: list[dict[str, Condition]] = []
+        self._adapted = PLAIN
         self.conditioning: list[dict[str, DeviceBuffer]] | None = None
         """On a GPU, where the stages before the loop should write for each run, so that nothing is copied."""
         self._own: list[dict[str, Buffer]] = []
@@ -157,14 +164,23 @@ class Loop:
                 }
                 self.conditioning.append({**(self.conditioning[0] if self.conditioning else {}), **made})
 
-    def begin(self, trajectory: Trajectory, *conditions: Mapping[str, Buffer | Floats]) -> None:
+    def begin(
+        self,
+        trajectory: Trajectory,
+        conditions: Mapping[str, Buffer | Floats],
+        adapted: Adapted = PLAIN,
+        second: Mapping[str, Buffer | Floats] | None = None,
+    ) -> None:
         """Set the loop to its first step.
 
         Args:
             trajectory: of this loop's shape; its arrays stay as they are.
-            conditions: what is taken from the stages before, by name, for each run of the denoiser that
-                `LoopShape.texts` tells of: a buffer is used where it is, an array is uploaded.
+            conditions: what is taken from the stages before, by name: a buffer is used where it is, an array
+                is uploaded.
+            adapted: LoRAs, lent for as long as the loop walks.
+            second: likewise for the second copies, where they go through the denoiser by themselves.
         """
+        self._adapted = adapted
         of = self.shape
         if self._levels is None or not np.array_equal(trajectory.levels, self._levels):
             # Reference tokens stay as they are: their dt is 0.
@@ -176,6 +192,7 @@ class Loop:
                     "dt_second", np.broadcast_to(dt, (of.steps, of.batch, of.tokens, 1))
                 )
             self._levels = trajectory.levels.copy()
+        given = [conditions, *([second] if second is not None else [])]
         halved = bool(of.plain) and of.second is None
         self._conditions = [
             {
@@ -188,9 +205,9 @@ class Loop:
                 )
                 for name in self._flow.conditions
             }
-            for number, (value, end) in enumerate(zip(conditions, ENDS, strict=False))
+            for number, (value, end) in enumerate(zip(given, ENDS, strict=False))
         ]
-        self._before.begin()
+        self._before.begin(adapted)
         if trajectory.condition is not None:
             condition = np.concatenate([trajectory.condition] * (of.copies // len(of.texts)))
             for own in self._own:
@@ -247,15 +264,17 @@ class Loop:
         if self.shape.second is not None:
             self._run(1, index, now, self._dt_second[index], into)
             return
-        (conditions,) = self._conditions
-        given = {name: each.second(index) for name, each in conditions.items()}
-        inputs = {**self._own[0], **given, "latents": now, "dt": self._dt_second[index]}
-        self._graphs[DENOISER].run(inputs, into)
+        given = {name: each.second(index) for name, each in self._conditions[0].items()}
+        self._denoise({**self._own[0], **given, "latents": now, "dt": self._dt_second[index]}, into)
 
     def _run(self, which: int, index: int, now: Buffer, dt: Buffer, into: Mapping[str, Buffer]) -> None:
         given = {name: each.at(index) for name, each in self._conditions[which].items()}
         given = self._before.step(index, given)
-        self._graphs[DENOISER].run({**self._own[which], **given, "latents": now, "dt": dt}, into)
+        self._denoise({**self._own[which], **given, "latents": now, "dt": dt}, into)
+
+    def _denoise(self, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
+        graph = self._graphs[self._adapted.stage(DENOISER)]
+        graph.run({**inputs, **self._adapted.given(DENOISER)}, into)
 
     def glue(self, name: GlueName, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
         """Queue one run of a glue graph."""
@@ -336,7 +355,8 @@ class Loop:
         """What a recording depends on beside the loop's own buffers."""
         gpu = self._backend.gpu
         firsts = (each.at(0) for conditions in self._conditions for each in conditions.values())
-        return (gpu.epoch if gpu else 0, *(each.pointer for each in firsts if isinstance(each, DeviceBuffer)))
+        own = gpu.epoch if gpu else 0, self._adapted.places
+        return (*own, *(each.pointer for each in firsts if isinstance(each, DeviceBuffer)))
 
     def _apart(self, name: str, buffer: Buffer) -> Buffer | Sequence[Buffer]:
         """A buffer of which every step takes a row."""

@@ -7,7 +7,7 @@ from flux_trt.runtime.tasks.request import Request
 
 
 def dims_of(request: Request, manifest: Manifest, text: int | None = None) -> dict[str, int]:
-    """The dims of a batch of a request, by their names in the manifest.
+    """The dims of a batch of a request, by their names in the manifest; of LoRAs' ranks, the largest.
 
     Args:
         request: what is asked for.
@@ -22,6 +22,7 @@ def dims_of(request: Request, manifest: Manifest, text: int | None = None) -> di
     kept = sum(others) if rule is not None and rule.apart else 0
     turned = kept if rule is not None and rule.enters == "input" else 0
     tokens += sum(others) - kept
+    branches = manifest.adapters.branches if manifest.adapters and request.loras else ()
     return {
         "batch": min(request.batch, len(request)) * request.copies,
         "steps": request.moves,
@@ -33,4 +34,5 @@ def dims_of(request: Request, manifest: Manifest, text: int | None = None) -> di
         "w": columns,
         "height": request.height,
         "width": request.width,
+        **{branch.rank: branch.most for branch in branches},
     }

@@ -100,5 +100,5 @@ def test_a_prompt_that_the_engines_have_no_room_for(
     simulator_bundle.add_engines(root, profiles=[{**PROFILE, "text": (80, 80, 80)}])
     with simulator_bundle.pipeline(root, CudaSimulator()) as pipeline:
         assert pipeline.generate(LONG[0], size=SIZE, steps=1)
-        with pytest.raises(BackendError, match="not built for text 160.* or build engines with --max-text"):
+        with pytest.raises(BackendError, match="not built for text 240.* or build engines with --max-text"):
             pipeline.generate(LONG[1], size=SIZE, steps=1)
