@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.backends.loaded import Loaded
-from flux_trt.runtime.backends.protocols import Buffer
+from flux_trt.runtime.backends.protocols import Buffer, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import TURNS, Flow, taken
 from flux_trt.runtime.sampling import beside, positions, schedule
@@ -48,7 +47,7 @@ def asked(
 def conditioned(
     bundle: Bundle,
     flow: Flow,
-    graphs: Loaded,
+    graphs: Graphs,
     kept: beside.Kept,
     found: Found,
     into: Sequence[Mapping[str, Buffer]] | None,

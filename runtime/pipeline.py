@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
-from flux_trt.runtime.backends.protocols import Backend, Buffer, Device
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Device, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
@@ -262,16 +261,6 @@ class Pipeline:
                     values |= {each: np.array(buffer.numpy()) for each, buffer in given.items()}
         return list(found)
 
-    def lengths(self, prompts: Sequence[Words]) -> list[tuple[int, ...]]:
-        """Tokens that each encoder sees of each prompt, with padding."""
-        return [
-            tuple(
-                window.of([wording.part(prompt, index)]).ids.shape[1]
-                for index, (_, window) in enumerate(self._windows)
-            )
-            for prompt in prompts
-        ]
-
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None = None) -> EncodedPicture:
         """Encode one picture: pixels [H, W, 3] of 0..255, sides multiples of the patch."""
         tell = partial(progress or silent, "encode tiles")
@@ -302,25 +291,10 @@ class Pipeline:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
             [steps, ...].
         """
-        (found,) = self.conditions([text], levels, guidance, [into] if into else None, references, adapted)
-        return found
-
-    def conditions(
-        self,
-        texts: Sequence[Values],
-        levels: Floats,
-        guidance: float | Floats | None,
-        into: Sequence[Mapping[str, Buffer]] | None = None,
-        references: Mapping[str, Floats] | None = None,
-        adapted: Adapted | None = None,
-    ) -> list[Values]:
-        """`condition` for each of several texts: what does not depend on them runs once.
-
-        `guidance` is one, or [rows of all texts]; `into` and what comes back are for each text.
-        """
-        found = asked(self.bundle, self.flow, texts, levels, guidance, references)
+        found = asked(self.bundle, self.flow, [text], levels, guidance, references)
+        there = None if into is None else [into]
         with self.turn, self.loras.lent(adapted) as lent:
-            return conditioned(self.bundle, self.flow, self._graphs, self.kept, found, into, lent)
+            return conditioned(self.bundle, self.flow, self._graphs, self.kept, found, there, lent)[0]
 
     def denoise(
         self,
@@ -369,8 +343,25 @@ class Pipeline:
             pixels = vae.decode(graph, packed, grid, model, self.tiling, tell)
         return [Image.fromarray(each) for each in pixels]
 
+    @property
+    def graphs(self) -> Graphs:
+        """The stages and glue, by name; run in a turn."""
+        return self._graphs
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """What the text encoders see of prompts, in their order."""
+        return [window for _, window in self._windows]
+
     save = staticmethod(written.write)
     """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
+
+    def spare(self) -> None:
+        """Free what is only kept to be faster the next time: loops, recordings, reference pictures, LoRAs."""
+        with self.turn:
+            self.kept.forget()
+            self.loops.forget()
+            self.loras.close()
 
     def close(self) -> None:
         """Free all graphs and recordings, once the turns of other threads are over; twice is harmless."""
@@ -383,9 +374,7 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *fault: object) -> None:
         self.close()
 
     def _images(

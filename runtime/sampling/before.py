@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flux_trt.runtime.backends.loaded import Loaded
 from flux_trt.runtime.backends.memory import shape
-from flux_trt.runtime.backends.protocols import Backend, Buffer
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Graphs
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.sampling.adapted import PLAIN, Adapted
@@ -18,7 +17,7 @@ class Before:
     """The stages of each step, with the buffers that they write to."""
 
     def __init__(
-        self, backend: Backend, manifest: Manifest, flow: Flow, graphs: Loaded, known: Mapping[str, int]
+        self, backend: Backend, manifest: Manifest, flow: Flow, graphs: Graphs, known: Mapping[str, int]
     ) -> None:
         """Make the buffers.
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.backends.loaded import Loaded
 from flux_trt.runtime.backends.memory import MemoryMode, shape
-from flux_trt.runtime.backends.protocols import Buffer
+from flux_trt.runtime.backends.protocols import Buffer, Graphs
 from flux_trt.runtime.bundle.flow import REFERENCES
 from flux_trt.runtime.bundle.manifest import Stage
 from flux_trt.runtime.bundle.record import StageName
@@ -42,7 +41,7 @@ class Kept:
 
     def run(
         self,
-        graphs: Loaded,
+        graphs: Graphs,
         name: StageName,
         stage: Stage,
         given: Mapping[str, Buffer | Floats],

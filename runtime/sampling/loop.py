@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flux_trt.runtime.backends.device import DeviceBuffer, Launch
-from flux_trt.runtime.backends.loaded import Loaded
 from flux_trt.runtime.backends.memory import shape
-from flux_trt.runtime.backends.protocols import Backend, Buffer
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Graphs
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
 from flux_trt.runtime.bundle.manifest import GlueName, Manifest
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
@@ -101,6 +100,11 @@ class LoopShape:
         """Rows of each of these runs."""
         return self.rows // len(self.texts)
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What the rotation tables depend on."""
+        return self.texts, self.grids, self.beside
+
 
 class Loop:
     """The denoising loop for pictures of one shape."""
@@ -110,7 +114,7 @@ class Loop:
         backend: Backend,
         manifest: Manifest,
         flow: Flow,
-        graphs: Loaded,
+        graphs: Graphs,
         of: LoopShape,
         record: bool = True,
     ) -> None:
