@@ -66,6 +66,11 @@ STEPS = click.option(
 BATCH = click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures painted at once."
 )
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="That a CPU computes on, ours and the peers'.  [default: each one's own choice]",
+)
 BACKEND = click.option("--backend", default="onnxruntime", show_default=True, help="As flux-run's.")
 OUT = click.option(
     "--out",
@@ -112,6 +117,7 @@ def main() -> None:
 )
 @STEPS
 @BATCH
+@THREADS
 @click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the bundle's]")
 @click.option(
     "--prompts",
@@ -155,6 +161,7 @@ def run(
     sizes: list[tuple[int, int]] | None,
     steps: int | None,
     batch: int,
+    threads: int | None,
     guidance: float | None,
     prompts: Path | None,
     warmup: int,
@@ -179,7 +186,7 @@ def run(
 
     opened = _open(bundle)
     jobs = [
-        job_of(opened, size, steps, batch, guidance, device, checkpoint)
+        job_of(opened, size, steps, batch, guidance, device, checkpoint, threads)
         for size in sizes or [_default_size(opened)]
     ]
     painters = [*(OURS + name for name in dict.fromkeys(backends)), *dict.fromkeys(peers)]
@@ -295,17 +302,26 @@ def roofline(
     show_default=True,
     help="For each curve; one that is not done by then ends there, and says so.",
 )
+@THREADS
 @OUT
-def scaling(bundle: Path, backend: str, device: Device, over: list[str], seconds: float, out: Path) -> None:
+def scaling(
+    bundle: Path,
+    backend: str,
+    device: Device,
+    over: list[str],
+    seconds: float,
+    threads: int | None,
+    out: Path,
+) -> None:
     """Run the denoiser's graph on growing shapes, and fit cost = c * x ** exponent."""
     from flux_trt.bench import scaling as measured
     from flux_trt.runtime.backends.connect import connect
     from flux_trt.runtime.progress import bars
 
     opened = _open(bundle)
-    connected = connect(backend, device, opened, check=False)
+    connected = connect(backend, device, opened, check=False, threads=threads)
     with bars() as progress:
-        found = measured.measure(opened, connected, backend, over, seconds, progress)
+        found = measured.measure(opened, connected, backend, over, seconds, progress, threads)
     _report(out, "scaling.json", found)
 
 

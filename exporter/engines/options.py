@@ -132,16 +132,18 @@ def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list
     check(Options(flavour=backend, **options), precisions)
 
 
-def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen: dict[str, Any]) -> None:
-    """Build engines as the options say; each one is told of on stderr."""
+def build_engines(
+    bundle: Path, backend: FlavourName, stages: list[Any], chosen: dict[str, Any]
+) -> list[Path]:
+    """Build engines as the options say; each one is told of on stderr. Their folders."""
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import build_engines as build
     from flux_trt.runtime.progress import bars
 
-    shapes, into = _shapes(bundle, chosen), chosen.pop("into")
+    shapes, into = shapes_of(bundle, chosen), chosen.pop("into")
     options = Options(flavour=backend, **chosen)
     with bars() as progress:
-        build(
+        return build(
             bundle,
             options,
             shapes,
@@ -152,7 +154,7 @@ def build_engines(bundle: Path, backend: FlavourName, stages: list[Any], chosen:
         )
 
 
-def _shapes(bundle: Path, chosen: dict[str, Any]) -> Shapes:
+def shapes_of(bundle: Path, chosen: dict[str, Any]) -> Shapes:
     """Take what makes shapes out of the options."""
     from dataclasses import replace
 

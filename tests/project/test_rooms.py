@@ -22,6 +22,8 @@ ARROWS = {
         "exporter ground",
         "runtime roof",
         "runtime/lora",
+        "runtime/tasks",
+        "runtime/sampling",
         "runtime/bundle",
         "runtime ground",
     ),
