@@ -51,7 +51,9 @@ class Jobs:
             BuildError: no jobs, or jobs that cannot be painted together.
             CheckpointError: no VAE to encode the pictures.
         """
-        found = describe(model, {}, {}, {}, {}, {}).model_copy(update={"tasks": model.tasks(model.parts)})
+        found = describe(model, {}, {}, {}, {}, None, {}).model_copy(
+            update={"tasks": model.tasks(model.parts)}
+        )
         requests = [self._request(job, index, found, model) for index, job in enumerate(jobs.read(self.path))]
         if not requests:
             raise BuildError(f"{self.path} has no jobs; give a JSON object on each line")

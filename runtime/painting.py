@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,16 +17,20 @@ from flux_trt.runtime.backends.memory import MemoryMode
 from flux_trt.runtime.backends.protocols import Backend, Buffer
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
+from flux_trt.runtime.course import Course
+from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.progress import Progress
 from flux_trt.runtime.sampling import beside
+from flux_trt.runtime.sampling.adapted import Adapted
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
+from flux_trt.runtime.sampling.together import Waiting
 from flux_trt.runtime.sampling.trajectory import Trajectory
-from flux_trt.runtime.step import Step, expect_finite, walked
+from flux_trt.runtime.step import Step, Walk, expect_finite, walked
 from flux_trt.runtime.taken import expect_taken
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
@@ -95,8 +100,13 @@ class Stages(Protocol):
         guidance: Any,
         into: Mapping[str, Buffer] | None,
         references: Mapping[str, Floats] | None,
+        adapted: Adapted | None,
     ) -> Values:
         """All that the denoiser needs of text and time."""
+
+    @property
+    def loras(self) -> Loras:
+        """Those that are set, and any others."""
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None
@@ -133,6 +143,7 @@ class Painting:
         """Do nothing yet; the arguments are those of `Pipeline.paint`."""
         self._to, self._request = stages, request
         self._progress, self._on_step, self._each_step = progress, on_step, each_step
+        self._encoding: dict[str, float] = {}
         self._sequential = stages.memory == "sequential"
         # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
         self._texts = Texts(
@@ -145,28 +156,14 @@ class Painting:
 
     def __iter__(self) -> Iterator[Painted]:
         """Paint, batch by batch."""
-        request, manifest = self._request, self._to.bundle.manifest
-        expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling)
-        encoding: dict[str, float] = {}
-        with _timed(encoding, "encode"):
-            encoded = encode_pictures(request, self._encode_picture())
+        request = self._request
+        self.prepare()
         batches = list(request.batches())
         # Several go through a stage together if stages take turns, so that few are loaded.
         together = GROUP if self._sequential else 1
         for first in range(0, len(batches), together):
             some, after = batches[first : first + together], batches[first + together :]
-            with _timed(encoding, "encode", more=not first):
-                needed = [text for chosen in some for text in request.texts(chosen)]
-                self._texts.bring(needed, map(request.texts, after) if self._sequential else ())
-            group = [
-                Batch(
-                    chosen,
-                    compose(request, encoded, chosen, manifest),
-                    dict(encoding),
-                    self._texts.of(request.texts(chosen)),
-                )
-                for chosen in some
-            ]
+            group = self._batches(some, after if self._sequential else (), more=not first)
             yield from self._pictures(group[0], self._walk(group))
             for batch in group[1:]:
                 with self._to.turn:
@@ -174,6 +171,66 @@ class Painting:
                 yield from self._pictures(batch, images)
         with self._to.turn:
             self._to.kept.forget()
+
+    def prepare(self) -> None:
+        """Look at the shapes, and encode the pictures that are given.
+
+        Raises:
+            BackendError: engines that were built for other shapes, or a stage that failed.
+        """
+        request, to = self._request, self._to
+        instead = to.loras.instead(request.loras)
+        expect_taken(to.backend, to.bundle.manifest, to.flow, request, to.tiling, instead)
+        with _timed(self._encoding, "encode"):
+            self._encoded = encode_pictures(request, self._encode_picture())
+
+    def begin(self, index: int, loop_of: Callable[[LoopShape, Waiting], Loop]) -> Course:
+        """Picture `index` at its first step, to be walked beside others; see `Stepwise.begin`.
+
+        Args:
+            index: of the request, whose pictures `prepare` has encoded.
+            loop_of: makes a loop of a shape whose runs wait.
+        """
+        to = self._to
+        (batch,) = self._batches([slice(index, index + 1)], (), more=not index)
+        waiting = Waiting()
+        with to.turn, ExitStack() as lent:
+            adapted = lent.enter_context(to.loras.lent(self._request.loras))
+            of = LoopShape.of(batch.trajectory, to.flow.text(batch.conditions), adapted)
+            loop = loop_of(of, waiting)
+            self._condition(batch, loop.conditioning, adapted)
+            loop.begin(batch.trajectory, batch.conditions, adapted)
+            loan = lent.pop_all()
+        start = time.perf_counter()
+
+        def finish(last: Buffer) -> Painted:
+            batch.seconds["denoise"] = round(time.perf_counter() - start, 4)
+            with to.turn:
+                batch.packed = _targets(last, batch.trajectory)
+                images = self._decode(batch)
+            (painted,) = self._pictures(batch, images)
+            return painted
+
+        walk = Walk(loop, batch.trajectory, to.bundle.stage(DENOISER).precision, index)
+        course = Course(walk, waiting, of.place, of.rows, finish)
+        weakref.finalize(course, loan.close)  # the LoRAs, when it is over or dropped
+        return course
+
+    def _batches(self, some: Sequence[slice], after: Sequence[slice], more: bool) -> list[Batch]:
+        """Pictures that are painted together, their prompts encoded, and those of `after` if they fit."""
+        request, encoding = self._request, self._encoding
+        with _timed(encoding, "encode", more=more):
+            needed = [text for chosen in some for text in request.texts(chosen)]
+            self._texts.bring(needed, map(request.texts, after))
+        return [
+            Batch(
+                chosen,
+                compose(request, self._encoded, chosen, self._to.bundle.manifest),
+                dict(encoding),
+                self._texts.of(request.texts(chosen)),
+            )
+            for chosen in some
+        ]
 
     def _encode_picture(self) -> Callable[[npt.NDArray[Any]], EncodedPicture]:
         """Encode one and tell of it."""
@@ -197,36 +254,38 @@ class Painting:
         All in one turn: on a GPU the loop's buffers hold what one stage leaves for the next, and when stages
         take turns at being loaded, another thread would have them loaded anew.
         """
-        with self._to.turn:
+        with self._to.turn, self._to.loras.lent(self._request.loras) as adapted:
             if not self._sequential:
                 (batch,) = group
-                with self._loop(batch) as loop:
-                    self._condition(batch, loop.conditioning)
-                    self._denoise(batch, loop)
+                with self._loop(batch, adapted) as loop:
+                    self._condition(batch, loop.conditioning, adapted)
+                    self._denoise(batch, loop, adapted)
                     return self._decode(batch)
             for batch in group:
-                self._condition(batch, None)
+                self._condition(batch, None, adapted)
                 batch.conditions = {name: _on_host(value) for name, value in batch.conditions.items()}
             for batch in group:
-                with self._loop(batch) as loop:
-                    self._denoise(batch, loop)
+                with self._loop(batch, adapted) as loop:
+                    self._denoise(batch, loop, adapted)
                     batch.packed = [_on_host(each) for each in batch.packed]
             return self._decode(group[0])
 
     @contextmanager
-    def _loop(self, batch: Batch) -> Iterator[Loop]:
+    def _loop(self, batch: Batch, adapted: Adapted) -> Iterator[Loop]:
         text = self._to.flow.text(batch.conditions)
-        with self._to.loops.lent(LoopShape.of(batch.trajectory, text)) as loop:
+        with self._to.loops.lent(LoopShape.of(batch.trajectory, text, adapted)) as loop:
             yield loop
 
-    def _condition(self, batch: Batch, into: Mapping[str, Buffer] | None) -> None:
+    def _condition(self, batch: Batch, into: Mapping[str, Buffer] | None, adapted: Adapted) -> None:
         with _timed(batch.seconds, "condition"):
             guidance = self._request.guidances(batch.chosen)
             references = beside.seen(batch.trajectory, self._to.bundle.manifest.model.positions)
             levels = batch.trajectory.levels
-            batch.conditions = self._to.condition(batch.conditions, levels, guidance, into, references)
+            batch.conditions = self._to.condition(
+                batch.conditions, levels, guidance, into, references, adapted
+            )
 
-    def _denoise(self, batch: Batch, loop: Loop) -> None:
+    def _denoise(self, batch: Batch, loop: Loop, adapted: Adapted) -> None:
         """Walk to the last latents; on a GPU the loop may be a single launch."""
         request, trajectory = self._request, batch.trajectory
         precision, gpu = self._to.bundle.stage(DENOISER).precision, self._to.backend.gpu
@@ -237,7 +296,7 @@ class Painting:
             self._progress("denoise", done, len(request) * request.moves)
 
         with _timed(batch.seconds, "denoise"):
-            loop.begin(trajectory, batch.conditions)
+            loop.begin(trajectory, batch.conditions, adapted)
             batch.conditions = {}
             if gpu and not self._each_step and not self._on_step:
                 last = loop.run()

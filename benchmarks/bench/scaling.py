@@ -87,8 +87,9 @@ def measure(
             progress("sweep", index, len(sweeps))
     finally:
         lab.close()
-    where = {"backend": backend_name, "device": backend.device, "threads": threads}
-    return schema.Scaling(about=header, curves=curves, **where)
+    return schema.Scaling(
+        about=header, backend=backend_name, device=backend.device, threads=threads, curves=curves
+    )
 
 
 def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

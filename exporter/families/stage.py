@@ -84,6 +84,8 @@ class Stage:
     """Of fp8: the precision of all that is not quantised."""
     quantisation: Quantisation | None = None
     """Of fp8: what is quantised; known when a calibration is."""
+    shares: StageName | None = None
+    """The stage whose weights it uses, which is built before it."""
     inline: bool = False
     """Whether its graph is to be of standard operators alone."""
     carried: frozenset[str] = frozenset()

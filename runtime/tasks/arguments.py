@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from flux_trt.runtime.lora.chosen import LoraLike
 from flux_trt.runtime.tasks.fill import Margins
 
 PictureLike: TypeAlias = str | PathLike[str] | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
@@ -36,6 +37,10 @@ class Shared(TypedDict, total=False):
     sigmas: Sequence[float] | None
     """Noise levels to walk, falling from 1, before the shift: the `sigmas` of diffusers' pipelines. They say
     the number of steps."""
+
+    lora: LoraLike | Sequence[LoraLike] | None
+    """LoRAs to paint with, for bundles that take them: files, "FILE:STRENGTH" or (file, strength). None:
+    those of `Pipeline.set_loras`."""
 
 
 class GenerateArguments(Shared, total=False):
