@@ -64,6 +64,8 @@ class Request:
     controls: tuple[Image.Image, ...] = ()
     references: tuple[Image.Image, ...] = ()
     """For all pictures, each of the size it is encoded at."""
+    crop: tuple[int, int, int, int] | None = None
+    """What of a painted picture is given back, (left, top, right, bottom); None: all of it."""
     leads: bool = False
     """Whether the picture that is painted into is the first of its own reference pictures."""
     edit: FlowEdit | None = None
@@ -132,11 +134,15 @@ class Request:
         steps = None if steps is None else validate.at_least("steps", steps)
         levels = Levels.asked(manifest.schedule, steps, manifest.defaults.steps, shift, sigmas)
         validate.expect_moves(levels.steps, strength)
+        reference_pictures.expect_number(manifest, several := len(given.references))
         references = tuple(
-            reference_pictures.prepared(manifest, each, auto_resize) for each in given.references
+            reference_pictures.prepared(manifest, each, auto_resize, several > 1) for each in given.references
         )
         size = validate.size(size)
         width, height = given.painted(manifest, size, paste, references)
+        crop = None
+        if task == "reference" and size is None:
+            crop = reference_pictures.crop_back(manifest, given.references, auto_resize)
         places = given.places(size, (width, height), paste)
         pull = guided(manifest, len(texts), guidance, negative, true_cfg)
         if negative_2 is not None and not pull.negatives:
@@ -168,6 +174,7 @@ class Request:
             paste=paste,
             controls=validate.each(given.edges(places, (width, height)), count),
             references=references,
+            crop=crop,
             places=validate.each(places, count),
             leads=task == "inpaint" and manifest.model.inpaint.source,
             patch=manifest.model.patch,
@@ -323,6 +330,8 @@ class Request:
 
     def finished(self, painted: Image.Image, index: int) -> Image.Image:
         """What is given back of picture `index`: at its own size, where what a mask keeps is put back."""
+        if self.crop is not None:
+            return painted.crop(self.crop)
         if not self.images:
             return painted
         original, mask = self.images[index], None
