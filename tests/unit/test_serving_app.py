@@ -215,7 +215,7 @@ def test_sigterm_paints_what_was_accepted(process):
         threading.Thread(
             target=lambda seed=seed: found.append(
                 client.images.generate(
-                    prompt="a very secret prompt",
+                    prompt="a very secret prompt, longer than what is read, secret to its end",
                     size="128x128",
                     n=10,
                     extra_body={"steps": 200, "seed": seed},
