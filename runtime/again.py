@@ -43,7 +43,7 @@ class Recorded:
         wanted -= {*PICTURES, "canny", "strength"}
         if self.pictures.keys() & {"image"}:
             wanted.add("strength")
-        options = {name: value for name, value in found.items() if name in wanted}
+        options = {"solver": "euler"} | {name: value for name, value in found.items() if name in wanted}
         if not self.pictures or "content" not in self.parameters:
             options["size"] = [self.parameters["width"], self.parameters["height"]]
         if "outpaint" in options:

@@ -71,6 +71,14 @@ def of_schedule(command: Command) -> Command:
                 metavar="S,S,...",
                 help="Noise levels falling from 1, before the shift; they say the number of steps.",
             ),
+            click.option(
+                "--solver",
+                type=click.Choice(["euler", "ab2"]),
+                default="euler",
+                show_default=True,
+                help="How steps follow the velocity; ab2 looks at the step before, too, and needs about half "
+                "as many for the same picture. An edit is walked by euler.",
+            ),
         ]
     ):
         command = option(command)

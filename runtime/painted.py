@@ -73,6 +73,8 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
         found |= {"shift": getattr(request.levels.rule, "shift", None)}
     if request.levels.given is not None:
         found |= {"sigmas": list(request.levels.given)}
+    if request.solver != "euler":
+        found |= {"solver": request.solver}
     if request.negatives:
         found |= {"negative": request.negatives[index], "true_cfg": request.true_cfg}
     if edit := request.edit:

@@ -30,10 +30,12 @@ def expect_taken(backend: Backend, manifest: Manifest, flow: Flow, request: Requ
     """Refuse a request that one of the engines was not built for.
 
     Raises:
-        BackendError: saying what it takes, in pixels.
+        BackendError: saying what it takes, in pixels; an engine that is not there.
     """
     if not isinstance(backend, Profiled):
         return
+    if request.solver in manifest.glue:
+        backend.profiles(request.solver)  # engines that an earlier version built lack it
     for name, dims, size in _runs(manifest, flow, request, tiling):
         profiles = backend.profiles(name)
         if choose_profile(profiles, dims) is None:

@@ -24,7 +24,7 @@ from flux_trt.runtime.pictures.latents import Grid
 from flux_trt.runtime.sampling import positions
 from flux_trt.runtime.sampling.conditions import Condition
 from flux_trt.runtime.sampling.moves import move
-from flux_trt.runtime.sampling.trajectory import Trajectory
+from flux_trt.runtime.sampling.trajectory import Solver, Trajectory
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,6 +50,7 @@ class LoopShape:
     """Plain steps at the end of an edit."""
     beside: tuple[Grid, ...] = ()
     """Of reference pictures that are no part of the sequence."""
+    solver: Solver = "euler"
 
     @classmethod
     def of(cls, trajectory: Trajectory, text: int) -> LoopShape:
@@ -64,6 +65,7 @@ class LoopShape:
             average=trajectory.edit.average if trajectory.edit else 0,
             plain=trajectory.edit.plain if trajectory.edit else 0,
             beside=trajectory.beside.grids if trajectory.beside else (),
+            solver=trajectory.solver,
         )
 
     @property
