@@ -58,6 +58,8 @@ def build(job: Job, tell: Any) -> File | None:
     if job.plan is None:
         return None
     config = _config(job, flavour.cross_builds, _monitor(trt, tell))(builder, network)
+    for flag in flavour.builder_flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
     with Written(job.plan) as plan:
         writer = _writer(trt, plan)
         built = builder.build_serialized_network_to_stream(network, config, writer)
