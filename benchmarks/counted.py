@@ -29,7 +29,7 @@ from flux_trt.exporter.engines.report import Counts
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.families.stage import large_layers
-from flux_trt.exporter.quantise.calibration import Calibration, Settings, Size
+from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, Settings, Size
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.ranges import identity
 
@@ -113,11 +113,14 @@ def made_up(source: str, out: Path) -> None:
     model = recognise(open_checkpoint(source))
     size = Size(amax=20.0, p99_9=4.0, p99_99=8.0, p99_999=16.0, count=1)
     (stage,) = make_stages(model, "fp8", ["denoiser"])
+    layers = large_layers(stage)
+    blocks = dict.fromkeys(".".join(layer.split(".")[:2]) for layer in layers)
+    names = [*layers, *(f"{block}.{ATTENTION}.{head}" for block in blocks for head in HEADS)]
     found = Calibration(
         variant=model.variant,
         weights=identity(model, {}),
         settings=Settings(prompts=["made up"], width=512, height=512, steps=1, guidance=None, seed=0),
-        layers={stage.name: dict.fromkeys(large_layers(stage), size)},
+        layers={stage.name: dict.fromkeys(names, size)},
         tool="benchmarks/counted.py: made up, never run",
         created=str(describe()["date"]),
     )

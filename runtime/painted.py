@@ -19,7 +19,7 @@ from flux_trt.runtime.pictures import texts
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.tasks.request import Request
 
-MACHINE = ("backend", "backend_version", "device", "flux_trt")
+MACHINE = ("backend", "backend_version", "compute", "device", "flux_trt")
 """Parameters that say where a picture was painted: the same ones elsewhere ask for the same picture."""
 PICTURES = ("image", "mask", "control", "reference")
 """Parameters that are pictures: a record of `sha256` and `path`, or a list of them."""
@@ -147,8 +147,9 @@ def _tile(request: Request, tiling: Tiling) -> int | None:
 
 
 def _machine(backend: Backend) -> dict[str, Any]:
-    module = sys.modules.get(backend.name.replace("-", "_"))
+    module, compute = sys.modules.get(backend.name.replace("-", "_")), getattr(backend, "compute", "auto")
     return {
+        **({"compute": compute} if compute != "auto" else {}),
         "backend": backend.name,
         "backend_version": getattr(module, "__version__", None),
         "device": backend.device,

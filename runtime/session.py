@@ -16,7 +16,7 @@ from flux_trt.runtime import signals
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import needs
 from flux_trt.runtime.backends.memory import MemoryMode
-from flux_trt.runtime.backends.protocols import Device
+from flux_trt.runtime.backends.protocols import Compute, Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import VAE_ENCODER, Flow
 from flux_trt.runtime.errors import RequestError
@@ -44,6 +44,7 @@ class Machine:
     no_check: bool
     engines: Path | None = None
     threads: int | None = None
+    compute: Compute = "auto"
     progress: Kind = "auto"
     preview: Path | None = None
     preview_every: int | None = None
@@ -145,7 +146,9 @@ def open_bundle(bundle: Path, machine: Machine) -> Bundle:
 def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pipeline:
     """The bundle, loaded; on a GPU it is first said what the request will need."""
     check = not machine.no_check
-    backend = connect(machine.backend, machine.device, opened, machine.memory, check, machine.threads)
+    backend = connect(
+        machine.backend, machine.device, opened, machine.memory, check, machine.threads, machine.compute
+    )
     if backend.gpu:
         dims = dims_of(request, opened.manifest) if request else None
         stages = Flow.of(opened).stages
