@@ -213,7 +213,9 @@ def _replace(path: Path, prompts: int, rows: list[dict[str, Any]]) -> None:
     known = {row["name"]: row for row in before["rows"]}
     known |= {row["name"]: {**row, "made": {"date": about["date"], **about["hardware"]}} for row in rows}
     order = [row.name for row in ROWS]
-    placed = sorted(known.values(), key=lambda row: (row["name"] not in order, [*order, row["name"]].index(row["name"])))
+    placed = sorted(
+        known.values(), key=lambda row: (row["name"] not in order, [*order, row["name"]].index(row["name"]))
+    )
     write(path, {**before, "rows": placed})
 
 

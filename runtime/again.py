@@ -55,7 +55,11 @@ class Recorded:
     @property
     def machine(self) -> dict[str, Any]:
         """The options that say where it was painted, as far as that changes a picture."""
-        found = {name: self.parameters[name] for name in ("backend", "device", "compute") if name in self.parameters}
+        found = {
+            name: self.parameters[name]
+            for name in ("backend", "device", "compute")
+            if name in self.parameters
+        }
         return found | ({"tile": self.parameters["tile"] or 0} if "tile" in self.parameters else {})
 
     @property

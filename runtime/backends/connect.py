@@ -78,7 +78,9 @@ def connect(
 
 def _refuse_compute(compute: Compute, backend: str, device: str) -> None:
     if device == "cpu" and compute == "bf16":
-        raise BackendError(f"{backend} has no CPU kernels for bf16; use --backend openvino, or --compute fp32")
+        raise BackendError(
+            f"{backend} has no CPU kernels for bf16; use --backend openvino, or --compute fp32"
+        )
     if device != "cpu" and compute != "auto":
         raise BackendError(
             f"on a GPU {backend} computes in what the bundle was built in; leave --compute out, or use "

@@ -10,7 +10,16 @@ from pathlib import Path, PurePosixPath
 from flux_trt.runtime.errors import BackendError
 
 INFO = Path("/proc/cpuinfo")
-FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+FEATURES = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+)
 """Those that make neural networks faster, in the order in which CPUs got them."""
 GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 

@@ -32,9 +32,7 @@ def test_auto_is_openvino_where_it_is_installed(monkeypatch, device, installed, 
 
 
 def stage(precision, runs="step"):
-    return Stage(
-        graph="a.onnx", weights=[], precision=precision, inputs=[], outputs=[], runs=runs, key="a"
-    )
+    return Stage(graph="a.onnx", weights=[], precision=precision, inputs=[], outputs=[], runs=runs, key="a")
 
 
 AMX, NONE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16"), ("avx2", "avx512f", "avx512_bf16")

@@ -292,7 +292,9 @@ def test_a_model_of_few_steps_says_that_it_gains_nothing(glued, caplog):
     assert not caplog.messages
     Request.of(few, "a red circle", solver="ab2")
     (line,) = caplog.messages
-    assert line.startswith("solver ab2 gains nothing here: a tiny bundle is of a model that was distilled for 4")
+    assert line.startswith(
+        "solver ab2 gains nothing here: a tiny bundle is of a model that was distilled for 4"
+    )
 
 
 def test_engines_of_old_are_refused_before_any_work(glued, tmp_path):
@@ -305,7 +307,5 @@ def test_engines_of_old_are_refused_before_any_work(glued, tmp_path):
         seen = []
         assert pipeline.generate("a red circle", steps=3)
         with pytest.raises(BackendError, match="ab2"):
-            pipeline.generate(
-                "a red circle", steps=3, solver="ab2", progress=lambda *told: seen.append(told)
-            )
+            pipeline.generate("a red circle", steps=3, solver="ab2", progress=lambda *told: seen.append(told))
     assert not seen

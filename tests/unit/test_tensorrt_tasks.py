@@ -99,7 +99,13 @@ def test_in_sequential_mode_too(engines, task):
 @pytest.mark.parametrize("solver", ["euler", "ab2"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_references_ride_along(engines, batch, solver):
-    asked = {**SHARED, "solver": solver, "batch": batch, "reference": [scene(), scene((32, 32))], "auto_resize": False}
+    asked = {
+        **SHARED,
+        "solver": solver,
+        "batch": batch,
+        "reference": [scene(), scene((32, 32))],
+        "auto_resize": False,
+    }
     agree(engines, "kontext-like", asked)
 
 
