@@ -3,8 +3,8 @@
     python benchmarks/counted.py [--only NAME ...] [--work DIR] [--out benchmarks/results]
 
 flux-nano as it is, and one and two blocks of each kind at the families' real widths, 1024x1024 pixels: what a
-block more costs is the difference. Weights and calibration of those are made up; what the builder fuses does
-not depend on them. Rows that are not made again stay in the file; a test compares them with a build of its own.
+block more costs is the difference. Weights and calibration of those are made up; what the builder fuses
+does not depend on them. Rows that are not made again stay in the file; a test compares them with a build of its own.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
     "--engines",
     "counted",
     is_flag=True,
-    help="Of a bundle: what TensorRT-RTX makes of each stage, in kernels and bytes of one run; no GPU is needed.",
+    help="Of a bundle: what TensorRT-RTX makes of each stage, in kernels and bytes of a run, without a GPU.",
 )
 @click.option("--stages", type=_StageList(), help="With --engines: only these stages.  [default: all]")
 @click.option("--sm", "capability", type=Capability(), help="With --engines: for which GPU.  [default: 8.9]")
@@ -240,7 +240,7 @@ def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any)
 def inspect(what: str, as_json: bool, counted: bool, **chosen: Any) -> None:
     """Show what is in a bundle: stages, dtypes, shapes, bytes, engines, provenance.
 
-    With --engines each stage is built once for one picture, its builder's report is read, and nothing is kept.
+    With --engines each stage is built for one picture, the builder's report is read, and nothing is kept.
 
     Of a checkpoint, in any form that build takes, show its layout, family, variant and parts, and what it
     lacks. Of a LoRA, show its form, kind and rank, and how many modules of which parts it changes.

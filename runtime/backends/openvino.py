@@ -234,7 +234,7 @@ class OpenVino:
         if not self._told and stage.runs == "step":
             self._told = True
             _log.warning(
-                "this CPU has no AMX, without which bf16 is slower: a bf16 bundle is computed in float32 here; "
+                "this CPU has no AMX, without which bf16 is slower: a bf16 bundle is computed in float32; "
                 "--compute bf16 computes it in bf16 all the same, in less memory"
             )
         return "f32"

@@ -34,15 +34,15 @@ def solver_of(manifest: Manifest, asked: Any) -> Solver:
             )
         if (steps := manifest.defaults.steps) <= FEW:
             _log.warning(
-                "solver ab2 gains nothing here: a %s bundle is of a model that was distilled for %d step%s of "
-                "Euler; leave --solver out",
+                "solver ab2 gains nothing here: a %s bundle is of a model that was distilled for %d step%s; "
+                "leave --solver out",
                 *(manifest.variant, steps, "" if steps == 1 else "s"),
             )
     return found
 
 
 def solver_of_edit(asked: Any) -> None:
-    """Refuse any but Euler for an edit: its velocities are differences under fresh noise, and have no history.
+    """Refuse any but Euler for an edit: its velocities are differences under fresh noise, without a history.
 
     Raises:
         RequestError: that, or no such solver.
@@ -57,7 +57,7 @@ def solver_of_edit(asked: Any) -> None:
 def _known(asked: Any) -> Solver:
     for known in get_args(Solver):
         if asked == known:
-            return known  # type: ignore[no-any-return]
+            return known
     if asked is None:
         return "euler"
     raise RequestError(f"solver {asked!r} is unknown; it is {' or '.join(get_args(Solver))}")

@@ -278,9 +278,10 @@ def test_who_is_refused_in_one_line(tiny, glued):
     edits = new.model_copy(update={"tasks": [*new.tasks, "edit"]})
     with pytest.raises(RequestError, match="an edit is walked by Euler's steps"):
         Request.of_edit(edits, "cat.png", "a cat", "a dog", solver="ab2")
+    latents = start(1)
+    edit = Edit(latents, latents[None], 1, 0)
     with pytest.raises(ValueError, match="an edit is walked by Euler"):
-        latents = start(1)
-        Trajectory(levels_of(2), latents, (GRID,), edit=Edit(latents, latents[None], 1, 0), solver="ab2")
+        Trajectory(levels_of(2), latents, (GRID,), edit=edit, solver="ab2")
 
 
 def test_a_model_of_few_steps_says_that_it_gains_nothing(glued, caplog):
@@ -293,7 +294,7 @@ def test_a_model_of_few_steps_says_that_it_gains_nothing(glued, caplog):
     Request.of(few, "a red circle", solver="ab2")
     (line,) = caplog.messages
     assert line.startswith(
-        "solver ab2 gains nothing here: a tiny bundle is of a model that was distilled for 4"
+        "solver ab2 gains nothing here: a tiny bundle is of a model that was distilled for 4 steps"
     )
 
 
