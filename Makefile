@@ -25,7 +25,7 @@ demo: $(INSTALLED)
 	@echo "The pictures are $(OUT)/demo-0.png, $(OUT)/demo-1.png and $(OUT)/demo-2.png"
 
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu" --durations=25
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

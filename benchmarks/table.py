@@ -17,7 +17,7 @@ from rows import building, headlines, pictures, speed
 from rows.row import Results, Row
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / name for name in ("README.md", "docs/numbers.md", "docs/cpu.md")]
+PAGES = [HERE.parent / name for name in ("README.md", "docs/numbers.md", "docs/cpu.md", "docs/lora.md")]
 BLOCK = re.compile(r"(<!-- (\w+): python benchmarks/table\.py -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 NOTHING = "No results are committed yet.\n"
 
@@ -35,6 +35,7 @@ FILES: dict[str, Rows] = {
     "bench/scaling.json": speed.scaling,
     "cpu.json": speed.cpu,
     "soak.json": speed.soak,
+    "lora.json": speed.lora,
     "ladder.json": speed.ladder,
     "tiles.json": speed.tiles,
     "flux_nano_score.json": pictures.score,
@@ -108,7 +109,21 @@ def soak(results: Path) -> str:
     return "\n".join([*speed.looks(json.loads(path.read_text(encoding="utf-8"))), ""])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"few": few, "numbers": numbers, "steps": steps, "soak": soak}
+def lora(results: Path) -> str:
+    """What branches for LoRAs cost on a CPU."""
+    path = results / "lora.json"
+    if not path.is_file():
+        return NOTHING
+    return "\n".join([*speed.branches(json.loads(path.read_text(encoding="utf-8"))), ""])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "few": few,
+    "numbers": numbers,
+    "steps": steps,
+    "soak": soak,
+    "lora": lora,
+}
 
 
 def _machine(hardware: object) -> str:

@@ -16,6 +16,7 @@ from flux_trt.exporter.checkpoints.open import Beside
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
+from flux_trt.exporter.families.branches import MODULES, adapters, with_branches
 from flux_trt.exporter.families.stage import Stage, roughly_quantised
 from flux_trt.exporter.faults import Faults
 from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
@@ -50,6 +51,7 @@ def build(
     fp8: Fp8 | None = None,
     stages: Sequence[StageName] | None = None,
     variant: str | None = None,
+    lora_rank: int | None = None,
     link: bool = True,
     inline: bool = False,
     tell: Callable[[str], None] = lambda line: None,
@@ -66,6 +68,8 @@ def build(
         fp8: how to quantise what is in fp8; None: with Fp8's defaults.
         stages: which to build; a bundle without all of them is partial. None: all.
         variant: chooses among variants of the family whose tensors are alike.
+        lora_rank: also write the stages that LoRAs change with branches, for LoRAs of up to that rank at run
+            time; they use the same weights. None: none.
         link: use weights where they lie when they need no change; False copies every weight.
         inline: write graphs of standard operators alone, for tools that know no model-local functions.
         tell: called with a line for every step done.
@@ -86,6 +90,7 @@ def build(
         base=fp8.base,
         stages=stages,
         variant=variant,
+        lora_rank=lora_rank,
         faults=Faults(),
         **beside,
     )
@@ -105,8 +110,12 @@ def build(
         refuse_full_disk(sum(bytes_to_write(stage, links) for stage in new_for_sure), folder)
         calibration = out.with_name(f"{out.name}.calibration.json")
         plan = with_ranges(prepared.plan, model, sources, fp8, calibration, tell, progress)
+        plan = with_branches(plan, prepared.branches)
         keys = {stage.name: reuse.key(stage, sources, link) for stage in plan}
-        kept = {name: reuse.reuse(name, key, old, out, folder) for name, key in keys.items()}
+        kept: dict[StageName, reuse.Kept | None] = {}
+        for stage in plan:  # what shares weights is new where they are
+            anew = stage.shares is not None and kept[stage.shares] is None
+            kept[stage.name] = None if anew else reuse.reuse(stage.name, keys[stage.name], old, out, folder)
         refuse_full_disk(sum(bytes_to_write(stage, links) for stage in plan if not kept[stage.name]), folder)
         files = {inside: sources[file] for file, inside in links.items()}
         built: dict[StageName, manifest.Stage] = {}
@@ -124,9 +133,14 @@ def build(
             files |= new
         tokenizers = {name: each.write(folder) for name, each in prepared.tokenizers.items()}
         files |= {each.file: digest(folder / each.file) for each in tokenizers.values()}
+        takes = None
         glue, new = write_glue(folder, numbers.model.channels) if "denoiser" in built else ({}, {})
         files |= new
-        found = describe(model, sources, built, glue, tokenizers, files)
+        if prepared.branches and lora_rank is not None:
+            modules = model.modules(model.checkpoint)
+            files[MODULES] = write_file(folder / MODULES, modules.dumps().encode())
+            takes = adapters(plan, prepared.branches, lora_rank)
+        found = describe(model, sources, built, glue, tokenizers, takes, files)
         aside.unchanged = reuse.is_same(found, out, folder)
         if not aside.unchanged:
             write_file(folder / manifest.NAME, found.dumps().encode())

@@ -51,11 +51,15 @@ def _refuse_here(*libraries: str) -> None:
 class _StageList(click.ParamType):
     name = "stage,..."
 
+    def __init__(self, branched: bool = False) -> None:
+        """Of stages as they are built, and where `branched` also of those with branches for LoRAs."""
+        self._stages = [*STAGES, *(f"{name}_lora" for name in STAGES if branched)]
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
         wanted = value.split(",") if isinstance(value, str) else list(value)
-        if strange := [stage for stage in wanted if stage not in STAGES]:
+        if strange := [stage for stage in wanted if stage not in self._stages]:
             self.fail(f"{strange[0]!r} is not one of {', '.join(STAGES)}", param, ctx)
-        return [stage for stage in STAGES if stage in wanted]
+        return [stage for stage in self._stages if stage in wanted]
 
 
 class _StagePrecision(click.ParamType):
@@ -99,6 +103,12 @@ def main() -> None:
     "--variant", type=click.Choice(VARIANTS), help="Chooses among variants whose tensors are alike."
 )
 @beside_options
+@click.option(
+    "--lora-rank",
+    type=click.IntRange(1, 1024),
+    metavar="RANK",
+    help="Take LoRAs of up to this rank at run time, too: more graphs, on the same weights.",
+)
 @click.option("--revision", help="Of a hub id.")
 @click.option(
     "--link/--no-link",
@@ -211,7 +221,11 @@ def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
 @main.command(short_help="Build TensorRT engines into a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--backend", type=click.Choice(FLAVOURS), required=True, help="Which TensorRT.")
-@click.option("--stages", type=_StageList(), help="Build only these stages' engines.  [default: all]")
+@click.option(
+    "--stages",
+    type=_StageList(branched=True),
+    help="Build only these stages' engines; NAME_lora is one with branches for LoRAs.  [default: all]",
+)
 @engine_options
 def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any) -> None:
     """Build TensorRT engines of BUNDLE's graphs into it.

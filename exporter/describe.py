@@ -10,6 +10,7 @@ from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.reuse import versions
 from flux_trt.exporter.stamp import stamp
 from flux_trt.runtime.bundle.manifest import (
+    Adapters,
     File,
     GlueName,
     Manifest,
@@ -28,12 +29,15 @@ def describe(
     stages: Mapping[StageName, Stage],
     glue: Mapping[GlueName, Stage],
     tokenizers: Mapping[str, Tokenizer],
+    adapters: Adapters | None,
     files: Mapping[str, File],
 ) -> Manifest:
     """The manifest of a bundle with these stages, listing of `files` those that it uses."""
     checkpoint, numbers = model.checkpoint, model.numbers()
     used = {path for each in (*stages.values(), *glue.values()) for path in (each.graph, *each.weights)}
     used |= {tokenizer.file for tokenizer in tokenizers.values()}
+    used |= {adapters.modules} if adapters else set()
+    order = [*model.parts, *(adapters.stages.values() if adapters else ())]
     return Manifest(
         family=model.family,
         variant=model.variant,
@@ -45,8 +49,9 @@ def describe(
         guidance=numbers.guidance,
         sizes=numbers.sizes,
         defaults=numbers.defaults,
-        stages={name: stages[name] for name in model.parts if name in stages},
+        stages={name: stages[name] for name in order if name in stages},
         glue=dict(glue),
+        adapters=adapters,
         files={path: files[path] for path in sorted(used)},
         provenance=Provenance(
             checkpoint=checkpoint.source,

@@ -45,6 +45,8 @@ def show(root: Path, manifest: Manifest, console: Console | None = None) -> None
     facts.add_row("noise", _told(m.noise))
     if m.references:
         facts.add_row("references", f"enter {m.references.enters}, sizes {m.references.size.kind}")
+    if a := manifest.adapters:
+        facts.add_row("LoRAs", f"at run time, of rank {a.rank} at most, in {', '.join(a.stages)}")
     facts.add_row("sizes", f"{manifest.sizes.smallest} to {manifest.sizes.largest} px in steps of {m.patch}")
     facts.add_row("defaults", f"{d.width}x{d.height}, {d.steps} steps")
     facts.add_row("built from", f"{p.checkpoint} ({p.layout} layout, {len(p.sources)} files)")

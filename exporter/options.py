@@ -50,6 +50,7 @@ What you have, and what CHECKPOINT and the options are:
                           --vae ae.safetensors --tokenizers WHERE
   Krea, Depth, Kontext    also --variant krea, depth, kontext
   a LoRA                  the model and --lora style.safetensors:0.8
+  LoRAs to switch         the model and --lora-rank 16; then flux-run --lora
 
 \b
 FOLDER is a diffusers folder of the family. WHERE is that, a bundle, or a hub

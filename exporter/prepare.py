@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Unpack
 
 from flux_trt.exporter.checkpoints.open import Beside, open_checkpoint
 from flux_trt.exporter.checkpoints.tokenizer import LoadedTokenizer, load_tokenizer
+from flux_trt.exporter.families.branches import all_branches
 from flux_trt.exporter.families.model import Model, Numbers
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.families.stage import Stage
 from flux_trt.exporter.faults import Faults
+from flux_trt.runtime.bundle.adapters import Branch
 from flux_trt.runtime.bundle.manifest import Precision, StageName
 from flux_trt.runtime.errors import CheckpointError
 
@@ -28,6 +30,8 @@ class Prepared:
     tokenizers: Mapping[str, LoadedTokenizer]
     notes: list[str]
     """What is left out, and what was chosen: a line each, for people."""
+    branches: list[Branch] = field(default_factory=list)
+    """Through which LoRAs reach the stages at run time."""
 
 
 def prepare(
@@ -38,6 +42,7 @@ def prepare(
     base: Precision,
     stages: Sequence[StageName] | None,
     variant: str | None,
+    lora_rank: int | None = None,
     faults: Faults,
     **beside: Unpack[Beside],
 ) -> Prepared:
@@ -71,7 +76,13 @@ def prepare(
             continue
         with faults.met():
             tokenizers[name] = _tokenizer(model, numbers, name)
-    return Prepared(model, numbers, plan, tokenizers, notes)
+    branches: list[Branch] = []
+    if lora_rank is not None and not faults.found:
+        with faults.met():
+            branches = all_branches(model, plan, lora_rank)
+            stages = ", ".join(dict.fromkeys(each.stage for each in branches))
+            notes.append(f"{stages}: also with branches for LoRAs of rank {lora_rank}, on the same weights")
+    return Prepared(model, numbers, plan, tokenizers, notes, branches)
 
 
 def _tokenizer(model: Model, numbers: Numbers, name: StageName) -> LoadedTokenizer:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 MADE_BY = (
     *("exporter/build.py", "exporter/faults.py", "exporter/written.py", "exporter/lock.py"),
     *("exporter/checkpoints", "exporter/families", "exporter/graphs", "exporter/quantise"),
-    *("plugins", "runtime/bundle"),
+    *("plugins", "runtime/bundle", "runtime/lora"),
     *("runtime/errors.py", "runtime/progress.py"),
 )
 """The files and folders whose code a stage is made by; the commands, engines, tasks and verify are not."""
@@ -79,6 +79,7 @@ def key(stage: Stage, sources: Mapping[Path, File], link: bool) -> str:
         },
         "link": link,
         "inline": stage.inline,
+        "inputs": [each.model_dump() for each in stage.inputs] if stage.shares else None,
         "sources": [
             sources[file].sha256 for file in sorted({file for each in own.values() for file in each.files})
         ],
@@ -96,9 +97,13 @@ def previous(out: Path) -> Manifest | None:
         return None
 
 
+Kept = tuple[manifest.Stage, dict[str, File]]
+"""A stage and its files."""
+
+
 def reuse(
     name: manifest.StageName, wanted: str, old: Manifest | None, out: Path, folder: Path
-) -> tuple[manifest.Stage, dict[str, File]] | None:
+) -> Kept | None:
     """Take over a stage's files when it was built from the same things and they are still whole.
 
     Returns:

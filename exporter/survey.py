@@ -108,6 +108,7 @@ def survey(
     stages: Sequence[StageName] | None = None,
     link: bool = True,
     variant: str | None = None,
+    lora_rank: int | None = None,
     **beside: Unpack[Beside],
 ) -> Survey:
     """Look at a checkpoint as `build` would, with the same arguments, and collect what is wrong.
@@ -126,6 +127,7 @@ def survey(
             base=fp8.base,
             stages=stages,
             variant=variant,
+            lora_rank=lora_rank,
             faults=faults,
             **beside,
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from flux_trt.exporter.checkpoints.lora.term import Lora
 from flux_trt.exporter.engines.preflight import Estimate
 from flux_trt.exporter.survey import Survey
+from flux_trt.runtime.lora.term import Lora
 
 
 def show_survey(found: Survey, engines: bool, console: Console | None = None) -> None:

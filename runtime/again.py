@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.painted import PICTURES
+from flux_trt.runtime.painted import LORA, PICTURES
 from flux_trt.runtime.pictures import picture, texts
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.request import Request
@@ -217,14 +217,14 @@ def recorded(path: str | Path) -> Recorded:
     for name, kind in needed.items():
         if not isinstance(found.parameters.get(name), kind):
             raise RequestError(f"{path} does not say its {name}; it cannot be painted again from its file")
-    for name in PICTURES:
+    for name in (*PICTURES, LORA):
         value = found.parameters.get(name)
-        if value and not all(map(_names_a_picture, value if isinstance(value, list) else [value])):
+        if value and not all(map(_names_a_file, value if isinstance(value, list) else [value])):
             raise RequestError(f"{path} does not say its {name}; it cannot be painted again from its file")
     return found
 
 
-def _names_a_picture(record: Any) -> bool:
+def _names_a_file(record: Any) -> bool:
     return (
         isinstance(record, dict)
         and isinstance(record.get("sha256"), str)

@@ -67,6 +67,7 @@ class Fields(BaseModel):
     auto_resize: bool | None = None
     control: Path | None = None
     canny: Path | None = None
+    lora: tuple[str, ...] = Field((), description="FILE or FILE:STRENGTH each")
     source: str | None = Field(None, description="of an edit, as all that follow")
     target: str | None = None
     source_guidance: float | None = None
@@ -157,6 +158,7 @@ def expect_apart(found: Iterable[Job | BadLine]) -> None:
 def _inside(fields: Fields, folder: Path) -> Fields:
     """The same, with paths that start at `folder`."""
     found: dict[str, Any] = {"reference": tuple(folder / each for each in fields.reference)}
+    found["lora"] = tuple(str(folder / each) for each in fields.lora)
     for name in ("output", "image", "mask", "control", "canny"):
         if (value := getattr(fields, name)) is not None:
             found[name] = folder / value

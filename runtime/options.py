@@ -145,6 +145,12 @@ def of_pictures(command: Command) -> Command:
                 help="Pictures painted at once; more need more memory.",
             ),
             click.option(
+                "--lora",
+                metavar="FILE[:STRENGTH]",
+                multiple=True,
+                help="Paint with a LoRA; of a bundle built with --lora-rank. Several add up.  [strength: 1]",
+            ),
+            click.option(
                 "--preview",
                 type=PICTURE,
                 help="Write to this PNG what the picture is going to be, while it is painted; each time "

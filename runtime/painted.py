@@ -21,6 +21,8 @@ from flux_trt.runtime.tasks.request import Request
 
 MACHINE = ("backend", "backend_version", "compute", "device", "flux_trt")
 """Parameters that say where a picture was painted: the same ones elsewhere ask for the same picture."""
+LORA = "lora"
+"""The parameter that is LoRAs: a list of records of `sha256`, `path` and `strength`."""
 PICTURES = ("image", "mask", "control", "reference")
 """Parameters that are pictures: a record of `sha256` and `path`, or a list of them."""
 
@@ -83,6 +85,8 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
     elif request.images:
         found |= {"strength": request.strength}
     found |= _given(request, index)
+    if request.loras:
+        found[LORA] = [each.record for each in request.loras]
     return found | {
         "tile": _tile(request, tiling),
         "variant": bundle.manifest.variant,
@@ -112,6 +116,9 @@ def same(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
 def _compared(parameters: Mapping[str, Any]) -> dict[str, Any]:
     apart = {*MACHINE, *(("bundle",) if "content" in parameters else ())}
     found = {name: value for name, value in parameters.items() if name not in apart}
+    if isinstance(found.get(LORA), list):
+        loras = [each if isinstance(each, dict) else {} for each in found[LORA]]
+        found[LORA] = [(each.get("sha256"), each.get("strength")) for each in loras]
     for name in PICTURES:
         if name in found:
             many = found[name] if isinstance(found[name], list) else [found[name]]

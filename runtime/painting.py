@@ -16,12 +16,14 @@ from flux_trt.runtime.backends.memory import MemoryMode
 from flux_trt.runtime.backends.protocols import Backend, Buffer
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
+from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.progress import Progress
 from flux_trt.runtime.sampling import beside
+from flux_trt.runtime.sampling.adapted import Adapted
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
 from flux_trt.runtime.sampling.trajectory import Trajectory
@@ -95,8 +97,13 @@ class Stages(Protocol):
         guidance: Any,
         into: Mapping[str, Buffer] | None,
         references: Mapping[str, Floats] | None,
+        adapted: Adapted | None,
     ) -> Values:
         """All that the denoiser needs of text and time."""
+
+    @property
+    def loras(self) -> Loras:
+        """Those that are set, and any others."""
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None
@@ -146,7 +153,8 @@ class Painting:
     def __iter__(self) -> Iterator[Painted]:
         """Paint, batch by batch."""
         request, manifest = self._request, self._to.bundle.manifest
-        expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling)
+        instead = self._to.loras.instead(request.loras)
+        expect_taken(self._to.backend, manifest, self._to.flow, request, self._to.tiling, instead)
         encoding: dict[str, float] = {}
         with _timed(encoding, "encode"):
             encoded = encode_pictures(request, self._encode_picture())
@@ -197,36 +205,38 @@ class Painting:
         All in one turn: on a GPU the loop's buffers hold what one stage leaves for the next, and when stages
         take turns at being loaded, another thread would have them loaded anew.
         """
-        with self._to.turn:
+        with self._to.turn, self._to.loras.lent(self._request.loras) as adapted:
             if not self._sequential:
                 (batch,) = group
-                with self._loop(batch) as loop:
-                    self._condition(batch, loop.conditioning)
-                    self._denoise(batch, loop)
+                with self._loop(batch, adapted) as loop:
+                    self._condition(batch, loop.conditioning, adapted)
+                    self._denoise(batch, loop, adapted)
                     return self._decode(batch)
             for batch in group:
-                self._condition(batch, None)
+                self._condition(batch, None, adapted)
                 batch.conditions = {name: _on_host(value) for name, value in batch.conditions.items()}
             for batch in group:
-                with self._loop(batch) as loop:
-                    self._denoise(batch, loop)
+                with self._loop(batch, adapted) as loop:
+                    self._denoise(batch, loop, adapted)
                     batch.packed = [_on_host(each) for each in batch.packed]
             return self._decode(group[0])
 
     @contextmanager
-    def _loop(self, batch: Batch) -> Iterator[Loop]:
+    def _loop(self, batch: Batch, adapted: Adapted) -> Iterator[Loop]:
         text = self._to.flow.text(batch.conditions)
-        with self._to.loops.lent(LoopShape.of(batch.trajectory, text)) as loop:
+        with self._to.loops.lent(LoopShape.of(batch.trajectory, text, adapted)) as loop:
             yield loop
 
-    def _condition(self, batch: Batch, into: Mapping[str, Buffer] | None) -> None:
+    def _condition(self, batch: Batch, into: Mapping[str, Buffer] | None, adapted: Adapted) -> None:
         with _timed(batch.seconds, "condition"):
             guidance = self._request.guidances(batch.chosen)
             references = beside.seen(batch.trajectory, self._to.bundle.manifest.model.positions)
             levels = batch.trajectory.levels
-            batch.conditions = self._to.condition(batch.conditions, levels, guidance, into, references)
+            batch.conditions = self._to.condition(
+                batch.conditions, levels, guidance, into, references, adapted
+            )
 
-    def _denoise(self, batch: Batch, loop: Loop) -> None:
+    def _denoise(self, batch: Batch, loop: Loop, adapted: Adapted) -> None:
         """Walk to the last latents; on a GPU the loop may be a single launch."""
         request, trajectory = self._request, batch.trajectory
         precision, gpu = self._to.bundle.stage(DENOISER).precision, self._to.backend.gpu
@@ -237,7 +247,7 @@ class Painting:
             self._progress("denoise", done, len(request) * request.moves)
 
         with _timed(batch.seconds, "denoise"):
-            loop.begin(trajectory, batch.conditions)
+            loop.begin(trajectory, batch.conditions, adapted)
             batch.conditions = {}
             if gpu and not self._each_step and not self._on_step:
                 last = loop.run()

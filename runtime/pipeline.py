@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +21,15 @@ from flux_trt.runtime.backends.protocols import Backend, Buffer, Compute, Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.lora.chosen import LoraLike
+from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
 from flux_trt.runtime.painting import OnStep, Painting, Values
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling import beside, schedule
+from flux_trt.runtime.sampling.adapted import Adapted, Shelf
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
 from flux_trt.runtime.sampling.trajectory import Trajectory
@@ -59,6 +63,8 @@ class Pipeline:
         memory: MemoryMode = "resident",
         record: bool = True,
         tile: int | None = None,
+        loras: Sequence[LoraLike] = (),
+        shelf: Shelf | None = None,
     ) -> None:
         """Load the stages that text-to-image needs; `load` is the usual way.
 
@@ -68,6 +74,8 @@ class Pipeline:
             memory: what may be loaded at once.
             record: on a GPU, launch the denoising loop as one CUDA graph from its second run on.
             tile: see `load`.
+            loras: see `load`.
+            shelf: where LoRAs for this bundle may have been read already.
 
         Raises:
             FluxTrtError: a partial bundle, or a stage that the backend cannot run or that does not fit.
@@ -80,15 +88,18 @@ class Pipeline:
         self.kept = beside.Kept(memory)
         self.tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
+        self.loras = Loras(bundle, backend, loras, shelf)
         self._windows = [
             (each.stage, Window(bundle.root, bundle.tokenizer(each.tokenizer)))
             for each in bundle.manifest.encoders
         ]
+        instead = self.loras.instead()
+        first = [instead.get(name, name) for name in self.flow.stages]
         if backend.gpu:
             backend.gpu.way_out = way_out(memory)
-            needs(bundle, backend, memory, self.flow.stages).expect_fit(backend.gpu)
+            needs(bundle, backend, memory, first).expect_fit(backend.gpu)
         self.fixed = all(window.fixed for _, window in self._windows)
-        self._graphs = Loaded(bundle, backend, memory, self.flow.stages)
+        self._graphs = Loaded(bundle, backend, memory, first)
         self.loops = Loops(self._new_loop, LOOPS if backend.gpu else 0)
 
     @classmethod
@@ -104,6 +115,7 @@ class Pipeline:
         engines: str | Path | None = None,
         threads: int | None = None,
         compute: Compute = "auto",
+        loras: Sequence[LoraLike] = (),
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
 
@@ -120,8 +132,10 @@ class Pipeline:
             threads: that a CPU backend computes on. None: the CPUs that this process may use.
             compute: what a CPU computes the loop in: "fp32" or "bf16", a third of the time on a CPU with AMX;
                 "auto": what the bundle was built in, bf16 only where it is faster.
+            loras: those of `set_loras`, from the start.
 
         Raises:
+            RequestError, CheckpointError: as `set_loras`.
             BundleError: a bundle that is not whole.
             BackendError: a backend, device or precision that does not work here, or too little memory;
                 threads for a GPU.
@@ -130,7 +144,22 @@ class Pipeline:
         connected = connect(backend, device, opened, memory, check, threads, compute)
         if check:
             opened.verify()
-        return cls(opened, connected, memory, record, tile)
+        return cls(opened, connected, memory, record, tile, loras)
+
+    def set_loras(self, loras: Sequence[LoraLike]) -> None:
+        """Paint with these LoRAs from now on, where a call says nothing else with `lora`; [] is none.
+
+        What is being painted is not changed. Without a LoRA the plain stages run, so that pictures are those
+        of before, bit for bit.
+
+        Args:
+            loras: files, "FILE:STRENGTH" or (file, strength); several add up.
+
+        Raises:
+            RequestError: the bundle takes none, or not these; no such file.
+            CheckpointError: a file that is no LoRA for this model.
+        """
+        self.loras.set(loras)
 
     def generate(
         self,
@@ -199,6 +228,8 @@ class Pipeline:
         each_step: bool = False,
     ) -> Iterator[Painted]:
         """Paint a request, batch by batch; prompts are encoded as they come. The rest is as in `generate`."""
+        if request.loras is None:
+            request = replace(request, loras=self.loras.own)
         return iter(Painting(self, request, progress or silent, on_step, each_step))
 
     def encode(self, prompts: Sequence[Words]) -> dict[str, Floats]:
@@ -247,6 +278,7 @@ class Pipeline:
         guidance: float | Floats | None,
         into: Mapping[str, Buffer] | None = None,
         references: Mapping[str, Floats] | None = None,
+        adapted: Adapted | None = None,
     ) -> Values:
         """All that the denoiser needs of text and time, for every step at once.
 
@@ -256,6 +288,7 @@ class Pipeline:
             guidance: one, or [batch]. None for a model without guidance input.
             into: the buffers to write to, by name. None: new ones.
             references: from `beside.seen`, for a model that takes them so.
+            adapted: LoRAs that `loras.lent` has lent. None: those of `set_loras`.
 
         Returns:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
@@ -266,11 +299,12 @@ class Pipeline:
         found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
         if guidance is not None:
             found["guidance"] = np.full(rows, guidance, np.float32)
-        with self.turn:
-            for name in self.flow.before:
-                stage = self.bundle.stage(name)
+        with self.turn, self.loras.lent(adapted) as lent:
+            for plain in self.flow.before:
+                stage = self.bundle.stage(name := lent.stage(plain))
                 there = into and {each.name: into[each.name] for each in stage.outputs}
-                found |= self.kept.run(self._graphs, name, stage, taken(stage, found), there)
+                given = taken(stage, {**found, **lent.given(plain)})
+                found |= self.kept.run(self._graphs, name, stage, given, there, lent.key)
         return {name: found[name] for name in self.flow.conditions}
 
     def denoise(
@@ -293,18 +327,22 @@ class Pipeline:
         """
         return self.walk(Trajectory(levels, start, (grid,)), conditions)
 
-    def walk(self, trajectory: Trajectory, conditions: Values) -> Iterator[Step]:
+    def walk(
+        self, trajectory: Trajectory, conditions: Values, adapted: Adapted | None = None
+    ) -> Iterator[Step]:
         """`denoise` for any trajectory, whose rows are those of the conditions.
 
         Nothing leaves the device between steps: what a step takes of `conditions` is a view, and two buffers
         take turns as latents and next latents. Each step is a turn of its own: other threads, and other
         walks, may come between two of them. One generator is for one thread at a time, as Python has it.
+        `adapted` are LoRAs; None: those of `set_loras`, as they are when the first step is asked for.
         """
-        shape = LoopShape.of(trajectory, self.flow.text(conditions))
-        with self.loops.lent(shape) as loop:
-            with self.turn:
-                loop.begin(trajectory, conditions)
-            yield from walked(loop, trajectory, self.turn, self.bundle.stage(DENOISER).precision)
+        with self.loras.lent(adapted) as lent:
+            shape = LoopShape.of(trajectory, self.flow.text(conditions), lent)
+            with self.loops.lent(shape) as loop:
+                with self.turn:
+                    loop.begin(trajectory, conditions, lent)
+                yield from walked(loop, trajectory, self.turn, self.bundle.stage(DENOISER).precision)
 
     def decode(
         self, packed: Buffer | Floats, grid: latents.Grid, progress: Progress | None = None
@@ -324,6 +362,7 @@ class Pipeline:
         with self.turn:
             self.kept.forget()
             self.loops.close()
+            self.loras.close()
             self._graphs.close()
 
     def __enter__(self) -> Pipeline:

@@ -28,6 +28,7 @@ from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.pipeline import Pipeline
 from flux_trt.runtime.preview import Preview, refuse_preview
 from flux_trt.runtime.progress import Kind, shown
+from flux_trt.runtime.sampling.adapted import Shelf, instead_of
 from flux_trt.runtime.tasks.dims import dims_of
 from flux_trt.runtime.tasks.request import Request
 
@@ -77,14 +78,15 @@ def paint(
     opened = open_bundle(bundle, machine)
     request = ask(opened)
     places = several(output, len(request))
-    tiling = Tiling.of(opened.manifest.model, machine.tile)
+    tiling, shelf = Tiling.of(opened.manifest.model, machine.tile), Shelf(opened)
+    shelf.of(request.loras or ())
     if machine.preview:
         writing.expect_writable(machine.preview)
     refuse_preview(machine.preview, machine.preview_every, machine.memory, places)
     writing.expect_free(places, [parameters(opened, request, index, tiling) for index in range(len(request))])
     report = Report(machine.as_json, len(places))
     try:
-        with load(opened, machine, request) as pipeline:
+        with load(opened, machine, request, shelf) as pipeline:
             report.device, loaded = pipeline.backend.device, time.perf_counter()
             report.seconds["load"] = round(loaded - start, 4)
             on_step = None
@@ -143,21 +145,25 @@ def open_bundle(bundle: Path, machine: Machine) -> Bundle:
     return Bundle.open(bundle, check=not machine.no_check, engines=machine.engines)
 
 
-def load(opened: Bundle, machine: Machine, request: Request | None = None) -> Pipeline:
-    """The bundle, loaded; on a GPU it is first said what the request will need."""
+def load(
+    opened: Bundle, machine: Machine, request: Request | None = None, shelf: Shelf | None = None
+) -> Pipeline:
+    """The bundle, loaded for a request, whose LoRAs may lie on a shelf; on a GPU it is said what it needs."""
     check = not machine.no_check
     backend = connect(
         machine.backend, machine.device, opened, machine.memory, check, machine.threads, machine.compute
     )
     if backend.gpu:
         dims = dims_of(request, opened.manifest) if request else None
-        stages = Flow.of(opened).stages
+        instead = instead_of(opened, shelf.of(request.loras or ()) if shelf and request else None)
+        stages = tuple(instead.get(name, name) for name in Flow.of(opened).stages)
         if request and request.has_pictures:
             stages = (*stages, VAE_ENCODER)
         needed = needs(opened, backend, machine.memory, stages, dims)
         click.echo(needed.line(backend.gpu), err=True)
         needed.expect_fit(backend.gpu)
-    return Pipeline(opened, backend, machine.memory, tile=machine.tile)
+    loras = (request.loras if request else None) or ()
+    return Pipeline(opened, backend, machine.memory, tile=machine.tile, loras=loras, shelf=shelf)
 
 
 def split(options: dict[str, Any]) -> Machine:

@@ -9,6 +9,7 @@ from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.engine import Profile, choose_profile, nearest
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow
 from flux_trt.runtime.bundle.manifest import Manifest
+from flux_trt.runtime.bundle.record import StageName
 from flux_trt.runtime.errors import BackendError
 from flux_trt.runtime.pictures.latents import Grid
 from flux_trt.runtime.pictures.vae import Tiling
@@ -26,8 +27,15 @@ class Profiled(Protocol):
         """Of a stage."""
 
 
-def expect_taken(backend: Backend, manifest: Manifest, flow: Flow, request: Request, tiling: Tiling) -> None:
-    """Refuse a request that one of the engines was not built for.
+def expect_taken(
+    backend: Backend,
+    manifest: Manifest,
+    flow: Flow,
+    request: Request,
+    tiling: Tiling,
+    instead: Mapping[StageName, StageName],
+) -> None:
+    """Refuse a request that one of the engines was not built for; stages `instead` of others are looked at.
 
     Raises:
         BackendError: saying what it takes, in pixels; an engine that is not there.
@@ -37,7 +45,7 @@ def expect_taken(backend: Backend, manifest: Manifest, flow: Flow, request: Requ
     if request.solver in manifest.glue:
         backend.profiles(request.solver)  # engines that an earlier version built lack it
     for name, dims, size in _runs(manifest, flow, request, tiling):
-        profiles = backend.profiles(name)
+        profiles = backend.profiles(instead.get(name, name))
         if choose_profile(profiles, dims) is None:
             raise BackendError(_why(name, manifest, profiles, dims, size))
 

@@ -33,12 +33,15 @@ def lines() -> Iterator[None]:
     def show(message: Warning | str, *place: Any, **more: Any) -> None:
         _print(str(message))
 
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # of its own: some libraries raise the root's, which would silence us
     logger.addHandler(handler)
     warnings.showwarning = show
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         warnings.showwarning = before
 
 

@@ -27,6 +27,8 @@ RANGES = {
     "height": (32, 64, 128),
     "width": (32, 64, 128),
 }
+RANK = (1, 8, 24)
+"""Of LoRAs' branches."""
 
 
 def build(path: Path, stage: manifest.Stage, logger: trt.Logger) -> dict[str, object]:
@@ -40,7 +42,7 @@ def build(path: Path, stage: manifest.Stage, logger: trt.Logger) -> dict[str, ob
             layer.attention.decomposable = True
     shapes = {}
     for tensor in stage.inputs:
-        ranges = [(dim,) * 3 if isinstance(dim, int) else RANGES[dim] for dim in tensor.dims]
+        ranges = [(dim,) * 3 if isinstance(dim, int) else RANGES.get(dim, RANK) for dim in tensor.dims]
         shapes[tensor.name] = list(zip(*ranges, strict=True))
     engine = graph.plan(shapes, ["SM89"])
     return {"bytes": engine.nbytes if engine else 0, "layers": sorted(set(graph.kinds))}

@@ -76,6 +76,23 @@ def bundle(
 
 
 @pytest.fixture(scope="session")
+def lora_bundle(
+    checkpoint: Callable[[str], Path],
+    bundle: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """dev-like with branches for LoRAs of rank 8; its plain stages are those of the plain bundle."""
+    import shutil
+
+    from flux_trt.exporter.build import build
+
+    out = tmp_path_factory.mktemp("lora-bundle") / "dev-like"
+    shutil.copytree(bundle("dev-like"), out)
+    build(str(checkpoint("dev-like")), out, lora_rank=8)
+    return out
+
+
+@pytest.fixture(scope="session")
 def flux2_parts() -> Callable[[str], dict[str, Any]]:
     """The parts of a small FLUX.2 in memory, by the name of its member, made once."""
     import flux2_checkpoints

@@ -22,8 +22,6 @@ from hostile_run import Target
 
 from flux_trt.exporter.checkpoints.diffusers import read_part, read_scheduler
 from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
-from flux_trt.exporter.checkpoints.lora.file import read_lora
-from flux_trt.exporter.checkpoints.lora.term import Asked
 from flux_trt.exporter.checkpoints.single import read_parts
 from flux_trt.exporter.checkpoints.tensorfile import read_header, read_metadata
 from flux_trt.exporter.families.flux1.flux1 import Flux1
@@ -35,6 +33,8 @@ from flux_trt.runtime.bundle import engine, manifest
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import FluxTrtError, RequestError
+from flux_trt.runtime.lora.file import read_lora
+from flux_trt.runtime.lora.term import Asked
 from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.tasks.sources import digest
 

@@ -2,7 +2,7 @@
 
 An update has for every module of diffusers' transformer A [r, in] and B [out, r]; the forms are that update
 under other names, fused, split, with its scale elsewhere. Which keys a form has: the sources named in
-`exporter/checkpoints/lora`.
+`runtime/lora` and `exporter/checkpoints/lora`.
 """
 
 from __future__ import annotations

@@ -41,10 +41,12 @@ def add_engines(
 ) -> None:
     """Write an engine for every stage and glue graph; `plan` and `recipe` change what is written."""
     found = manifest.read(root)
+    branches = found.adapters.branches if found.adapters else []
+    ranks = {each.rank: (1, each.rounded(1), each.most) for each in branches}
     for name in (*found.stages, *found.glue):
         stage = found.graph(name)
         varying = {dim for each in stage.inputs for dim in each.dims if isinstance(dim, str)}
-        chosen = [{dim: each[dim] for dim in sorted(varying)} for each in profiles or [WIDE]]
+        chosen = [{dim: {**each, **ranks}[dim] for dim in sorted(varying)} for each in profiles or [WIDE]]
         made = Recipe(
             **{
                 "stage": name,

@@ -155,6 +155,48 @@ def soak(found: Results) -> Iterator[Row]:
     )
 
 
+def lora(found: Results) -> Iterator[Row]:
+    """What LoRAs at run time cost on a CPU."""
+    for size in found["sizes"].values():
+        of = f"of {size['parameters'] / 1e6:.0f} M parameters and {size['tokens']} tokens"
+        for row in size["rows"]:
+            if row["way"] != "plain":
+                yield (
+                    f"A denoiser step {of} with {row['way']}, {row['backend']}",
+                    f"{row['times_as_long_as_plain']:.2f} times as long as a plain one",
+                    "",
+                )
+        swaps = ", ".join(
+            f"{way} {1e3 * each['median']:.0f} ms" for way, each in size["swap_seconds"].items()
+        )
+        yield (
+            f"Another LoRA {of} at run time",
+            swaps,
+            f"merged at build: {size['merge_seconds']:.0f} s",
+        )
+
+
+def branches(found: Results) -> Iterator[str]:
+    """Lines of a table: a step with branches over a plain one, and a swap, each way a line."""
+    sizes, rows = found["sizes"], {}
+    for name, size in sizes.items():
+        for row in size["rows"]:
+            rows.setdefault(row["way"], {})[name, row["backend"]] = row["times_as_long_as_plain"]
+    columns = list(next(iter(rows.values())))
+    heads = [f"{sizes[name]['parameters'] / 1e6:.0f} M, {backend}" for name, backend in columns]
+    swaps = [f"swap, {size['parameters'] / 1e6:.0f} M" for size in sizes.values()]
+    yield " | ".join(["| a step with", *heads, *swaps]) + " |"
+    yield "|---" * (1 + len(heads) + len(swaps)) + "|"
+    for way, told in rows.items():
+        if way != "plain":
+            times = [f"{told[column]:.2f}" for column in columns]
+            took = [size["swap_seconds"].get(way) for size in sizes.values()]
+            yield (
+                " | ".join([f"| {way}", *times, *(f"{1e3 * t['median']:.0f} ms" if t else "" for t in took)])
+                + " |"
+            )
+
+
 def looks(found: Results) -> Iterator[str]:
     """Lines of a table: memory in MB after so many pictures, each way a line."""
     ways = found["ways"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flux_trt.exporter.checkpoints.lora.term import Asked, Lora
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor
+from flux_trt.runtime.lora.term import Asked, Lora
 
 BROUGHT_BY = {
     "clip": "--text-encoders or --clip",

@@ -9,13 +9,14 @@ from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.defaults import completed
-from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_names
+from flux_trt.exporter.checkpoints.foreign import foreign_names
 from flux_trt.exporter.checkpoints.layout import naming
 from flux_trt.exporter.checkpoints.quantised.decode import decoded
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header, read_metadata
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.stored import AGAIN
 
 PARTS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "t5": "text_encoder_2"}
 """Part -> its folder. A language model lies where CLIP does, and is told by its tensors."""

@@ -18,11 +18,11 @@ from flux_trt.exporter.checkpoints import diffusers, hub, single
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.diffusers import PARTS
 from flux_trt.exporter.checkpoints.layout import naming
-from flux_trt.exporter.checkpoints.lora.file import asked
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
 from flux_trt.exporter.checkpoints.tokenizer import bundle_tokenizers, has_vocabulary
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.file import asked
 
 ENCODERS = ("clip", "t5", "text")
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
-from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_file
 from flux_trt.exporter.written import Written
 from flux_trt.runtime.errors import BuildError, CheckpointError
+from flux_trt.runtime.lora import stored
+from flux_trt.runtime.lora.stored import Stored
 
-HEADER_LIMIT = 100_000_000
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -53,6 +51,11 @@ class TensorInfo:
     offset: int
     nbytes: int
 
+    @classmethod
+    def of(cls, each: Stored) -> TensorInfo:
+        """A tensor that was found without torch."""
+        return cls(each.file, DTYPES[each.dtype], each.shape, each.offset, each.nbytes)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Where its bytes lie."""
@@ -81,6 +84,8 @@ class Decoded:
     make: Callable[..., torch.Tensor] = field(repr=False)
     """From the parts' tensors, in their order, the numbers, float32 of `shape`."""
     dtype: torch.dtype = torch.float32
+    coded: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = field(default=None, repr=False)
+    """Where the codes are E4M3: from the parts' tensors, the codes and their scale, float32, [] or [rows]."""
     input_scale: TensorInfo | None = None
     """What its layer's input is divided by before it is quantised, where the file has that."""
     told: str = ""
@@ -101,6 +106,7 @@ class Decoded:
         return self.make(*(part.read() for part in self.parts)).reshape(self.shape)
 
 
+read_metadata = stored.read_metadata
 AnyTensor = TensorInfo | Decoded
 """What a part's tensors are."""
 
@@ -111,64 +117,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: not a safetensors file, or one whose header does not fit the file.
     """
-    header, base, size = _read(path)
-    header.pop("__metadata__", None)
-    with _whole(path):
-        return {name: _entry(path, entry, base, size) for name, entry in header.items()}
-
-
-def read_metadata(*paths: Path) -> dict[str, str]:
-    """What safetensors files, the shards of one model, say of themselves beside their tensors.
-
-    Raises:
-        CheckpointError: not a safetensors file.
-    """
-    found: dict[str, str] = {}
-    for path in paths:
-        said = _read(path)[0].get("__metadata__") or {}
-        if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
-            raise CheckpointError(f"{path} has metadata that is no text; {AGAIN}")
-        found |= said
-    return found
-
-
-def _read(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The header, where the data begins, and the file's size."""
-    with _whole(path):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-                raise ValueError("no header")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("the header is no JSON object")
-        return header, 8 + length, size
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Turns what can be wrong with a file into a CheckpointError."""
-    try:
-        yield
-    except OSError as fault:
-        raise CheckpointError(f"cannot read {path}: {fault.strerror}; check the path") from None
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as fault:
-        if (what := foreign_file(path)) is not None:
-            raise CheckpointError(f"{path} is {what}") from None
-        raise CheckpointError(f"{path} is not a whole safetensors file ({fault}); {AGAIN}") from None
-
-
-def _entry(path: Path, entry: Mapping[str, object], base: int, size: int) -> TensorInfo:
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {entry['dtype']} is unknown")
-    dtype, shape = DTYPES[str(entry["dtype"])], tuple(int(n) for n in entry["shape"])  # type: ignore[attr-defined]
-    start, end = (int(n) for n in entry["data_offsets"])  # type: ignore[attr-defined]
-    if min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError("a tensor's bytes do not fit its shape")
-    if not 0 <= start <= end <= size - base:
-        raise ValueError(f"a tensor ends at byte {base + end} and the file at {size}")
-    return TensorInfo(path, dtype, shape, base + start, end - start)
+    return {name: TensorInfo.of(each) for name, each in stored.read_header(path).items()}
 
 
 class Writer:

@@ -151,7 +151,14 @@ def _dims(
         "w": columns,
         "height": _each(rows, lambda each: each * patch),
         "width": _each(columns, lambda each: each * patch),
+        **_ranks(found),
     }
+
+
+def _ranks(found: Manifest) -> Profile:
+    """Of LoRAs' branches: tuned for the smallest that a GPU rounds to."""
+    branches = found.adapters.branches if found.adapters else ()
+    return {each.rank: (1, each.rounded(1), each.most) for each in branches}
 
 
 def _each(dims: Range, change: Callable[[int], int]) -> Range:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
-from flux_trt.exporter.checkpoints.lora import fit
-from flux_trt.exporter.checkpoints.lora.file import read_lora
-from flux_trt.exporter.checkpoints.lora.forms import Modules
 from flux_trt.exporter.checkpoints.lora.merge import merged
-from flux_trt.exporter.checkpoints.lora.term import Lora
 from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.faults import Faults
+from flux_trt.runtime.lora import fit
+from flux_trt.runtime.lora.file import read_lora
+from flux_trt.runtime.lora.forms import Modules
+from flux_trt.runtime.lora.term import Lora
 
 
 class Adaptable(Protocol):

@@ -26,10 +26,21 @@ Heads = tuple[Tensor, Tensor, Tensor]
 class Linear(nn.Linear):
     """A linear layer whose float16 outputs saturate instead of overflowing."""
 
+    branch: tuple[Tensor, Tensor] | None = None
+    """A LoRA's A [in, rank] and B [rank, out], in float32, while the layer has such."""
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the weight's dtype."""
-        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-        return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
+        x = x.to(self.weight.dtype)
+        y = F.linear(x, self.weight, self.bias)
+        if self.branch is not None:
+            down, up = (each.to(x.dtype) for each in self.branch)
+            y = y + _saturated(x @ down) @ up
+        return _saturated(y)
+
+
+def _saturated(y: Tensor) -> Tensor:
+    return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
 
 
 class MLPEmbedder(nn.Module):

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
-from flux_trt.exporter.checkpoints.lora.term import Lora, Term
 from flux_trt.exporter.checkpoints.tensorfile import read_header, read_metadata
+from flux_trt.runtime.lora.term import Lora, Term
 
 FUSED = "LoRA loaded and fused by diffusers"
 MERGED = "LoRA merged by flux_trt"

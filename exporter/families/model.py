@@ -12,6 +12,7 @@ from flux_trt.exporter.families.oracle import Case
 from flux_trt.exporter.families.stage import Stage
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.manifest import StageName, Task
+from flux_trt.runtime.lora.forms import Modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,10 @@ class Model(Protocol):
 
     def ignored(self, part: str) -> Mapping[str, str]:
         """Patterns of names that a part may hold though no stage uses them -> why they are not used."""
+
+    @staticmethod
+    def modules(checkpoint: Checkpoint | None) -> Modules:
+        """What LoRAs may change: of a checkpoint, or of the family's largest model."""
 
     def numbers(self) -> Numbers:
         """What the runtime must know.

@@ -54,7 +54,22 @@ def make_stages(
             if part not in model.checkpoint.parts:
                 raise CheckpointError(missing_part(model, mine[0]))
             plan += _of_part(model, part, mine, faults, partial(in_precision, precision, chosen or {}, base))
+    with faults.met():
+        _agree(plan)
     return sorted(plan, key=lambda stage: names.index(stage.name))
+
+
+def _agree(plan: Sequence[Stage]) -> None:
+    """What is carried has one type at both ends."""
+    ends = [(each, stage) for stage in plan for each in (*stage.inputs, *stage.outputs)]
+    for name in sorted({name for stage in plan for name in stage.carried}):
+        mine = [(each.dtype, stage) for each, stage in ends if each.name == name]
+        if len({dtype for dtype, _ in mine}) > 1:
+            stages = " and ".join(f"{stage.name} ({stage.base or stage.precision})" for _, stage in mine)
+            raise BuildError(
+                f"{stages} hand each other {name}, in one type: give both 16 bits or both fp32 with "
+                f"--stage-precision"
+            )
 
 
 def _of_part(
@@ -109,4 +124,4 @@ def in_precision(
         raise BuildError(stage.refuses[found])
     if found == "fp8" and not stage.fp8_layers:
         raise BuildError(f"{stage.name} has no fp8; nothing in it is quantised: use {stage.name}={safer}")
-    return replace(stage, precision=found, base=safer if found == "fp8" else None)
+    return replace(stage, precision=found, base=safer if found == "fp8" else None).typed()

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint
-from flux_trt.exporter.checkpoints.lora import keys
-from flux_trt.exporter.checkpoints.lora.file import asked, read_lora
-from flux_trt.exporter.checkpoints.lora.term import Lora
 from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
 from flux_trt.exporter.checkpoints.tensorfile import read_header
 from flux_trt.exporter.families.adapted import adapted
@@ -17,6 +14,9 @@ from flux_trt.exporter.families.flux2.flux2 import Flux2
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora import keys
+from flux_trt.runtime.lora.file import asked, read_lora
+from flux_trt.runtime.lora.term import Lora
 
 FAMILIES = (Flux2, Flux1)
 """A new family stands before those whose tensors it shares."""

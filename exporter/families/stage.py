@@ -13,6 +13,7 @@ from torch import nn
 
 from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
 from flux_trt.runtime.bundle.manifest import Precision, Runs, StageName, Tensor
+from flux_trt.runtime.bundle.record import Dtype
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,13 +84,32 @@ class Stage:
     """Of fp8: the precision of all that is not quantised."""
     quantisation: Quantisation | None = None
     """Of fp8: what is quantised; known when a calibration is."""
+    shares: StageName | None = None
+    """The stage whose weights it uses, which is built before it."""
     inline: bool = False
     """Whether its graph is to be of standard operators alone."""
+    carried: frozenset[str] = frozenset()
+    """Inputs and outputs that pass from stage to stage alone: float16 unless the stage computes in float32.
+
+    The runtime has no bfloat16; float16 holds what bfloat16 does between 6e-5 and 65504 exactly.
+    """
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters that are not quantised."""
         return DTYPES[self.base or self.precision]
+
+    def typed(self) -> Stage:
+        """The stage with what is carried in the type that its precision gives it."""
+        kind: Dtype = "float32" if self.dtype == torch.float32 else "float16"
+
+        def of(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [
+                each.model_copy(update={"dtype": kind}) if each.name in self.carried else each
+                for each in tensors
+            ]
+
+        return replace(self, inputs=of(self.inputs), outputs=of(self.outputs)) if self.carried else self
 
     @property
     def files(self) -> list[Path]:

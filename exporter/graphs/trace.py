@@ -23,7 +23,7 @@ from flux_trt.runtime.bundle.manifest import Tensor
 from flux_trt.runtime.errors import BuildError
 
 OPSET = 23
-TORCH = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
+TORCH = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64, "uint8": torch.uint8}
 
 
 def trace(stage: Stage) -> ir.Model:

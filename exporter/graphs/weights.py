@@ -18,9 +18,10 @@ import onnx_ir as ir
 import torch
 
 from flux_trt.exporter.checkpoints.recipe import Key
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, Writer
+from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, Writer, read_header
 from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE, quantize_weight
+from flux_trt.exporter.quantise.kept import kept
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
@@ -130,6 +131,8 @@ def _entries(stage: Stage, names: Iterable[str]) -> list[tuple[str, torch.dtype,
 
 def bytes_to_write(stage: Stage, links: Links) -> int:
     """Bytes of `<stage>.safetensors`: the parameters that are not used where they lie."""
+    if stage.shares is not None:
+        return 0
     names = parameters(stage, skeleton(stage))
     infos = {name: _identity(stage, name) for name in names}
     own = [name for name, info in infos.items() if info is None or info.file not in links]
@@ -169,7 +172,11 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: 
         else:
             made.append(name)
     files: dict[str, File] = {}
-    if made:
+    if made and stage.shares is not None:
+        own = f"{stage.shares}.safetensors"
+        there = read_header(folder / own)
+        placed |= {name: (there[name], own) for name in (*made, *scales)}
+    elif made:
         own = f"{stage.name}.safetensors"
         with Writer(folder / own, _entries(stage, made)) as writer:
             _write(writer, stage, progress)
@@ -226,7 +233,8 @@ def _write(writer: Writer, stage: Stage, progress: Progress) -> None:
             raise BuildError(_not_finite(stage, name))
         if info.dtype == E4M3:
             assert stage.quantisation is not None
-            tensor, scale = quantize_weight(tensor, stage.dtype, stage.quantisation.per_channel)
-            scales[name + SCALE] = scale
+            how = stage.dtype, stage.quantisation.per_channel
+            had = kept(stage.recipes[name], stage.tensors, *how)
+            tensor, scales[name + SCALE] = had or quantize_weight(tensor, *how)
         writer.write(name, tensor)
         progress(stage.name, writer.nbytes, writer.total)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
+from flux_trt.exporter.families.branches import branched
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.stage import skeleton
@@ -25,7 +26,7 @@ from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE
 from flux_trt.exporter.quantise.quantize import attention_scales
 from flux_trt.exporter.quantise.rounded import round_inputs, rounding_attention
 from flux_trt.runtime.backends import protocols
-from flux_trt.runtime.bundle.manifest import Stage
+from flux_trt.runtime.bundle.manifest import Adapters, Stage
 from flux_trt.runtime.errors import BackendError
 
 
@@ -110,15 +111,22 @@ class Eager:
 
     name = "eager"
 
-    def __init__(self, model: Model, device: str = "cpu", softmax: bool = False) -> None:
-        """The checkpoint tells the modules' shapes; the weights are the bundle's.
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        adapters: Adapters | None = None,
+        softmax: bool = False,
+    ) -> None:
+        """The checkpoint tells the modules' shapes; weights and LoRA branches are the bundle's.
 
         Args:
             model: of the checkpoint.
             device: of torch.
+            adapters: of LoRAs.
             softmax: round as TensorRT's engines do, not as the graph does: see `rounding_attention`.
         """
-        self.model, self.device, self._softmax = model, device, softmax
+        self.model, self.device, self._adapters, self._softmax = model, device, adapters, softmax
 
     gpu = None
 
@@ -132,7 +140,11 @@ class Eager:
     def load(self, path: Path, name: str, stage: Stage) -> EagerGraph:
         """The traced module of the stage, with the weights that the graph at `path` refers to."""
         base = stage.base or "bf16"
-        (traced,) = make_stages(self.model, stage.precision, [name], {name: stage.precision}, base)
+        takes = self._adapters
+        plain = next((own for own, each in takes.stages.items() if each == name), name) if takes else name
+        (traced,) = make_stages(self.model, stage.precision, [plain], {plain: stage.precision}, base)
+        if takes and plain != name:
+            traced = branched(traced, [each for each in takes.branches if each.stage == plain])
         module, graph = skeleton(traced), ir.load(path)
         weights = {
             parameter: _read(value.const_value, traced.dtype)

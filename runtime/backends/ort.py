@@ -244,10 +244,11 @@ class OnnxRuntime:
             options.add_session_config_entry(entry, value)
         try:
             session = self._library.InferenceSession(path, options, providers)
-        except Exception as fault:  # onnxruntime's errors share no base class
+            inputs, outputs = _found(session.get_inputs()), _found(session.get_outputs())
+        except Exception as fault:  # onnxruntime's errors share no base class, and a name may be no UTF-8
             raise _fault(f"onnxruntime cannot load {path}", fault) from fault
-        protocols.agree(path, "input", stage.inputs, _found(session.get_inputs()))
-        protocols.agree(path, "output", stage.outputs, _found(session.get_outputs()))
+        protocols.agree(path, "input", stage.inputs, inputs)
+        protocols.agree(path, "output", stage.outputs, outputs)
         return OrtGraph(session, name, self)
 
     def upload(self, array: npt.NDArray[Any]) -> OrtBuffer | DeviceBuffer:

@@ -221,10 +221,7 @@ class TensorRTGraph:
     def _expect_capturable(self, found: Shaped) -> None:
         """Say why a recording cannot have it, where TensorRT has said so, instead of breaking the capture."""
         if self._owner.gpu.recording and found.capturable is False:
-            raise BackendError(
-                f"{self} says that it may allocate while it runs; engines that are built now do not, "
-                f"build them again"
-            )
+            raise BackendError(f"{self} may allocate while it runs; build it again, those of now do not")
 
     def _expect(self, good: bool, what: str) -> None:
         if not good:

@@ -119,8 +119,9 @@ def together(texts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.N
 def _givers(bundle: Bundle, encoders: tuple[StageName, ...]) -> dict[str, StageName]:
     """The stage that gives each name, of those that run before the loop."""
     found: dict[str, StageName] = {}
+    instead = bundle.manifest.adapters.stages.values() if bundle.manifest.adapters else ()
     for name in dict.fromkeys((*encoders, *bundle.manifest.stages)):
-        if bundle.stage(name).runs not in ("prompt", "schedule", "picture"):
+        if name in instead or bundle.stage(name).runs not in ("prompt", "schedule", "picture"):
             continue
         for each in bundle.stage(name).outputs:
             if found.setdefault(each.name, name) != name:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from flux_trt.runtime.bundle import plain, schema1
+from flux_trt.runtime.bundle.adapters import Adapters, Branch
 from flux_trt.runtime.bundle.record import BundlePath, Record, StageName, Tensor
 from flux_trt.runtime.bundle.rules import (
     Encoder,
@@ -28,6 +29,8 @@ from flux_trt.runtime.bundle.rules import (
 from flux_trt.runtime.errors import BundleError
 
 __all__ = [
+    "Adapters",
+    "Branch",
     "Defaults",
     "Encoder",
     "File",
@@ -167,6 +170,7 @@ class Manifest(Record):
     glue: dict[GlueName, Stage] = Field(
         default={}, description="small graphs of the loop's own arithmetic; bundles of old have none"
     )
+    adapters: Adapters | None = Field(default=None, description="null where no LoRA is taken at run time")
     files: dict[BundlePath, File]
     provenance: Provenance
 
@@ -175,6 +179,7 @@ class Manifest(Record):
         graphs = (*self.stages.values(), *self.glue.values())
         used = {path for graph in graphs for path in (graph.graph, *graph.weights)}
         used |= {tokenizer.file for tokenizer in self.tokenizers.values()}
+        used |= {self.adapters.modules} if self.adapters else set()
         if missing := sorted(used - set(self.files)):
             raise ValueError(f"file {missing[0]!r} is used but has no size and hash")
         return self
@@ -194,6 +199,24 @@ class Manifest(Record):
                 takes = any(each.name == "mask" for each in self.stages[encoder.stage].inputs)
                 if takes != self.tokenizers[encoder.tokenizer].mask:
                     raise ValueError(f"{encoder.tokenizer} and {encoder.stage} disagree about the mask")
+        return self
+
+    @model_validator(mode="after")
+    def _branches_are_inputs(self) -> Manifest:
+        if self.adapters is None:
+            return self
+        for plain_name, name in self.adapters.stages.items():
+            if not {plain_name, name} <= set(self.stages):
+                raise ValueError(f"the stage {name} with branches stands beside no stage {plain_name}")
+        for branch in self.adapters.branches:
+            stage = self.stages.get(self.adapters.stages.get(branch.stage, ""))
+            dims = {each.name: each.dims for each in stage.inputs} if stage else {}
+            count = len(branch.weights)
+            down, up = dims.get(branch.down, []), dims.get(branch.up, [])
+            if [*down[:1], *down[2:]] != [count, branch.rank] or up[:2] != [count, branch.rank]:
+                raise ValueError(f"{branch.down} and {branch.up} are no inputs for {count} layers")
+            if not all(isinstance(each, int) for each in (*down[1:2], *up[2:])) or len(up) != 3:
+                raise ValueError(f"{branch.down} and {branch.up} do not say how wide their layers are")
         return self
 
     def graph(self, name: str) -> Stage:

@@ -47,6 +47,7 @@ class Kept:
         stage: Stage,
         given: Mapping[str, Buffer | Floats],
         into: Mapping[str, Buffer] | None,
+        key: str = "",
     ) -> Mapping[str, Buffer | Floats]:
         """What a stage gives, made anew only where that is needed.
 
@@ -56,10 +57,11 @@ class Kept:
             stage: its contract.
             given: all that it takes.
             into: the buffers to write to, by name. None: new ones.
+            key: what else tells what it makes from what it made: of the LoRAs in it.
         """
         if (none := _nothing(stage, given)) is not None:
             return none
-        of = _of(given)
+        of = _of(given, key)
         if of is not None and of == self._of and self._at(into):
             return self._values
         made = graphs[name].run(given, into)
@@ -77,12 +79,12 @@ class Kept:
         return all(self._into.get(name) is buffer for name, buffer in into.items())
 
 
-def _of(given: Mapping[str, Buffer | Floats]) -> str | None:
+def _of(given: Mapping[str, Buffer | Floats], key: str) -> str | None:
     """What tells reference pictures and their places from others."""
     arrays = [each for name, each in sorted(given.items()) if isinstance(each, np.ndarray)]
     if REFERENCES not in given or not arrays:
         return None
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(key.encode())
     for each in arrays:
         digest.update(f"{each.shape}".encode() + np.ascontiguousarray(each).tobytes())
     return digest.hexdigest()

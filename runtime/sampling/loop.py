@@ -22,6 +22,7 @@ from flux_trt.runtime.bundle.manifest import GlueName, Manifest
 from flux_trt.runtime.errors import BackendError, GpuMemoryError
 from flux_trt.runtime.pictures.latents import Grid
 from flux_trt.runtime.sampling import positions
+from flux_trt.runtime.sampling.adapted import PLAIN, Adapted
 from flux_trt.runtime.sampling.conditions import Condition
 from flux_trt.runtime.sampling.moves import move
 from flux_trt.runtime.sampling.trajectory import Solver, Trajectory
@@ -51,10 +52,12 @@ class LoopShape:
     beside: tuple[Grid, ...] = ()
     """Of reference pictures that are no part of the sequence."""
     solver: Solver = "euler"
+    adapted: tuple[object, ...] = ()
+    """The shapes of LoRAs: a recording with some stays while another without is launched."""
 
     @classmethod
-    def of(cls, trajectory: Trajectory, text: int) -> LoopShape:
-        """The shape of a trajectory with so many text tokens."""
+    def of(cls, trajectory: Trajectory, text: int, adapted: Adapted = PLAIN) -> LoopShape:
+        """The shape of a trajectory with so many text tokens, and LoRAs."""
         return cls(
             steps=trajectory.steps,
             batch=len(trajectory.start),
@@ -66,6 +69,7 @@ class LoopShape:
             plain=trajectory.edit.plain if trajectory.edit else 0,
             beside=trajectory.beside.grids if trajectory.beside else (),
             solver=trajectory.solver,
+            adapted=adapted.shapes,
         )
 
     @property
@@ -117,6 +121,7 @@ class Loop:
         self._levels: Floats | None = None
         self._rows: dict[str, list[DeviceBuffer]] = {}
         self._conditions: dict[str, Condition] = {}
+        self._adapted = PLAIN
         self.conditioning: dict[str, DeviceBuffer] | None = None
         """On a GPU, where the stages before the loop should write, so that nothing need be copied."""
         cos, sin = positions.rotations(manifest.model.positions, of.text, of.grids)
@@ -130,14 +135,21 @@ class Loop:
                 for each in manifest.stages[name].outputs
             }
 
-    def begin(self, trajectory: Trajectory, conditions: Mapping[str, Buffer | Floats]) -> None:
+    def begin(
+        self,
+        trajectory: Trajectory,
+        conditions: Mapping[str, Buffer | Floats],
+        adapted: Adapted = PLAIN,
+    ) -> None:
         """Set the loop to its first step.
 
         Args:
             trajectory: of this loop's shape; its arrays stay as they are.
             conditions: what the denoiser takes from other stages, by name: a buffer is used where it is, an
                 array is uploaded.
+            adapted: LoRAs, lent for as long as the loop walks.
         """
+        self._adapted = adapted
         of = self.shape
         if self._levels is None or not np.array_equal(trajectory.levels, self._levels):
             # Reference tokens stay as they are: their dt is 0.
@@ -203,14 +215,16 @@ class Loop:
     def denoise(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
         """Queue one run of the denoiser at step `index` for all rows."""
         given = {name: each.at(index) for name, each in self._conditions.items()}
-        inputs = {**self._own, **given, "latents": now, "dt": self._dt[index]}
-        self._graphs[DENOISER].run(inputs, into)
+        self._run({**self._own, **given, "latents": now, "dt": self._dt[index]}, into)
 
     def denoise_second(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
         """Queue one run of the denoiser for the second half of the text alone."""
         given = {name: each.second(index) for name, each in self._conditions.items()}
-        inputs = {**self._own, **given, "latents": now, "dt": self._dt_second[index]}
-        self._graphs[DENOISER].run(inputs, into)
+        self._run({**self._own, **given, "latents": now, "dt": self._dt_second[index]}, into)
+
+    def _run(self, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
+        graph = self._graphs[self._adapted.stage(DENOISER)]
+        graph.run({**inputs, **self._adapted.given(DENOISER)}, into)
 
     def glue(self, name: GlueName, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
         """Queue one run of a glue graph."""
@@ -293,7 +307,8 @@ class Loop:
         """What a recording depends on beside the loop's own buffers."""
         gpu = self._backend.gpu
         firsts = (each.at(0) for each in self._conditions.values())
-        return (gpu.epoch if gpu else 0, *(each.pointer for each in firsts if isinstance(each, DeviceBuffer)))
+        own = gpu.epoch if gpu else 0, self._adapted.places
+        return (*own, *(each.pointer for each in firsts if isinstance(each, DeviceBuffer)))
 
     def _apart(self, name: str, buffer: Buffer) -> Buffer | Sequence[Buffer]:
         """A buffer of which every step takes a row."""

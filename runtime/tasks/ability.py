@@ -8,6 +8,8 @@ from PIL import Image
 
 from flux_trt.runtime.bundle.manifest import Manifest, Task
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.lora.chosen import Chosen, LoraLike, chosen
+from flux_trt.runtime.lora.factors import taken_by
 
 
 def task_of(
@@ -57,3 +59,15 @@ def expect(manifest: Manifest, task: Task) -> None:
             f"a {manifest.variant} bundle cannot do the task {task} (this one can do {has}); "
             f"build a whole one of a model that can (the README has a table of variants)"
         )
+
+
+def loras(manifest: Manifest, given: LoraLike | Sequence[LoraLike] | None) -> tuple[Chosen, ...] | None:
+    """The LoRAs that are asked for, if the bundle takes any; None where nothing is said of them.
+
+    Raises:
+        RequestError: it takes none, or a file is not there.
+    """
+    found = chosen(given)
+    if found:
+        taken_by(manifest)
+    return found

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from flux_trt.runtime.lora.chosen import LoraLike
 from flux_trt.runtime.tasks.fill import Margins
 
 PictureLike: TypeAlias = str | PathLike[str] | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
@@ -40,6 +41,10 @@ class Shared(TypedDict, total=False):
     """How steps follow the velocity: "euler", as the models' own pipelines do, or "ab2", which looks at the
     step before, too, and is about as near to the exact picture with half of the steps, for the same time a
     step. `edit` walks by Euler alone. Default "euler"."""
+
+    lora: LoraLike | Sequence[LoraLike] | None
+    """LoRAs to paint with, for bundles that take them: files, "FILE:STRENGTH" or (file, strength). None:
+    those of `Pipeline.set_loras`."""
 
 
 class GenerateArguments(Shared, total=False):

@@ -7,13 +7,14 @@ from flux_trt.runtime.tasks.request import Request
 
 
 def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
-    """The dims of a batch of a request, by their names in the manifest; of the text's, the largest."""
+    """The dims of a batch of a request, by name; those of the text and of LoRAs' ranks are the largest."""
     (rows, columns), window = request.grid, manifest.text
     text = window.most if window else 0
     tokens, *others = (each[0] * each[1] for each in request.grids)
     rule = manifest.model.references
     kept = sum(others) if rule is not None and rule.enters == "keys" else 0
     tokens += sum(others) - kept
+    branches = manifest.adapters.branches if manifest.adapters and request.loras else ()
     return {
         "batch": min(request.batch, len(request)) * request.copies,
         "steps": request.moves,
@@ -25,4 +26,5 @@ def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
         "w": columns,
         "height": request.height,
         "width": request.width,
+        **{branch.rank: branch.most for branch in branches},
     }

@@ -11,6 +11,7 @@ from PIL import Image
 
 from flux_trt.runtime.bundle.manifest import Manifest, Task
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.lora.chosen import Chosen, LoraLike
 from flux_trt.runtime.pictures import latents, picture
 from flux_trt.runtime.sampling.trajectory import Solver
 from flux_trt.runtime.tasks import ability, inpaint, masks, numbers, sizes, validate
@@ -78,6 +79,8 @@ class Request:
     """What was given, by argument: for each picture, but for "reference", which are for all."""
     outpaint: tuple[int, int, int, int] | None = None
     """The margins that `images` were extended by; `sources` has the pictures before that."""
+    loras: tuple[Chosen, ...] | None = None
+    """To paint with; None: those of the pipeline."""
     canny: bool = False
     """Whether `controls` are edges; `sources` has the pictures that they were found in."""
 
@@ -111,6 +114,7 @@ class Request:
         canny: PictureLike | Sequence[PictureLike] | None = None,
         reference: PictureLike | Sequence[PictureLike] = (),
         auto_resize: bool | None = True,
+        lora: LoraLike | Sequence[LoraLike] | None = None,
     ) -> Request:
         """Fill in the bundle's defaults and check everything; the arguments are `Pipeline.generate`'s.
 
@@ -181,6 +185,7 @@ class Request:
             },
             outpaint=given.margins,
             canny=given.canny,
+            loras=ability.loras(manifest, lora),
         )
         tell(made, given, manifest)
         return made
@@ -206,6 +211,7 @@ class Request:
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
         batch: int | None = None,
+        lora: LoraLike | Sequence[LoraLike] | None = None,
     ) -> Request:
         """The same for `Pipeline.edit`.
 
@@ -259,6 +265,7 @@ class Request:
             patch=manifest.model.patch,
             size=size,
             sources={"image": validate.each(given.sources["image"], count)},
+            loras=ability.loras(manifest, lora),
         )
         tell(made, given, manifest)
         return made

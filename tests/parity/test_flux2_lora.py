@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 
 import flux2_checkpoints as flux2
 import flux2_forms as forms
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from flux_trt.exporter.build import build
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux2.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux2.params import flux2_params, recipes_of
 from flux_trt.exporter.families.recognise import recognise, recognise_lora
+from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import CheckpointError
 
 Get = Callable[..., Path]
@@ -104,3 +109,31 @@ def test_a_lora_of_the_other_family_is_refused(flux2_folder: Get, checkpoint: Ge
     file = loras.save(tmp_path / "1.safetensors", (loras.peft(source, loras.update(source))[0], {}))
     with pytest.raises(CheckpointError, match="find no place in FLUX.2"):
         recognise(open_checkpoint(str(flux2_folder("distilled")), lora=(str(file),)))
+
+
+@pytest.mark.parametrize("kind", ["distilled", "kv"])
+def test_pictures_with_one_at_run_time_are_those_of_the_merged_bundle(
+    flux2_folder: Get, flux2_bundle: Get, tmp_path: Path, kind: str
+) -> None:
+    """Also where a stage makes keys of reference pictures, which are not kept for another LoRA."""
+    source, rng = flux2_folder(kind), np.random.default_rng(0)
+    state = {name: tensor / 4 for name, tensor in update(forms.bfl(source)).items()}
+    file = forms.save(prefixed(state, "diffusion_model."), tmp_path / "lora.safetensors")
+    for name, more in (("merged", {"lora": [f"{file}:0.8"]}), ("branches", {"lora_rank": RANK})):
+        shutil.copytree(flux2_bundle(kind), tmp_path / name)
+        build(str(source), tmp_path / name, **more)
+    picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    asked = {"prompt": "a fox", "size": (64, 64), "steps": 3, "reference": [picture], "auto_resize": False}
+    with Pipeline.load(flux2_bundle(kind), "onnxruntime", "cpu") as pipeline:
+        (plain,) = pipeline.generate(**asked)
+    with Pipeline.load(tmp_path / "merged", "onnxruntime", "cpu") as pipeline:
+        (expected,) = pipeline.generate(**asked)
+    with Pipeline.load(tmp_path / "branches", "onnxruntime", "cpu") as pipeline:
+        before, found, after = (
+            np.asarray(pipeline.generate(**asked, lora=loras)[0]).astype(int)
+            for loras in ([], [(file, 0.8)], [])
+        )
+    np.testing.assert_array_equal(before, np.asarray(plain))
+    np.testing.assert_array_equal(after, np.asarray(plain))
+    assert (np.abs(found - np.asarray(expected).astype(int)) > 1).mean() < 1e-3
+    assert (np.abs(found - before) > 1).mean() > 0.2, "the LoRA is not seen"

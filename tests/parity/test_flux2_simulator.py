@@ -49,6 +49,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "dev": ("dev", {"guidance": 3.0, "reference": ONE}),
     "no references kept": ("kv", {}),
     "references kept": ("kv", {"reference": TWO}),
+    "references kept in 16 bits": ("kv fp16", {"reference": TWO}),
     "references kept, guided": ("kv", {"reference": ONE, "negative": "", "true_cfg": 2.0}),
     "inpaint kept": ("kv", {"image": scene(*SIZE), "mask": hole(), "strength": 0.9, "reference": ONE}),
 }
@@ -62,7 +63,9 @@ def engines(
 
     def get(kind: str) -> Path:
         if kind not in made:
-            made[kind] = shutil.copytree(flux2_bundle(kind), tmp_path_factory.mktemp(kind) / "bundle")
+            made[kind] = shutil.copytree(
+                flux2_bundle(*kind.split()), tmp_path_factory.mktemp("engines") / "bundle"
+            )
             simulator_bundle.add_engines(made[kind], profiles=[PROFILE])
         return made[kind]
 

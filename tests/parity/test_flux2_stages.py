@@ -25,6 +25,7 @@ from flux_trt.exporter.quantise.quantize import input_scales
 from flux_trt.exporter.verify.verify import relative_error, verify
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.errors import BuildError
 
 Get = Callable[..., Path]
 KINDS = ("distilled", "base", "kv", "dev")
@@ -64,11 +65,33 @@ def test_prompts_are_read_as_the_pipelines_read_them(
     assert [bool(lost) for lost in seen.lost] == [False, False, True]
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("kv", "bf16"), ("dev", "bf16"), ("distilled", "fp16")])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("kv", "bf16"), ("kv", "fp16"), ("dev", "bf16"), ("distilled", "fp16")],
+)
 def test_lower_precisions_stay_within_their_rounding(flux2_bundle: Get, kind: str, precision: str) -> None:
     rows = list(verify(flux2_bundle(kind, precision)))
     assert [row for row in rows if not row.passed] == []
     assert max(row.error for row in rows) > 1e-5, "nothing was rounded: was this fp32?"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", "float32"), ("bf16", "float16"), ("fp16", "float16")]
+)
+def test_keys_and_values_pass_in_two_bytes_where_the_stage_has_them(
+    flux2_bundle: Get, precision: str, dtype: str
+) -> None:
+    stages = manifest.read(flux2_bundle("kv", precision)).stages
+    taken = [each for each in stages["denoiser"].inputs if each.name in ("keys", "values")]
+    assert taken == stages["references"].outputs
+    assert [each.dtype for each in taken] == [dtype] * 2
+
+
+def test_keys_of_two_types_are_refused_before_any_work(flux2_folder: Get, tmp_path: Path) -> None:
+    said = r"references \(fp32\) and denoiser \(bf16\) hand each other keys.*--stage-precision"
+    chosen = {"references": "fp32"}
+    with pytest.raises(BuildError, match=said):
+        build(str(flux2_folder("kv")), tmp_path / "kv", precision="bf16", stage_precisions=chosen)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +179,10 @@ def test_an_official_fp8_file_becomes_an_fp8_bundle_without_a_calibration(
     assert len(scales) == 22
     for weight, scale in scales.items():
         assert scale == pytest.approx(float(codes[f"{weight.removesuffix('weight')}input_scale"]), rel=1e-5)
+    written = load_file(out / "denoiser.safetensors")
+    for weight in scales:
+        assert torch.equal(written[weight].view(torch.uint8), codes[weight].view(torch.uint8)), weight
+        assert bool((written[f"{weight}_scale"] == codes[f"{weight}_scale"]).all()), weight
 
 
 def test_a_vae_with_a_small_decoder(flux2_parts: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:

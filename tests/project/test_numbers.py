@@ -146,6 +146,20 @@ RESULTS = {
         },
         "again": {"sizes": 12, "bounded_times_as_fast": 0.98},
     },
+    "lora.json": {
+        "sizes": {
+            "mid": {
+                "tokens": 1152,
+                "parameters": 56e6,
+                "rows": [
+                    {"backend": "onnxruntime", "way": way, "times_as_long_as_plain": times}
+                    for way, times in (("plain", 1.0), ("rank 16", 1.11))
+                ],
+                "swap_seconds": {"rank 16": FIGURES},
+                "merge_seconds": 30.4,
+            }
+        },
+    },
     "fp8_qdq.json": {
         "rows": [
             {
@@ -198,7 +212,7 @@ def page(tmp_path):
     path = tmp_path / "page.md"
     blocks = (
         f"<!-- {name}: python benchmarks/table.py -->\n<!-- end of {name} -->"
-        for name in ("few", "numbers", "steps", "soak")
+        for name in ("few", "numbers", "steps", "soak", "lora")
     )
     path.write_text("\n".join(["before", *blocks, "after\n"]))
     return path
@@ -240,7 +254,8 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
         assert (f"(../benchmarks/results/{name})" in text) == (name not in missing)
         in_few = f"(benchmarks/results/{name})" in few
         assert in_few == (
-            name not in missing and name not in {"tiles.json", "ladder.json", "soak.json", "fp8_qdq.json"}
+            name not in missing
+            and name not in {"tiles.json", "ladder.json", "soak.json", "fp8_qdq.json", "lora.json"}
         )
     headlines_of(few, missing)
     told = "flux_trt/onnxruntime | 100.0 ms a picture (spread 0%); 3.00 times as fast as diffusers"
@@ -260,6 +275,10 @@ def test_a_table_of_what_is_there(page, tmp_path, missing):
         assert "| loaded 120; 1: 130, 150: 290; closed 150 |" in text
         assert "| onnxruntime | 120 | 130 | 290 | 150 |" in text
         assert "where 12 sizes come again | 0.98 times as fast as without |" in text
+    if "lora.json" not in missing:
+        assert "with rank 16, onnxruntime | 1.11 times as long as a plain one |" in text
+        assert "at run time | rank 16 2000 ms | merged at build: 30 s |" in text
+        assert "| rank 16 | 1.11 | 2000 ms |" in text
     if "fp8_qdq.json" not in missing:
         assert '2000 ms a picture, 1.83 times as fast as "fused by onnxruntime"; marks -0.2 points' in text
         assert "| loads with 1.24.1 | loads with each |" in text

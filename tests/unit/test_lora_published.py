@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from flux_trt.exporter.checkpoints.lora import fit
-from flux_trt.exporter.checkpoints.lora.file import read_lora
-from flux_trt.exporter.checkpoints.lora.term import Asked
 from flux_trt.exporter.families.flux1.flux1 import Flux1
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora import fit
+from flux_trt.runtime.lora.file import read_lora
+from flux_trt.runtime.lora.term import Asked
 
 LISTS = Path(__file__).parents[1] / "official" / "loras"
 MADE_OF = {

@@ -67,9 +67,9 @@ CASES: dict[str, tuple[State, str]] = {
     ),
     "float8": (
         {name: each.to(torch.float8_e4m3fn) for name, each in pair(QKV).items()},
-        "is float8_e4m3fn: a quantised LoRA is not read",
+        "is F8_E4M3: a quantised LoRA is not read",
     ),
-    "int8": ({name: each.to(torch.int8) for name, each in pair(QKV).items()}, "is int8: a quantised LoRA"),
+    "int8": ({name: each.to(torch.int8) for name, each in pair(QKV).items()}, "is I8: a quantised LoRA"),
     "magnitudes": (
         pair(QKV) | {f"{QKV}.dora_scale": torch.ones(7, 1)},
         r"has magnitudes \[7, 1\] and changes",

@@ -74,7 +74,7 @@ def test_an_engine_that_may_allocate_is_not_recorded_and_says_why(tiny, tmp_path
     assert cuda.calls["cudaGraphLaunch"] == 0
     assert any("denoiser" in line and "cannot be recorded" in line for line in caplog.messages)
     (why,) = {line for line in caplog.messages if "step by step" in line}
-    assert "may allocate while it runs; engines that are built now do not, build them again" in why
+    assert "may allocate while it runs; build it again, those of now do not" in why
     assert not cuda.faults
 
 

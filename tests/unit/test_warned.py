@@ -19,6 +19,20 @@ def test_what_is_logged_and_what_python_warns_of_are_lines(capsys):
     assert "warning: afterwards" not in capsys.readouterr().err
 
 
+def test_a_library_that_quiets_the_root_does_not_quiet_us(capsys):
+    """OpenVINO's `convert_model` leaves the root logger at ERROR."""
+    root, log = logging.getLogger(), logging.getLogger("flux_trt.runtime.somewhere")
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warned.lines():
+            log.warning("said")
+    finally:
+        root.setLevel(before)
+    assert capsys.readouterr().err == "warning: said\n"
+    assert logging.getLogger("flux_trt").level == logging.NOTSET
+
+
 def test_long_ones_are_cut_and_counted():
     assert warned.line("x" * warned.MOST) == f"warning: {'x' * warned.MOST}"
     assert warned.line("x" * 1000) == f"warning: {'x' * 300}... (700 more characters)"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flux_trt.exporter.checkpoints.lora.term import Term
+from flux_trt.runtime.lora.term import Term
 
 Values = Mapping[str, Tensor]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.lora.arithmetic import changed
-from flux_trt.exporter.checkpoints.lora.term import Lora, Term, by_parameter
 from flux_trt.exporter.checkpoints.recipe import Key, Recipe
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, Decoded, TensorInfo
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.term import Lora, Term, by_parameter
 
 Step = tuple[Lora, Term]
 
@@ -65,7 +65,7 @@ def _made(name: str, own: Part, recipe: Recipe, steps: Sequence[Step], columns: 
     return Decoded(
         format="with LoRA" if steps else str(plain).removeprefix("torch."),
         shape=shape,
-        parts=(*parts, *(info for _, term in steps for info in term.tensors.values())),
+        parts=(*parts, *(TensorInfo.of(each) for _, term in steps for each in term.tensors.values())),
         make=_Make(name, recipe, tuple(sources), tuple(steps), shape),
         dtype=plain,
         told=f"{recipe!r} " + "; ".join(f"{lora.strength!r} x {term.told}" for lora, term in steps),

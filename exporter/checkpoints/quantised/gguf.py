@@ -22,8 +22,9 @@ import torch
 
 from flux_trt.exporter.checkpoints.quantised.refused import broken
 from flux_trt.exporter.checkpoints.quantised.t5_names import t5_names
-from flux_trt.exporter.checkpoints.tensorfile import HEADER_LIMIT, AnyTensor, Decoded, TensorInfo
+from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, Decoded, TensorInfo
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.stored import HEADER_LIMIT
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flux_trt.exporter.checkpoints.foreign import AGAIN
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.stored import AGAIN
 
 NUNCHAKU, BLOCKS = "Nunchaku SVDQuant", "fp8 with a scale per block"
 INSTEAD = "give the bf16 one that it was made from, or one in scaled fp8, NF4 or GGUF"

@@ -75,7 +75,18 @@ def scaled(
         raise broken(scale.file, f"the scale of {name} {list(codes.shape)} is {list(scale.shape)}")
     if not scale.read().isfinite().all():
         raise broken(scale.file, f"the scale of {name} is not finite")
-    return Decoded(NAME, codes.shape, (codes, scale), partial(_scale, dtype), input_scale=activation)
+    return Decoded(
+        NAME,
+        codes.shape,
+        (codes, scale),
+        partial(_scale, dtype),
+        coded=_coded if dtype == torch.float8_e4m3fn else None,
+        input_scale=activation,
+    )
+
+
+def _coded(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return codes.view(torch.float8_e4m3fn), scale.float().reshape(-1 if scale.numel() > 1 else ())
 
 
 def _scale(dtype: torch.dtype, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
-from flux_trt.exporter.checkpoints.lora.forms import Modules
 from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.checkpoints.tokenizer import Padding
 from flux_trt.exporter.families import text, vae, vae_oracle
@@ -23,6 +22,7 @@ from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.manifest import StageName, Task
 from flux_trt.runtime.bundle.rules import ReferencePositions
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.forms import Modules
 
 LARGEST_SIDE = 4096
 SIDE = 1024

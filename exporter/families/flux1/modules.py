@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flux_trt.exporter.checkpoints.lora.forms import Modules
-from flux_trt.exporter.checkpoints.lora.term import Place
+from flux_trt.exporter.checkpoints.lora.prefixes import PREFIXES
 from flux_trt.exporter.checkpoints.recipe import Concat, SwapHalves
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import FLUX_DEV, FluxParams
+from flux_trt.runtime.lora.forms import Modules
+from flux_trt.runtime.lora.term import Place
 
 CLIP_LAYERS, T5_BLOCKS = 12, 24
 """Of the encoders that FLUX.1 has."""
@@ -34,7 +35,7 @@ T5_MODULES = (
 def modules(p: FluxParams = FLUX_DEV, clip: int = CLIP_LAYERS, t5: int = T5_BLOCKS) -> Modules:
     """All modules of a model of that shape, with so many layers of CLIP and blocks of T5."""
     transformer = dict(_transformer(p))
-    return Modules({"transformer": transformer, "clip": dict(_clip(clip)), "t5": dict(_t5(t5))})
+    return Modules({"transformer": transformer, "clip": dict(_clip(clip)), "t5": dict(_t5(t5))}, PREFIXES)
 
 
 def _transformer(p: FluxParams) -> Iterator[tuple[str, Place]]:

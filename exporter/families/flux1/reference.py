@@ -15,12 +15,12 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from torch import Tensor, nn
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
-from flux_trt.exporter.checkpoints.lora.term import Term
 from flux_trt.exporter.checkpoints.recipe import SwapHalves
 from flux_trt.exporter.families.flux1.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux1.params import FluxParams, flux_params
 from flux_trt.exporter.families.lora_oracle import with_loras
 from flux_trt.exporter.families.oracle import BATCH, GRID, TEXT, Case, Values, opened, state
+from flux_trt.runtime.lora.term import Term
 
 STEPS = 3
 OWN_AXES = (16, 56, 56)

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
-from flux_trt.exporter.checkpoints.lora.forms import Modules
 from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families import vae, vae_statistics
 from flux_trt.exporter.families.flux2 import encoder, modules, reference, stages
@@ -22,6 +21,7 @@ from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.manifest import StageName, Task
 from flux_trt.runtime.bundle.rules import Empirical, Inpaint, Line, ReferencePositions, References, Shrunk
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.forms import Modules
 
 LARGEST_SIDE = 4096
 SAMPLE = 64

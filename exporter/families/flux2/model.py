@@ -5,9 +5,9 @@ the parameters of `Conditioner` and `Denoiser` together are exactly the tensors 
 FLUX.1's: no bias, no pooled text, one modulation for all blocks of a kind, a gated MLP, four axes of
 positions, of which text has one.
 
-Every input and output is float32. Inside, matrix products have the weights' dtype; norms, softmax
-statistics, rotation, modulation and the Euler step are float32. With float16 the residual stream is float32
-too and every linear layer saturates at +-65504.
+Every input and output is float32, but for keys and values of 16 bits, which are float16. Inside, matrix
+products have the weights' dtype; norms, softmax statistics, rotation, modulation and the Euler step are
+float32. With float16 the residual stream is float32 too and every linear layer saturates at +-65504.
 
 Shapes: B batch, T text tokens, L latent tokens, R tokens of reference pictures, S steps, D hidden size,
 H heads, E head dim, N blocks.
@@ -214,6 +214,11 @@ def beside(k: Tensor, v: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([k, known[0].to(k.dtype)], 2), torch.cat([v, known[1].to(v.dtype)], 2)
 
 
+def carried(x: Tensor) -> Tensor:
+    """Keys or values as they pass to the denoiser: float16 for 16 bits, saturated."""
+    return x if x.dtype == torch.float32 else x.clamp(-65504.0, 65504.0).to(torch.float16)
+
+
 class Denoiser(nn.Module):
     """All of FLUX.2 that sees the picture, and the Euler step."""
 
@@ -307,5 +312,5 @@ class References(nn.Module):
             found.append(kept)
         assert isinstance(last, SingleStreamBlock)
         found.append([*seen(last, x, modulation[None, 6:], cos, sin)])
-        keys, values = (torch.stack(each, 1).float() for each in zip(*found, strict=True))
+        keys, values = (carried(torch.stack(each, 1)) for each in zip(*found, strict=True))
         return keys, values

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flux_trt.exporter.checkpoints.lora.forms import Modules
-from flux_trt.exporter.checkpoints.lora.term import Place
+from flux_trt.exporter.checkpoints.lora.prefixes import PREFIXES
 from flux_trt.exporter.checkpoints.recipe import Concat, SwapHalves
 from flux_trt.exporter.families.flux2.names import transformer_from_diffusers
 from flux_trt.exporter.families.flux2.params import DEV, Flux2Params
+from flux_trt.runtime.lora.forms import Modules
+from flux_trt.runtime.lora.term import Place
 
 
 def modules(p: Flux2Params = DEV) -> Modules:
     """All modules of a model of that shape."""
-    return Modules({"transformer": dict(_transformer(p)), "clip": {}, "t5": {}})
+    return Modules({"transformer": dict(_transformer(p)), "clip": {}, "t5": {}}, PREFIXES)
 
 
 def _transformer(p: Flux2Params) -> Iterator[tuple[str, Place]]:

@@ -12,6 +12,7 @@ from flux_trt.runtime.bundle.manifest import Tensor
 
 BLOCKS = ("double_blocks", "single_blocks")
 FP8_LAYERS = ("double_blocks.", "single_blocks.")
+CARRIED = frozenset({"keys", "values"})
 
 
 def conditioner_stage(part: Part, p: Flux2Params, cached: bool) -> Stage:
@@ -72,6 +73,7 @@ def denoiser_stage(part: Part, p: Flux2Params, cached: bool) -> Stage:
         fp8_layers=FP8_LAYERS,
         in_fp8=True,
         fp8_attention=True,
+        carried=CARRIED,
     )
 
 
@@ -94,8 +96,9 @@ def references_stage(part: Part, p: Flux2Params) -> Stage:
         config=vars(p),
         runs="picture",
         blocks=BLOCKS,
+        carried=CARRIED,
     )
 
 
 def _known(p: Flux2Params) -> list[Tensor]:
-    return [f32(name, "batch", p.blocks, p.num_heads, "reference", p.head_dim) for name in ("keys", "values")]
+    return [f32(name, "batch", p.blocks, p.num_heads, "reference", p.head_dim) for name in sorted(CARRIED)]

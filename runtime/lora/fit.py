@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from flux_trt.exporter.checkpoints.foreign import AGAIN
-from flux_trt.exporter.checkpoints.lora.term import Lora, Term
+import numpy as np
+
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.stored import AGAIN
+from flux_trt.runtime.lora.term import Lora, Term
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Mapping[str, Shape]]
@@ -47,7 +49,7 @@ def check(lora: Lora, shapes: Shapes, model: str) -> None:
         )
     for term in terms:
         for role, info in term.tensors.items():
-            if not all(math.isfinite(bound) for bound in map(float, info.read().float().aminmax())):
+            if not np.isfinite(info.read()).all():
                 raise CheckpointError(
                     f"{lora.path}: {term.module} ({role}) has values that are not finite; {AGAIN}"
                 )
@@ -59,6 +61,8 @@ def _misfit(term: Term, shapes: Mapping[str, Shape]) -> str | None:
     if own is None:
         return "is not in it"
     first, last = term.place.rows or (0, own[0])
+    if not 0 <= first < last <= own[0] or (term.place.swapped and own[0] % 2):
+        return f"changes rows {first} to {last} of {own[0]}"
     target = (last - first, *own[1:])
     said = {role: list(info.shape) for role, info in term.tensors.items()}
     if any(math.prod(info.shape) == 0 for info in term.tensors.values()):

@@ -8,18 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from flux_trt.exporter.checkpoints.foreign import AGAIN, foreign_lora
-from flux_trt.exporter.checkpoints.lora import keys, scale
-from flux_trt.exporter.checkpoints.lora.forms import Found, Modules
-from flux_trt.exporter.checkpoints.lora.scale import Settings
-from flux_trt.exporter.checkpoints.lora.term import Asked, Kind, Lora, Term
-from flux_trt.exporter.checkpoints.quantised.gguf import is_gguf
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header, read_metadata
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora import keys, scale
+from flux_trt.runtime.lora.foreign import foreign_lora
+from flux_trt.runtime.lora.forms import Found, Modules
+from flux_trt.runtime.lora.scale import Settings
+from flux_trt.runtime.lora.stored import AGAIN, FLOATS, Stored, read_header, read_metadata
+from flux_trt.runtime.lora.term import Asked, Kind, Lora, Term, strength_of
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HINT = "--lora-partial leaves them out"
 OUTSIDE = ("text_projection", "position_embedding", "logit_scale")
 """Modules of text encoders that some trainers write and whose output no picture sees."""
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -47,20 +44,20 @@ class _Module:
     """All tensors of one module."""
 
     name: str
-    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    tensors: dict[str, Stored] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     found: Found | None = None
 
 
-def asked(text: str) -> Asked:
-    """`FILE` or `FILE:STRENGTH`; a name that is there as it stands is the file.
+def asked(text: str, whole: bool = False) -> Asked:
+    """`FILE` or `FILE:STRENGTH`; a name that is there as it stands, or is to be taken `whole`, is the file.
 
     Raises:
         CheckpointError: no file there, or a strength that is no number.
     """
     path, strength = Path(text).expanduser(), 1.0
     name, _, number = text.rpartition(":")
-    if name and not path.exists():
+    if name and not path.exists() and not whole:
         try:
             path, strength = Path(name).expanduser(), float(number)
         except ValueError:
@@ -68,8 +65,7 @@ def asked(text: str) -> Asked:
                 raise CheckpointError(
                     f"{number!r} is no strength of {name}; give a number such as 0.8"
                 ) from None
-    if not math.isfinite(strength):
-        raise CheckpointError(f"the strength of {path} is {strength}; give a number such as 0.8")
+    strength = strength_of(strength, path)
     if path.is_dir():
         there = [path / name for name in NAMES if (path / name).is_file()]
         if not there:
@@ -82,20 +78,21 @@ def asked(text: str) -> Asked:
     return Asked(path, strength)
 
 
-def read_lora(wanted: Asked, modules: Modules, family: str, partial: bool = False) -> Lora:
+def read_lora(wanted: Asked, modules: Modules, family: str, partial: bool = False, hint: str = HINT) -> Lora:
     """What a file changes of a family's models.
 
     Args:
         wanted: which file.
         modules: all that may be changed.
         family: for people.
+        hint: what to do about keys without a place.
         partial: use what is understood of a file that is not understood as a whole.
 
     Raises:
         CheckpointError: no LoRA, one of another model or of a kind that is not read, or keys without a place.
     """
     path = wanted.path
-    if is_gguf(path):
+    if _begins(path, b"GGUF"):
         raise CheckpointError(f"{path} is a GGUF file; LoRAs are read from safetensors")
     tensors, metadata = read_header(path), read_metadata(path)
     grouped, strange = _grouped(path, tensors, modules)
@@ -120,20 +117,27 @@ def read_lora(wanted: Asked, modules: Modules, family: str, partial: bool = Fals
     if unknown and not partial:
         raise CheckpointError(
             f"{path}: {len(unknown)} of {len(tensors)} keys find no place in {family}: "
-            f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}; --lora-partial leaves them out"
+            f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}; {hint}"
         )
     if unknown:
         few = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         notes.append(f"{len(unknown)} keys find no place and are left out: {few}")
-    said = scale.settings(path, metadata)
+    said = scale.settings(path, metadata, modules.owners)
     terms = [term for each in placed for term in _terms(path, each, said, notes)]
     by = "metadata" if said else "alpha" if any("alpha" in each.tensors for each in placed) else "nothing"
     return Lora(path, _form(placed), tuple(terms), wanted.strength, tuple(notes), by, tuple(unknown))
 
 
-def _grouped(
-    path: Path, tensors: Mapping[str, TensorInfo], modules: Modules
-) -> tuple[list[_Module], list[str]]:
+def _begins(path: Path, magic: bytes) -> bool:
+    """False for a file that cannot be read: what reads it next says so."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
+
+
+def _grouped(path: Path, tensors: Mapping[str, Stored], modules: Modules) -> tuple[list[_Module], list[str]]:
     """The tensors by module, with where each belongs; and names that are no part of any update."""
     found: dict[str, _Module] = {}
     strange = []
@@ -182,7 +186,7 @@ def _once(placed: list[_Module], notes: list[str]) -> list[_Module]:
 def _nothing(module: _Module) -> bool:
     """Whether an update is zero whatever it is for."""
     return any(
-        not info.read().float().any()
+        info.is_zero
         for role, info in module.tensors.items()
         if role in ("up", "diff", "bias", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w2", "lokr_w2_a")
     ) and not {"set", "magnitude"} & set(module.tensors)
@@ -194,9 +198,8 @@ def _terms(path: Path, module: _Module, said: Mapping[str, Settings], notes: lis
     place, tensors = module.found.place, dict(module.tensors)
     for role, info in tensors.items():
         if role not in ("alpha", "reshape") and info.dtype not in FLOATS:
-            kind = str(info.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"{path}: {module.name} is {kind}: a quantised LoRA is not read; give the bf16 one"
+                f"{path}: {module.name} is {info.dtype}: a quantised LoRA is not read; give the bf16 one"
             )
     alpha, bias = tensors.pop("alpha", None), tensors.pop("bias", None)
     tensors.pop("reshape", None)  # the columns that `down` has say the same
@@ -217,7 +220,7 @@ def _terms(path: Path, module: _Module, said: Mapping[str, Settings], notes: lis
     yield Term(place, place.weight, kind, tensors, factor, module.name)
 
 
-def _kind(path: Path, module: _Module, tensors: Mapping[str, TensorInfo]) -> Kind:
+def _kind(path: Path, module: _Module, tensors: Mapping[str, Stored]) -> Kind:
     has = set(tensors) - {"magnitude"}
     for kind, ways in NEEDED:
         if any(has == set(way) for way in ways):
@@ -233,8 +236,8 @@ def _scale(
     path: Path,
     module: _Module,
     kind: Kind,
-    tensors: Mapping[str, TensorInfo],
-    alpha: TensorInfo | None,
+    tensors: Mapping[str, Stored],
+    alpha: Stored | None,
     said: Mapping[str, Settings],
 ) -> float:
     assert module.found is not None
@@ -257,7 +260,7 @@ def _scale(
     return scale.alpha_of(alpha, module.name) / rank
 
 
-def _rank(kind: Kind, tensors: Mapping[str, TensorInfo]) -> int | None:
+def _rank(kind: Kind, tensors: Mapping[str, Stored]) -> int | None:
     """What alpha is divided by; None: nothing is."""
     names = {"LoRA": ("down",), "LoHa": ("hada_w1_b",), "LoKr": ("lokr_w2_b", "lokr_w1_b")}[kind]
     shapes = [tensors[name].shape for name in names if name in tensors]

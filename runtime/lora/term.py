@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
+from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.stored import Stored
 
 Kind = Literal["LoRA", "LoHa", "LoKr", "diff", "set"]
 """A product of two matrices, Hadamard's of two such, Kronecker's; a difference; the value itself."""
@@ -39,7 +41,7 @@ class Term:
     place: Place
     parameter: str
     kind: Kind
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Stored]
     """Role -> tensor: down [r, in] and up [out, r]; hada_*; lokr_*; diff; set; and magnitude (DoRA)."""
     scale: float
     module: str
@@ -53,7 +55,7 @@ class Term:
     @property
     def told(self) -> str:
         """All that is done with its tensors, but for their bytes: part of a reuse key."""
-        where = {role: (info.offset, info.shape, str(info.dtype)) for role, info in self.tensors.items()}
+        where = {role: (info.offset, info.shape, info.dtype) for role, info in self.tensors.items()}
         return f"{self.kind} {self.scale!r} {self.place.rows} {self.place.swapped} {where}"
 
 
@@ -81,10 +83,14 @@ class Lora:
     unknown: tuple[str, ...] = field(default=(), repr=False)
     """Keys that found no place; used as little as if they were not there."""
 
+    def of(self, terms: Iterable[Term]) -> Lora:
+        """The same with some of its terms alone."""
+        return replace(self, terms=tuple(terms))
+
     @property
     def kinds(self) -> dict[str, int]:
         """What it is made of -> how many modules; a LoRA with magnitudes is a DoRA."""
-        return dict(Counter(_kind(term) for term in self.terms))
+        return dict(Counter(kind_of(term) for term in self.terms))
 
     @property
     def targets(self) -> dict[str, int]:
@@ -124,12 +130,24 @@ class Lora:
         return f"{self.form} form, {kinds}{between}, {parts}"
 
 
-def _kind(term: Term) -> str:
+def kind_of(term: Term) -> str:
+    """For people."""
     if term.kind == "diff" and term.parameter == term.place.bias:
         return "biases"
     if "magnitude" in term.tensors:
         return "DoRA" if term.kind == "LoRA" else f"{term.kind} with magnitudes"
     return term.kind
+
+
+def strength_of(given: Any, of: object) -> float:
+    """How strongly a LoRA is wanted.
+
+    Raises:
+        CheckpointError: that is no finite number.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
+        raise CheckpointError(f"the strength of {of} is {str(given)[:20]}; give a number such as 0.8")
+    return float(given)
 
 
 def by_parameter(terms: Iterable[Term], part: str) -> dict[str, list[Term]]:

@@ -13,19 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flux_trt.exporter.checkpoints.foreign import AGAIN
-from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 from flux_trt.runtime.errors import CheckpointError
+from flux_trt.runtime.lora.stored import AGAIN, Stored
 
 METADATA = "lora_adapter_metadata"
 SIDE = "adapter_config.json"
-OWNERS = {"transformer": "transformer", "clip": "text_encoder", "t5": "text_encoder_2"}
-"""Part -> how diffusers' metadata calls it."""
-
 Settings = Mapping[str, Any]
 
 
-def settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Settings]:
+def settings(path: Path, metadata: Mapping[str, str], owners: Mapping[str, str]) -> dict[str, Settings]:
     """Part -> PEFT's settings, of the header or of an `adapter_config.json` beside the file; {}: none.
 
     Raises:
@@ -38,7 +34,7 @@ def settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Settings]:
             part: {
                 name.partition(".")[2]: each for name, each in found.items() if name.startswith(f"{owner}.")
             }
-            for part, owner in OWNERS.items()
+            for part, owner in owners.items()
         }
     if path.name == "adapter_model.safetensors" and side.is_file():
         own = _object(side, side.read_text(encoding="utf-8", errors="replace"), "it")
@@ -83,7 +79,7 @@ def peft_scale(said: Settings, module: str, rank: int, path: Path) -> float:
     return alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
 
 
-def alpha_of(info: TensorInfo, module: str) -> float:
+def alpha_of(info: Stored, module: str) -> float:
     """The number that a module's alpha is.
 
     Raises:
