@@ -4,7 +4,8 @@
 
 flux-nano as it is, and one and two blocks of each kind at the families' real widths, 1024x1024 pixels: what a
 block more costs is the difference. Weights and calibration of those are made up; what the builder fuses
-does not depend on them. Rows that are not made again stay in the file; a test compares them with a build of its own.
+does not depend on them. Rows that are not made again stay in the file; a test compares them with a build of
+its own.
 """
 
 from __future__ import annotations
