@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
         "command": command(sys.argv),
         "hardware": {
             "cpu": _cpu(),
-            "cpu_features": features(),
+            "cpu_features": None if (found := features()) is None else list(found),
             "cores": os.cpu_count(),
             "memory_gb": _memory_gb(),
             **gpu(),

@@ -22,9 +22,8 @@ def quantise(trt: Any, network: Any) -> int:
         network: as the parser made it.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    by_output = {
-        layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)
-    }
+    outputs = ((layer, layer.get_output(index)) for layer in layers for index in range(layer.num_outputs))
+    by_output = {tensor.name: layer for layer, tensor in outputs if tensor is not None}
     found = 0
     for layer in layers:
         if layer.type != trt.LayerType.ATTENTION_INPUT or not hasattr(trt.IAttention, ATTRIBUTE):
