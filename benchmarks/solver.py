@@ -1,6 +1,6 @@
 """Distance to the exact picture against runs of the denoiser, for both solvers, on flux-nano.
 
-    python benchmarks/solver.py [--prompts 128] [--out benchmarks/results] [--plot docs/gallery/solver.png]
+    python benchmarks/solver.py [--prompts 128] [--exact 1000] [--out benchmarks/results] [--plot docs/gallery/solver.png]
 
 The exact picture of a seed is that of very many Euler steps, so the reference favours no higher order. Both
 solvers run the denoiser once a step, so runs are time. The checker's score stands beside the distance to show
@@ -97,6 +97,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--exact", type=int, default=EXACT, help="steps of Euler that count as exact")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--plot", type=Path, default=NANO.parent.parent / "docs" / "gallery" / "solver.png")
     args = parser.parse_args()
@@ -109,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build(str(NANO), Path(folder) / "bundle", precision="fp32")
         with Pipeline.load(Path(folder) / "bundle", "onnxruntime", "cpu") as pipeline:
-            exact, ends, _ = paint(pipeline, prompts, "euler", EXACT)
+            exact, ends, _ = paint(pipeline, prompts, "euler", args.exact)
             right = [check(image, prompt).all_right for image, prompt in zip(exact, prompts, strict=True)]
             for solver in SOLVERS:
                 for runs in RUNS:
@@ -142,7 +143,7 @@ def main() -> None:
             "guidance": GUIDANCE,
             "seed": SEED,
             "batch": BATCH,
-            "exact": f"euler, {EXACT} steps",
+            "exact": f"euler, {args.exact} steps",
         },
         "exact_checker_all_right": round(float(np.mean(right)), 4),
         "note": "the checker's score prefers coarse solutions, so it cannot judge a solver",
