@@ -11,8 +11,8 @@ install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,dev]'
-	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,serve,dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1 tritonclient==2.73.0
 	@touch $@
 
 demo: $(INSTALLED)
@@ -47,7 +47,7 @@ lint: $(INSTALLED) types
 
 types: $(INSTALLED)
 	@mkdir -p .links/flux_trt
-	@for part in plugins runtime exporter; do ln -sfn ../../$$part .links/flux_trt/$$part; done
+	@for part in plugins runtime exporter serving; do ln -sfn ../../$$part .links/flux_trt/$$part; done
 	@ln -sfn ../../benchmarks/bench .links/flux_trt/bench
 	$(BIN)/mypy
 
@@ -84,6 +84,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/rope.py --static
 	$(BIN)/python benchmarks/tiles.py
 	$(BIN)/python benchmarks/cpu.py
+	PYTHONPATH=examples/flux-nano $(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/ladder.py
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/decode.py

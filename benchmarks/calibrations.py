@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def paint(bundle: Path, prompts: list[str]) -> list[np.ndarray]:
     return [np.asarray(each) for each in found]
 
 
-def measure(folder: Path, pictures: int) -> list[dict[str, Any]]:
-    """A row for each calibration."""
+def measure(folder: Path, pictures: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows so far, after each calibration."""
     lines = (ROOT / "benchmarks" / "flux-nano-prompts.txt").read_text(encoding="utf-8").splitlines()
     asked = [line for line in lines if line][:pictures]
     build(str(NANO), folder / "fp32")
@@ -71,7 +72,7 @@ def measure(folder: Path, pictures: int) -> list[dict[str, Any]]:
             }
         )
         print(rows[-1], flush=True)
-    return rows
+        yield rows
 
 
 def main() -> None:
@@ -81,8 +82,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), asked.pictures)
-    write(asked.out / "calibrations.json", {"machine": describe(), "pictures": asked.pictures, "rows": rows})
+        for rows in measure(Path(folder), asked.pictures):
+            found = {"machine": describe(), "pictures": asked.pictures, "rows": rows}
+            write(asked.out / "calibrations.json", found)
 
 
 if __name__ == "__main__":

@@ -200,8 +200,11 @@ def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
 )
 @beside_options
 @calibration_options
-def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
+def calibrate(checkpoint: str, out: Path, jobs: Path | None, **options: Any) -> None:
     """Paint prompts with CHECKPOINT and record how large the inputs of its layers are.
+
+    A model that paints from pictures (Fill, Canny, Depth; Kontext where it shall follow some) gets them with
+    --jobs.
 
     `flux-export build --precision fp8 --calibration FILE` takes the result. The checkpoint is read block by
     block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
@@ -210,6 +213,11 @@ def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
     from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
     from flux_trt.runtime.progress import bars
 
+    if jobs is not None:
+        from flux_trt.exporter.pictured import Jobs
+
+        asked = {name: options.pop(name) for name in ("size", "steps", "guidance")}
+        options["pictures"] = Jobs(jobs, **asked)
     with bars(of_bytes=True) as progress:
         found = calibrate_checkpoint(
             checkpoint, out, tell=lambda line: print(line, file=sys.stderr), progress=progress, **options
@@ -220,20 +228,50 @@ def calibrate(checkpoint: str, out: Path, **options: Any) -> None:
 
 @main.command(short_help="Build TensorRT engines into a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=click.Choice(FLAVOURS), required=True, help="Which TensorRT.")
+@click.option(
+    "--backend",
+    type=click.Choice([*FLAVOURS, "onnxruntime"]),
+    required=True,
+    help="Which TensorRT; onnxruntime with --for triton, for the graphs as they are.",
+)
 @click.option(
     "--stages",
     type=_StageList(branched=True),
     help="Build only these stages' engines; NAME_lora is one with branches for LoRAs.  [default: all]",
 )
+@click.option(
+    "--for",
+    "other",
+    type=click.Choice(["triton", "trtexec"]),
+    help="A model repository for Triton Inference Server at --out; or only say the commands of NVIDIA's own "
+    "builder, on stdout.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The model repository to write.")
 @engine_options
-def engines(bundle: Path, backend: Any, stages: list[Any] | None, **chosen: Any) -> None:
+def engines(
+    bundle: Path, backend: Any, stages: list[Any] | None, other: str | None, out: Path | None, **chosen: Any
+) -> None:
     """Build TensorRT engines of BUNDLE's graphs into it.
 
     Needs neither the checkpoint nor PyTorch, so a bundle that was exported elsewhere gets its engines on the
     machine that will run them. Engines that are there already are kept.
     """
-    _refuse_here("polygraphy")
+    if out is not None and other != "triton":
+        raise click.UsageError("--out is of --for triton; engines go into the bundle, or to --engines")
+    if other == "trtexec":
+        from flux_trt.exporter.others import commands
+
+        click.echo("\n".join(commands(bundle, backend, stages, chosen)))
+        return
+    if backend != "onnxruntime":
+        _refuse_here("polygraphy")
+    if other == "triton":
+        from flux_trt.exporter.others import repository
+
+        click.echo(f"{out}: {', '.join(repository(bundle, backend, stages, chosen, out))}")
+        return
+    if backend == "onnxruntime":
+        raise click.ClickException("onnxruntime needs no engines; give --backend tensorrt or tensorrt-rtx")
     from flux_trt.runtime.bundle import manifest
 
     build_engines(bundle, backend, stages or list(manifest.read(bundle).stages), chosen)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,18 +41,25 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        try:
+        with faults(self.extras):
             return super().invoke(ctx)
-        except FluxTrtError as fault:
-            raise click.ClickException(str(fault)) from None
-        except ModuleNotFoundError as fault:
-            name = fault.name or ""
-            extra = self.extras.get(name, self.extras.get(""))
-            if extra is None or name.startswith("flux_trt"):
-                raise
-            raise click.ClickException(
-                f"{name} is not installed; install flux_trt with its extra: flux_trt[{extra}]"
-            ) from None
+
+
+@contextmanager
+def faults(extras: Mapping[str, str]) -> Iterator[None]:
+    """Expected faults are one line and exit code 1; a package that is missing is named with its extra."""
+    try:
+        yield
+    except FluxTrtError as fault:
+        raise click.ClickException(str(fault)) from None
+    except ModuleNotFoundError as fault:
+        name = fault.name or ""
+        extra = extras.get(name, extras.get(""))
+        if extra is None or name.startswith("flux_trt"):
+            raise
+        raise click.ClickException(
+            f"{name} is not installed; install flux_trt with its extra: flux_trt[{extra}]"
+        ) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack
 
 import numpy as np
@@ -17,18 +16,19 @@ from PIL import Image
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
-from flux_trt.runtime.backends.protocols import Backend, Buffer, Compute, Device
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Compute, Device, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.conditioned import Values, asked, conditioned
 from flux_trt.runtime.lora.chosen import LoraLike
 from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
-from flux_trt.runtime.painting import OnStep, Painting, Values
+from flux_trt.runtime.painting import OnStep, Painting
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.sampling import beside, schedule
+from flux_trt.runtime.sampling import beside
 from flux_trt.runtime.sampling.adapted import Adapted, Shelf
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
@@ -99,7 +99,7 @@ class Pipeline:
             backend.gpu.way_out = way_out(memory)
             needs(bundle, backend, memory, first).expect_fit(backend.gpu)
         self.fixed = all(window.fixed for _, window in self._windows)
-        self._graphs = Loaded(bundle, backend, memory, first)
+        self._graphs = Loaded(bundle, backend, memory, first, self.flow.in_turns(bundle))
         self.loops = Loops(self._new_loop, LOOPS if backend.gpu else 0)
 
     @classmethod
@@ -294,18 +294,10 @@ class Pipeline:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
             [steps, ...].
         """
-        rows = next(iter(text.values())).shape[0]
-        found: dict[str, Buffer | Floats] = {**text, **(references or beside.none(rows))}
-        found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
-        if guidance is not None:
-            found["guidance"] = np.full(rows, guidance, np.float32)
+        found = asked(self.bundle, self.flow, [text], levels, guidance, references)
+        there = None if into is None else [into]
         with self.turn, self.loras.lent(adapted) as lent:
-            for plain in self.flow.before:
-                stage = self.bundle.stage(name := lent.stage(plain))
-                there = into and {each.name: into[each.name] for each in stage.outputs}
-                given = taken(stage, {**found, **lent.given(plain)})
-                found |= self.kept.run(self._graphs, name, stage, given, there, lent.key)
-        return {name: found[name] for name in self.flow.conditions}
+            return conditioned(self.bundle, self.flow, self._graphs, self.kept, found, there, lent)[0]
 
     def denoise(
         self,
@@ -354,8 +346,25 @@ class Pipeline:
             pixels = vae.decode(graph, packed, grid, model, self.tiling, tell)
         return [Image.fromarray(each) for each in pixels]
 
+    @property
+    def graphs(self) -> Graphs:
+        """The stages and glue, by name; run in a turn."""
+        return self._graphs
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """What the text encoders see of prompts, in their order."""
+        return [window for _, window in self._windows]
+
     save = staticmethod(written.write)
     """Write a picture as PNG, JPEG or WebP, by the name, with all that it was painted with."""
+
+    def spare(self) -> None:
+        """Free what is only kept to be faster the next time: loops, recordings, reference pictures, LoRAs."""
+        with self.turn:
+            self.kept.forget()
+            self.loops.forget()
+            self.loras.close()
 
     def close(self) -> None:
         """Free all graphs and recordings, once the turns of other threads are over; twice is harmless."""
@@ -368,9 +377,7 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *fault: object) -> None:
         self.close()
 
     def _images(

@@ -66,39 +66,69 @@ class Step:
         return np.asarray(now - share * (now - before), np.float32)
 
 
+class Walk:
+    """A loop that has begun, on its way: a step is queued, then looked at."""
+
+    def __init__(self, loop: Loop, trajectory: Trajectory, precision: Precision, first: int = 0) -> None:
+        """Queue nothing yet.
+
+        Args:
+            loop: lent to this walk.
+            trajectory: that it has begun with.
+            precision: of the denoiser, for the error.
+            first: picture of the request.
+        """
+        self.trajectory = trajectory
+        self.done = 0
+        """Steps that are queued."""
+        self._steps, self._precision = loop.steps(), precision
+        self._pictures = range(first, first + len(trajectory.start))
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return self.trajectory.steps
+
+    def queue(self) -> None:
+        """Queue the next step."""
+        self._origin, self._now = next(self._steps)
+        self.done += 1
+
+    def step(self) -> Step:
+        """The step that was queued last, and has run or is sure to.
+
+        Raises:
+            PaintError: latents that are not finite. On a GPU they are looked at after the last step only.
+        """
+        index, levels = self.done, self.trajectory.levels
+        if self._now.on_host or index == self.steps:
+            expect_finite(self._now, index, self.steps, self._precision)
+        return Step(
+            index=index,
+            steps=self.steps,
+            sigma=float(levels[index]),
+            latents=self._now,
+            grid=self.trajectory.grids[0],
+            pictures=self._pictures,
+            _before=(float(levels[index - 1]), self._origin),
+            _at=lambda: self.done,
+        )
+
+
 def walked(
     loop: Loop, trajectory: Trajectory, turn: Turn, precision: Precision, first: int = 0
 ) -> Iterator[Step]:
-    """The steps of a loop that has begun, each queued in a turn of its own.
-
-    Args:
-        loop: lent to this walk.
-        trajectory: that it has begun with.
-        turn: at the graphs.
-        precision: of the denoiser, for the error.
-        first: picture of the request.
+    """The steps of a `Walk`, each queued in a turn of its own.
 
     Raises:
-        PaintError: latents that are not finite. On a GPU they are looked at after the last step only.
+        PaintError: as `Walk.step`.
     """
-    steps, at = loop.steps(), [0]
-    pictures = range(first, first + len(trajectory.start))
-    for index in range(1, trajectory.steps + 1):
+    walk = Walk(loop, trajectory, precision, first)
+    for _ in range(walk.steps):
         with turn:
-            origin, now = next(steps)
-            at[0] = index
-            if now.on_host or index == trajectory.steps:
-                expect_finite(now, index, trajectory.steps, precision)
-        yield Step(
-            index=index,
-            steps=trajectory.steps,
-            sigma=float(trajectory.levels[index]),
-            latents=now,
-            grid=trajectory.grids[0],
-            pictures=pictures,
-            _before=(float(trajectory.levels[index - 1]), origin),
-            _at=lambda: at[0],
-        )
+            walk.queue()
+            step = walk.step()
+        yield step
 
 
 def expect_finite(found: Buffer, index: int, steps: int, precision: Precision) -> None:

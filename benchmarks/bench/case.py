@@ -20,6 +20,7 @@ def job(
     guidance: float | None,
     device: Device,
     checkpoint: str | None,
+    threads: int | None = None,
 ) -> Job:
     """A case, with the bundle's defaults filled in.
 
@@ -41,4 +42,5 @@ def job(
         batch=batch,
         text_tokens=manifest.text.most if manifest.text else 0,
         dtype=DTYPES[precision],
+        threads=threads,
     )

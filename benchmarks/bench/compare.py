@@ -120,7 +120,8 @@ def _quality(case: str, painter: str, a: Quality, b: Quality) -> Iterator[Verdic
 
 def _case(case: Case) -> str:
     guidance = "" if case.guidance is None else f", guidance {case.guidance:g}"
-    return f"{case.width}x{case.height}, {case.steps} steps, batch {case.batch}{guidance}"
+    threads = "" if case.threads is None else f", {case.threads} threads"
+    return f"{case.width}x{case.height}, {case.steps} steps, batch {case.batch}{guidance}{threads}"
 
 
 def _machine(found: Hardware) -> str:

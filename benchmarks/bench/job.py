@@ -46,6 +46,8 @@ class Job:
     text_tokens: int
     dtype: str
     """Of the peers' weights on a GPU: what the bundle's denoiser has. On a CPU they have float32."""
+    threads: int | None = None
+    """That a CPU computes on; None: each painter's own choice."""
 
     def dumps(self) -> str:
         """As one line of JSON."""

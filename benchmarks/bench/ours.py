@@ -22,7 +22,7 @@ class Ours:
 
     def __init__(self, backend: str, job: Job) -> None:
         self._job = job
-        self._pipeline = Pipeline.load(job.bundle, backend, job.device)
+        self._pipeline = Pipeline.load(job.bundle, backend, job.device, threads=job.threads)
         self.device = self._pipeline.backend.device
         self.bytes_loaded = bytes_loaded(self._pipeline.bundle)
 
@@ -60,7 +60,7 @@ def profile(
         `outside`: of each batch, its time less that of all graphs; `peak_device_mb`.
     """
     bundle = Bundle.open(job.bundle, check=False)
-    connected = connect(backend, job.device, bundle, check=False)
+    connected = connect(backend, job.device, bundle, check=False, threads=job.threads)
     free = connected.gpu.free_bytes() if connected.gpu else 0
     watched = Watched(connected, clock(connected))
     stages: dict[str, list[float]] = {}

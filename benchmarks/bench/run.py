@@ -150,6 +150,7 @@ def _case(
         guidance=job.guidance,
         batch=job.batch,
         text_tokens=job.text_tokens,
+        threads=job.threads,
         painters=painters,
     )
     return case, noisy

@@ -74,8 +74,12 @@ def measure(
     sweeps: Sequence[str],
     seconds: float,
     progress: Progress = silent,
+    threads: int | None = None,
 ) -> schema.Scaling:
-    """A curve for each of `sweeps`, names of `SWEEPS`; a curve ends when its `seconds` are spent."""
+    """A curve for each of `sweeps`, names of `SWEEPS`; a curve ends when its `seconds` are spent.
+
+    `threads` is what the backend was made with.
+    """
     header, lab, curves = about(bundle), Lab(bundle, backend, seconds), []
     try:
         for index, over in enumerate(sweeps, 1):
@@ -83,7 +87,9 @@ def measure(
             progress("sweep", index, len(sweeps))
     finally:
         lab.close()
-    return schema.Scaling(about=header, backend=backend_name, device=backend.device, curves=curves)
+    return schema.Scaling(
+        about=header, backend=backend_name, device=backend.device, threads=threads, curves=curves
+    )
 
 
 def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:

@@ -143,6 +143,7 @@ class Case(Record):
     guidance: float | None
     batch: int
     text_tokens: int
+    threads: int | None = Field(None, description="asked for; null: each painter's own choice")
     painters: list[Painter]
 
 
@@ -238,6 +239,7 @@ class Scaling(Record):
     about: About
     backend: str
     device: str
+    threads: int | None = Field(None, description="asked for; null: the backend's own choice")
     curves: list[Curve]
 
 

@@ -92,9 +92,10 @@ def _run(found: Run) -> Iterator[str]:
 def title(case: Case) -> str:
     """A case in words."""
     guidance = "" if case.guidance is None else f", guidance {case.guidance:g}"
+    threads = "" if case.threads is None else f", {case.threads} threads"
     return (
         f"{case.width}x{case.height}, {case.steps} steps, batch {case.batch}, "
-        f"{case.text_tokens} text tokens{guidance}"
+        f"{case.text_tokens} text tokens{guidance}{threads}"
     )
 
 

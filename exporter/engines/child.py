@@ -23,6 +23,10 @@ MODULE = "flux_trt.exporter.engines.builder"
 LAST_LINES = 3  # of TensorRT's output, in an error
 ERROR = re.compile(r"\[[EF]\]|\[TRT\].*\[[EF]\]|.*\b(ERROR|INTERNAL_ERROR)\b")
 
+SHORT = ("bad_alloc", "out of memory", "OutOfMemory")
+HEADING = re.compile(r":$|--- (Begin|End) node ---$")
+"""What comes before a reason and around a node; it would leave no room for the reason."""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -100,8 +104,10 @@ def _last_words(recipe: Recipe, code: int, fault: str | None, said: str) -> str:
     )
     lines = [line.strip() for line in said.splitlines() if line.strip() and "Traceback" not in line]
     reasons = [line for line in lines if ERROR.match(line)]
+    reasons = [line for line in reasons if not HEADING.search(line)] or reasons
     chosen = reasons[:LAST_LINES] if fault else (reasons or lines)[-LAST_LINES:]
     words = " | ".join(dict.fromkeys(chosen))
     memory = f"free memory, or use {smaller(recipe.precision)}"
-    advice = memory if code == -9 else "report it, or build without this stage"
+    short = code == -9 or any(each in words for each in SHORT)
+    advice = memory if short else "report it, or build without this stage"
     return f"{recipe.stage}: {how}" + (f"; TensorRT's last words: {words}" if words else "") + f"; {advice}"

@@ -9,6 +9,7 @@ that was stopped goes on from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -26,9 +27,33 @@ from flux_trt.runtime.bundle.manifest import StageName
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.progress import Progress, silent
+from flux_trt.runtime.sampling import noise, schedule
+from flux_trt.runtime.sampling.trajectory import Trajectory
 
 SEED = 0
 MOST_STEPS, LONGEST_SIDE = 12, 512
+
+
+@dataclass(frozen=True)
+class Painting:
+    """What is painted to calibrate."""
+
+    settings: Settings
+    trajectory: Trajectory
+
+
+def usual(model: Model) -> Settings:
+    """What a CPU can bear of what a model paints: the built-in prompts, at most 12 steps, 512 pixels."""
+    numbers = model.numbers()
+    own = numbers.defaults
+    return Settings(
+        prompts=built_in_prompts(),
+        width=min(own.width, LONGEST_SIDE),
+        height=min(own.height, LONGEST_SIDE),
+        steps=min(own.steps, MOST_STEPS),
+        guidance=numbers.guidance.default if numbers.guidance.kind == "embedded" else None,
+        seed=SEED,
+    )
 
 
 def settings_of(
@@ -39,7 +64,7 @@ def settings_of(
     steps: int | None = None,
     guidance: float | None = None,
 ) -> Settings:
-    """What is to be painted, with defaults that a CPU can bear: at most 12 steps and 512 pixels.
+    """What is to be painted from text alone, with the defaults of `usual`.
 
     Args:
         model: the checkpoint to calibrate, as its family reads it.
@@ -55,21 +80,21 @@ def settings_of(
     numbers = model.numbers()
     if "generate" not in model.tasks(model.parts):
         raise BuildError(
-            f"{model.title} paints from a control picture, which calibration cannot take yet; "
-            "build it with --precision bf16, fp16 or fp32"
+            f"{model.title} paints from a picture; give pictures to flux-export calibrate with --jobs, and "
+            "what it writes to build with --calibration"
         )
     embedded = numbers.guidance.kind == "embedded"
     if guidance is not None and not embedded:
         raise BuildError(f"{model.title} has no guidance; leave --guidance out")
-    own = numbers.defaults
-    width, height = size or (min(own.width, LONGEST_SIDE), min(own.height, LONGEST_SIDE))
+    own = usual(model)
+    width, height = size or (own.width, own.height)
     latents.grid(width, height, numbers.model.patch, numbers.sizes)
     return Settings(
-        prompts=list(prompts) or built_in_prompts(),
+        prompts=list(prompts) or own.prompts,
         width=width,
         height=height,
-        steps=steps or min(own.steps, MOST_STEPS),
-        guidance=(numbers.guidance.default if guidance is None else guidance) if embedded else None,
+        steps=steps or own.steps,
+        guidance=own.guidance if guidance is None else guidance,
         seed=SEED,
     )
 
@@ -79,9 +104,18 @@ def built_in_prompts() -> list[str]:
     return (files("flux_trt.exporter.quantise") / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
+def from_text(model: Model, settings: Settings) -> Painting:
+    """Text to pictures: noise of the seeds, at all levels."""
+    numbers = model.numbers()
+    grid = settings.height // numbers.model.patch, settings.width // numbers.model.patch
+    seeds = tuple(range(settings.seed, settings.seed + len(settings.prompts)))
+    levels = schedule.sigmas(numbers.schedule, settings.steps, grid[0] * grid[1])
+    return Painting(settings, Trajectory(levels, noise.draw(numbers.model.noise, seeds, grid), (grid,)))
+
+
 def calibrate(
     model: Model,
-    settings: Settings,
+    painting: Painting,
     weights: Mapping[str, str],
     out: Path,
     *,
@@ -93,7 +127,7 @@ def calibrate(
 
     Args:
         model: the checkpoint, with its text encoders and tokenizers.
-        settings: from `settings_of`.
+        painting: from `from_text`, or from pictures.
         weights: what identifies its parts: `digest_of` for transformer and t5.
         out: the JSON file to write; the state of an unfinished run is kept beside it.
         device: a torch device.
@@ -105,6 +139,7 @@ def calibrate(
         BuildError: activations that are not finite, or `out` cannot be written.
     """
     kept = out.with_name(f"{out.name}.state")
+    settings = painting.settings
     facts = f"{sorted(weights.items())} {settings.model_dump_json()}"
     state = load_state(kept, facts)
     watch = Watch(state)
@@ -120,8 +155,8 @@ def calibrate(
             seen |= reference.encode(settings.prompts)
             keep()
         if LATENTS in seen:
-            tell(f"calibration goes on after step {int(seen[STEP])} of {settings.steps}")
-        for latents_now, done in reference.denoise(settings, dict(seen)):
+            tell(f"calibration goes on after step {int(seen[STEP])} of {painting.trajectory.steps}")
+        for latents_now, done in reference.denoise(painting.trajectory, settings.guidance, dict(seen)):
             seen |= {LATENTS: latents_now, STEP: torch.tensor(done, device="cpu")}
             keep()
     if strange := [name for name, histogram in watch.seen.items() if not histogram.finite]:

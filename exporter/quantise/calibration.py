@@ -47,7 +47,14 @@ class Settings(Record):
     height: int = Field(gt=0)
     steps: int = Field(gt=0)
     guidance: float | None = Field(description="None for a model without guidance input")
-    seed: int = Field(description="of the first prompt; the others count on")
+    seed: int = Field(
+        description="of the first prompt; the others count on, where they have none of their own"
+    )
+    task: str = Field(default="generate", description="as flux-run's")
+    pictures: str | None = Field(
+        default=None,
+        description="SHA-256 of the pictures, seeds and schedule of jobs; null for prompts alone",
+    )
 
 
 class Calibration(Record):

@@ -33,7 +33,15 @@ _CALIBRATION = (
         type=click.Path(path_type=Path),
         help="One prompt a line.  [default: a built-in list of many kinds]",
     ),
-    click.option("--size", type=Size(), help="In pixels.  [default: the model's, at most 512x512]"),
+    click.option(
+        "--jobs",
+        type=click.Path(path_type=Path),
+        help="Pictures to paint from: JSON lines as for flux-run --jobs, each with a prompt and image, mask, "
+        "control or reference; --size, --steps and --guidance are for lines that say none.",
+    ),
+    click.option(
+        "--size", type=Size(), help="In pixels.  [default: the picture's, else the model's, at most 512x512]"
+    ),
     click.option("--steps", type=click.IntRange(1), help="[default: the variant's, at most 12]"),
     click.option("--guidance", type=float, help="[default: the variant's]"),
     click.option("--variant", help="As for build."),

@@ -14,7 +14,7 @@ from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.recognise import recognise
 from flux_trt.exporter.families.stage import Quantisation, Stage, large_layers
 from flux_trt.exporter.folder import digests
-from flux_trt.exporter.quantise.calibrate import calibrate, settings_of
+from flux_trt.exporter.quantise.calibrate import Painting, calibrate, from_text, settings_of, usual
 from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, digest_of, read
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.enough import warning
@@ -64,7 +64,7 @@ def with_ranges(
             weights = identity(model, sources, progress, plain=True)
             tell(f"{fp8.calibration} is not of the model with its LoRAs; that of the model without is used")
         refuse_foreign(found, weights, parts, fp8.calibration)
-        if line := warning(found.settings, settings_of(model)):
+        if line := warning(found.settings, usual(model)):
             tell(f"{line}: {fp8.calibration}")
     else:
         settings = settings_of(model)
@@ -74,7 +74,7 @@ def with_ranges(
                 f"calibrating with {len(settings.prompts)} built-in prompts at {settings.width}x"
                 f"{settings.height}, {settings.steps} steps; --calibration takes a file instead"
             )
-            kept = calibrate(model, settings, weights, beside, tell=tell, progress=progress)
+            kept = calibrate(model, from_text(model, settings), weights, beside, tell=tell, progress=progress)
         tell(f"calibration: {beside}")
         found = kept
     return [
@@ -95,6 +95,7 @@ def calibrate_checkpoint(
     out: Path,
     *,
     prompts: Path | None = None,
+    pictures: Callable[[Model, str], Painting] | None = None,
     size: tuple[int, int] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -110,7 +111,9 @@ def calibrate_checkpoint(
         source: as for `build`.
         out: the JSON file.
         prompts: a text file with a prompt on each line; None: a built-in list.
-        size, steps, guidance: of the pictures.
+        pictures: makes what is painted from pictures, of the model and for a device (`pictured.Jobs`);
+            instead of prompts, size, steps and guidance.
+        size, steps, guidance: of what is painted from prompts.
         variant, beside: as for `build`.
         device: a torch device.
         tell: called with a line for what a user should know.
@@ -125,12 +128,18 @@ def calibrate_checkpoint(
     model = recognise(checkpoint, variant)
     if device == "cuda" and not torch.cuda.is_available():
         raise BuildError("PyTorch finds no GPU; use --device cpu")
-    texts = _lines(prompts) if prompts is not None else ()
-    settings = settings_of(model, prompts=texts, size=size, steps=steps, guidance=guidance)
-    if line := warning(settings, settings_of(model)):
+    if pictures is not None:
+        if prompts is not None:
+            raise BuildError("--prompts and --jobs are given; the jobs have prompts of their own: give one")
+        painting = pictures(model, device)
+    else:
+        texts = _lines(prompts) if prompts is not None else ()
+        settings = settings_of(model, prompts=texts, size=size, steps=steps, guidance=guidance)
+        painting = from_text(model, settings)
+    if line := warning(painting.settings, usual(model)):
         tell(line)
     weights = identity(model, {}, progress)
-    return calibrate(model, settings, weights, out, device=device, tell=tell, progress=progress)
+    return calibrate(model, painting, weights, out, device=device, tell=tell, progress=progress)
 
 
 def _lines(path: Path) -> list[str]:

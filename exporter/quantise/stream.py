@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flux_trt.exporter.families.stage import Stage, skeleton
+from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 
 
 def streamed(
@@ -31,7 +31,7 @@ def streamed(
     module = skeleton(stage)
     blocks = blocks_of(stage, module)
     inside = tuple(f"{name}." for name in blocks)
-    for name, _ in list(module.named_parameters()):
+    for name in parameters(stage, module):
         if not name.startswith(inside):
             _set(module, name, stage.recipes[name].load(stage.tensors).to(device, stage.dtype))
     for owner in module.modules():

@@ -65,6 +65,10 @@ class EagerBuffer:
         """The values on the host."""
         return self.tensor.cpu().numpy()
 
+    def fill(self, other: EagerBuffer) -> None:
+        """Copy another's values here."""
+        self.tensor.copy_(other.tensor)
+
 
 class EagerGraph:
     """A stage's module with its weights."""

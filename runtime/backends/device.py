@@ -83,6 +83,10 @@ class DeviceBuffer:
         """A copy on the host, once all work queued so far is done."""
         return self.gpu.read(self)
 
+    def fill(self, other: DeviceBuffer) -> None:
+        """Copy another's values here, after the work that is queued."""
+        self.gpu._copy(self.pointer, other.pointer, self.nbytes, "cudaMemcpyDeviceToDevice")
+
 
 class Launch:
     """Work that was recorded once and is queued again as a whole."""

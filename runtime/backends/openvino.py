@@ -88,6 +88,10 @@ class HostBuffer:
         """The values: the memory itself."""
         return self.array
 
+    def fill(self, other: HostBuffer) -> None:
+        """Copy another's values here."""
+        self.array[...] = other.array.reshape(self.shape)
+
 
 class OpenVinoGraph:
     """A compiled stage with its bindings."""

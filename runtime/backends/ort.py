@@ -7,6 +7,7 @@ values stay there from the conditioner to the decoder. On a GPU it runs on the s
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 from collections.abc import Mapping
@@ -92,6 +93,10 @@ class OrtBuffer:
         """The values on the host."""
         flat = self.owner.numpy().reshape(-1)
         return flat[self.start : self.start + math.prod(self.shape)].reshape(self.shape)
+
+    def fill(self, other: OrtBuffer) -> None:
+        """Copy another's values here."""
+        ctypes.memmove(self.pointer, other.pointer, math.prod(self.shape) * self.dtype.itemsize)
 
 
 class OrtGraph:

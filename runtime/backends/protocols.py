@@ -49,9 +49,13 @@ class Buffer(Protocol):
     def numpy(self) -> npt.NDArray[Any]:
         """The values on the host: a view or a copy."""
 
+    def fill(self, other: Any) -> None:
+        """Take the values of another of this backend's buffers, as large and of the same type; on a GPU the
+        copy is queued."""
 
-class Graph(Protocol):
-    """A stage that is ready to run; calls from several threads wait for each other."""
+
+class Runnable(Protocol):
+    """What can be run, now or later."""
 
     def run(
         self, inputs: Mapping[str, Buffer | npt.NDArray[Any]], into: Mapping[str, Buffer] | None = None
@@ -66,6 +70,17 @@ class Graph(Protocol):
         Raises:
             BackendError: the run failed, or the graph is closed.
         """
+
+
+class Graphs(Protocol):
+    """What can be run, by the names of stages and glue."""
+
+    def __getitem__(self, name: str) -> Runnable:
+        """One of them."""
+
+
+class Graph(Runnable, Protocol):
+    """A stage that is ready to run; calls from several threads wait for each other."""
 
     def close(self) -> None:
         """Free the graph and its weights; closing twice is harmless."""

@@ -32,9 +32,27 @@ def write(image: Image.Image, path: str | Path, quality: int | None = None) -> N
     """
     path = Path(path)
     kind = form(path, quality)
+    try:
+        part.write(path, encoded(image, kind, quality, str(path)))
+    except OSError as fault:
+        raise RequestError(f"cannot write {path}: {fault.strerror or fault}; choose another place") from None
+
+
+def encoded(image: Image.Image, kind: str, quality: int | None = None, what: str = "the picture") -> bytes:
+    """The file that `write` writes.
+
+    Args:
+        image: as `write`'s.
+        kind: Pillow's name of the format, one of those of `FORMATS`.
+        quality: as `write`'s; a PNG has none.
+        what: it is called in a warning.
+
+    Raises:
+        OSError: a picture that the format cannot hold.
+    """
     carried = texts.of(image)
     if kind == "JPEG" and texts.exif_bytes(carried) > texts.EXIF_MOST:
-        carried = _fitting(carried, path)
+        carried = _fitting(carried, what)
     options: dict[str, Any] = {"quality": QUALITY if quality is None else quality}
     if kind == "PNG":
         options = {"pnginfo": texts.png(carried)}
@@ -43,11 +61,8 @@ def write(image: Image.Image, path: str | Path, quality: int | None = None) -> N
     if kind == "JPEG":
         options["subsampling"] = 0
     made = io.BytesIO()
-    try:
-        image.save(made, kind, **options)
-        part.write(path, made.getvalue())
-    except OSError as fault:
-        raise RequestError(f"cannot write {path}: {fault.strerror or fault}; choose another place") from None
+    image.save(made, kind, **options)
+    return made.getvalue()
 
 
 def form(path: Path, quality: int | None = None) -> str:
@@ -68,13 +83,13 @@ def form(path: Path, quality: int | None = None) -> str:
     return kind
 
 
-def _fitting(carried: dict[str, str], path: Path) -> dict[str, str]:
+def _fitting(carried: dict[str, str], what: str) -> dict[str, str]:
     """Our own text alone where both are more than a JPEG can hold; none where even that is."""
     ours = {key: text for key, text in carried.items() if key == texts.OURS}
     if texts.exif_bytes(ours) <= texts.EXIF_MOST:
         _log.warning(
-            "%s: the parameters are too long for a JPEG in two forms; other tools cannot read them", path
+            "%s: the parameters are too long for a JPEG in two forms; other tools cannot read them", what
         )
         return ours
-    _log.warning("%s: the parameters are too long for a JPEG and are not in it; name a .png", path)
+    _log.warning("%s: the parameters are too long for a JPEG and are not in it; name a .png", what)
     return {}

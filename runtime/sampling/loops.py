@@ -47,12 +47,17 @@ class Loops:
         """Those that are kept, the last used last."""
         return iter(tuple(self._kept.values()))
 
+    def forget(self) -> None:
+        """Free what is kept; others can be made."""
+        with self._lock:
+            while self._kept:
+                self._kept.popitem()[1].close()
+
     def close(self) -> None:
         """Free what is kept; what is lent is freed when it comes back. Closing twice is harmless."""
         with self._lock:
             self._closed = True
-            while self._kept:
-                self._kept.popitem()[1].close()
+            self.forget()
 
     def _give_back(self, of: LoopShape, loop: Loop) -> None:
         with self._lock:

@@ -31,7 +31,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Beside:
-    """Reference pictures that are no part of the sequence: the denoiser attends what a stage made of them."""
+    """Reference pictures that are no part of the latents: the denoiser attends what a stage made of them."""
 
     packed: Floats
     """float32 [batch, tokens of all of them, channels]; there may be none."""
@@ -62,7 +62,7 @@ class Trajectory:
     grids: tuple[latents.Grid, ...]
     """Of the target, then of the reference pictures."""
     beside: Beside | None = None
-    """For a model that keeps what it has seen of its reference pictures."""
+    """For a model that looks at its reference pictures with a stage of their own."""
     condition: Floats | None = None
     """What a model sees beside the latents: float32 [batch, tokens, condition channels]."""
     scale: float | None = None

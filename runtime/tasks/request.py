@@ -67,6 +67,8 @@ class Request:
     controls: tuple[Image.Image, ...] = ()
     references: tuple[Image.Image, ...] = ()
     """For all pictures, each of the size it is encoded at."""
+    crop: tuple[int, int, int, int] | None = None
+    """What of a painted picture is given back, (left, top, right, bottom); None: all of it."""
     leads: bool = False
     """Whether the picture that is painted into is the first of its own reference pictures."""
     edit: FlowEdit | None = None
@@ -94,7 +96,7 @@ class Request:
         steps: int | None = None,
         shift: float | None = None,
         sigmas: Sequence[float] | None = None,
-        solver: str = "euler",
+        solver: str | None = "euler",
         guidance: float | None = None,
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
@@ -137,11 +139,15 @@ class Request:
         levels = Levels.asked(manifest.schedule, steps, manifest.defaults.steps, shift, sigmas)
         validate.expect_moves(levels.steps, strength)
         chosen = solver_of(manifest, solver)
+        reference_pictures.expect_number(manifest, several := len(given.references))
         references = tuple(
-            reference_pictures.prepared(manifest, each, auto_resize) for each in given.references
+            reference_pictures.prepared(manifest, each, auto_resize, several > 1) for each in given.references
         )
         size = validate.size(size)
         width, height = given.painted(manifest, size, paste, references)
+        crop = None
+        if task == "reference" and size is None:
+            crop = reference_pictures.crop_back(manifest, given.references, auto_resize)
         places = given.places(size, (width, height), paste)
         pull = guided(manifest, len(texts), guidance, negative, true_cfg)
         if negative_2 is not None and not pull.negatives:
@@ -174,6 +180,7 @@ class Request:
             paste=paste,
             controls=validate.each(given.edges(places, (width, height)), count),
             references=references,
+            crop=crop,
             places=validate.each(places, count),
             leads=task == "inpaint" and manifest.model.inpaint.source,
             patch=manifest.model.patch,
@@ -202,7 +209,7 @@ class Request:
         steps: int | None = None,
         shift: float | None = None,
         sigmas: Sequence[float] | None = None,
-        solver: str = "euler",
+        solver: str | None = "euler",
         n_min: int = 0,
         n_max: int | None = None,
         n_avg: int = 1,
@@ -331,6 +338,8 @@ class Request:
 
     def finished(self, painted: Image.Image, index: int) -> Image.Image:
         """What is given back of picture `index`: at its own size, where what a mask keeps is put back."""
+        if self.crop is not None:
+            return painted.crop(self.crop)
         if not self.images:
             return painted
         original, mask = self.images[index], None

@@ -6,11 +6,12 @@ import importlib.metadata
 import importlib.util
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import Engine, engines, find, graph_digest
+from flux_trt.runtime.cli import main as flux_run
 from flux_trt.runtime.errors import BackendError, BuildError, BundleError
 
 pytestmark = pytest.mark.skipif(
@@ -157,6 +159,87 @@ def test_a_graph_that_tensorrt_cannot_read(nano: Path, tmp_path: Path) -> None:
     job = Job(graph=graph, inputs=[], recipe=dict(engines(nano))[folder].recipe, plan=None)
     with pytest.raises(BuildError, match="clip: "):
         child.run(job, FLAVOURS["tensorrt-rtx"])
+
+
+def test_what_tensorrt_itself_says_is_told(tiny: Path, tmp_path: Path) -> None:
+    """The decoder of the tiny bundle casts to bytes, which no TensorRT takes."""
+    root = shutil.copytree(tiny, tmp_path / "bundle")
+    words = ["engines", str(root), "--stages", "vae_decoder", "--backend", "tensorrt-rtx", "--sm", "8.9"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1
+    (line,) = done.output.splitlines()
+    assert line.startswith("Error: vae_decoder: Could not parse ONNX correctly; TensorRT's last words: ")
+    assert "In node 4" in line
+    assert "TensorRT does not support UINT8 types for intermediate tensors" in line
+    assert "Begin node" not in line
+    assert line.endswith("; report it, or build without this stage")
+    assert list((root / "engines").iterdir()) == []
+
+
+def test_a_child_without_memory_says_so(tiny: Path, tmp_path: Path) -> None:
+    """At a real limit: TensorRT's own words in one line, and no engine."""
+    root = shutil.copytree(tiny, tmp_path / "bundle")
+    command = [sys.executable, "-m", "flux_trt.exporter.cli", "engines", str(root), "--stages", "t5"]
+    command += ["--backend", "tensorrt-rtx", "--sm", "8.9"]
+    script = f"ulimit -v 500000; exec {shlex.join(command)}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: t5: ")
+    assert "TensorRT's last words: [E] " in line
+    assert "bad_alloc" in line
+    assert "; free memory, or use --precision " in line
+    assert list((root / "engines").iterdir()) == []
+
+
+@pytest.fixture
+def read_only(tiny: Path, tmp_path: Path) -> Iterator[Path]:
+    """A bundle on a mount that nobody writes to; permissions would not stop root."""
+    place, mounted = tmp_path / "mounted", False
+    shutil.copytree(tiny, tmp_path / "real" / "bundle")
+    place.mkdir()
+    for command in (["--bind", str(tmp_path / "real")], ["-o", "remount,bind,ro"]):
+        try:
+            done = subprocess.run(["mount", *command, str(place)], capture_output=True, check=False)
+        except OSError:
+            pytest.skip("there is no mount here")
+        if done.returncode and not mounted:
+            pytest.skip("this system lets nobody mount")
+        mounted = True
+    yield place / "bundle"
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_bundle_that_is_read_only(read_only: Path, tmp_path: Path) -> None:
+    """It paints, is inspected, and takes engines elsewhere; what would write into it says how else."""
+    before = digest(read_only / "bundle.json")
+    build_it = ["engines", str(read_only), "--stages", "clip", "--backend", "tensorrt-rtx", "--sm", "8.9"]
+    done = CliRunner().invoke(main, build_it)
+    assert done.exit_code == 1
+    assert done.output.count("\n") == 1
+    assert done.output.startswith("Error: cannot write ")
+    assert "(Read-only file system)" in done.output
+    assert "--engines DIR" in done.output
+    far = tmp_path / "far"
+    done = CliRunner().invoke(main, [*build_it, "--engines", str(far)])
+    assert done.exit_code == 0, done.output
+    assert {built.recipe.stage for _, built in engines(read_only, far)} >= {"clip"}
+    done = CliRunner().invoke(main, ["inspect", str(read_only)])
+    assert done.exit_code == 0, done.output
+    picture = tmp_path / "a.png"
+    words = ["generate", str(read_only), "a red circle", "--backend", "onnxruntime", "--device", "cpu"]
+    done = CliRunner().invoke(flux_run, [*words, "--out", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert picture.is_file()
+    done = CliRunner().invoke(flux_run, [*words, "--out", str(read_only / "a.png")])
+    assert done.exit_code == 1
+    assert done.output == f"Error: the folder {read_only} cannot be written; choose another\n"
+    done = CliRunner().invoke(main, ["build", "examples/flux-nano", "--out", str(read_only)])
+    assert done.exit_code == 1
+    _, line = done.output.splitlines()  # after what the checkpoint is; before any work
+    assert line.startswith("Error: cannot write ")
+    assert "(Read-only file system); choose another place" in line
+    assert digest(read_only / "bundle.json") == before
 
 
 def test_one_build_at_a_time(nano: Path) -> None:

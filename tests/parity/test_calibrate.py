@@ -191,7 +191,7 @@ def test_the_defaults_and_the_built_in_prompts(checkpoint: Get, tmp_path: Path) 
         (
             "fill-like",
             [],
-            "FLUX.1 fill paints from a control picture, which calibration cannot take yet; build",
+            "FLUX.1 fill paints from a picture; give pictures to flux-export calibrate with --jobs",
         ),
         ("schnell-like", ["--guidance", "3"], "FLUX.1 schnell has no guidance; leave --guidance out"),
         (

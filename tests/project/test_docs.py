@@ -30,6 +30,7 @@ COMMANDS = {
     "flux-bench": "flux_trt.bench.cli",
     "flux-export": "flux_trt.exporter.cli",
     "flux-run": "flux_trt.runtime.cli",
+    "flux-serve": "flux_trt.serving.cli",
 }
 FRONT = 160  # lines: what somebody new reads
 
@@ -93,7 +94,7 @@ def test_links_lead_somewhere(page):
 def test_command_lines_parse(words):
     main = group(words[0])
     try:
-        if words[1].startswith("-"):
+        if words[1].startswith("-") or not isinstance(main, click.Group):
             main.make_context(words[0], words[1:])
         else:
             main.commands[words[1]].make_context(words[1], words[2:])
@@ -118,10 +119,11 @@ def test_the_python_in_the_pages_runs(bundle, tmp_path, monkeypatch, page):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_in_the_text_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    for span in re.findall(r"`((?:flux-bench|flux-export|flux-run)[^`]*)`", text):
+    for span in re.findall(r"`((?:flux-bench|flux-export|flux-run|flux-serve)[^`]*)`", text):
         name, *words = span.split()
-        verb = next((word for word in words if word in group(name).commands), None)
-        command = group(name).commands[verb] if verb else group(name)
+        verbs = getattr(group(name), "commands", {})
+        verb = next((word for word in words if word in verbs), None)
+        command = verbs[verb] if verb else group(name)
         known = {option for each in command.params for option in each.opts} | {"--help", "-h"}
         assert not words or verb or words[0].startswith("-"), span
         assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, span
@@ -159,6 +161,15 @@ def test_every_field_of_the_manifest_is_described():
     fields = set(records(manifest.Manifest))
     assert {"schema_version", "shift", "sha256", "dims"} <= fields
     assert [name for name in sorted(fields) if not re.search(rf"`([\w*]+\.)*{name}[`.]", text)] == []
+
+
+def test_every_option_and_parameter_of_the_server_is_described():
+    from flux_trt.serving.fields import ALIASES, IDLE, REFUSED, Fields
+
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    options = {each.opts[0] for each in group("flux-serve").params if each.opts[0].startswith("--")}
+    names = options - {"--version"} | {*Fields.model_fields, *ALIASES, *IDLE, *REFUSED, "image", "mask"}
+    assert [name for name in sorted(names) if not re.search(rf"`{name}[` ]", text)] == []
 
 
 def test_every_stage_is_described(bundle):

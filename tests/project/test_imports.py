@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "diffusers"}
+ABOVE = {"flux_trt.exporter", "flux_trt.serving", "flux_trt.bench"}
 UNPICKLING = {"pickle", "dill", "joblib", "shelve", "torch.load"}
 SLOW = HEAVY | {"onnxruntime", "openvino", "numpy", "PIL", "pydantic", "rich", "tokenizers"}
+SLOW |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 
 
 def loaded(code):
@@ -28,7 +30,7 @@ def test_importing_the_runtime_loads_nothing_slow():
 
 @pytest.mark.parametrize(
     ("package", "words"),
-    [("runtime", ["--help"]), ("bench", ["--help"]), ("bench", ["run", "--help"])],
+    [("runtime", ["--help"]), ("serving", ["--help"]), ("bench", ["--help"]), ("bench", ["run", "--help"])],
 )
 def test_help_loads_nothing_slow(package, words):
     code = f"from flux_trt.{package}.cli import main\nmain({words!r}, standalone_mode=False)"
@@ -58,9 +60,10 @@ def imports(path):
 @pytest.mark.parametrize(
     ("folder", "banned"),
     [
-        ("plugins", {"flux_trt.runtime", "flux_trt.exporter", "flux_trt.bench", *UNPICKLING}),
-        ("runtime", {"flux_trt.exporter", "flux_trt.bench", *HEAVY, *UNPICKLING}),
-        ("exporter", {"flux_trt.bench", *UNPICKLING}),
+        ("plugins", {"flux_trt.runtime", *ABOVE, *UNPICKLING}),
+        ("runtime", {*ABOVE, *HEAVY, *UNPICKLING}),
+        ("serving", {*(ABOVE - {"flux_trt.serving"}), *HEAVY, *UNPICKLING}),
+        ("exporter", {"flux_trt.bench", "flux_trt.serving", *UNPICKLING}),
     ],
 )
 def test_arrows(folder, banned):

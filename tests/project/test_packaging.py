@@ -1,4 +1,4 @@
-"""What is installed: four packages, three commands, and no PyTorch for those who only paint."""
+"""What is installed: five packages, four commands, and no PyTorch for those who only paint."""
 
 import configparser
 import re
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"plugins": "plugins", "runtime": "runtime", "exporter": "exporter", "bench": "benchmarks/bench"}
-SHIPPED = ("plugins", "runtime", "exporter", "benchmarks", "tests")
+PLAIN = ("plugins", "runtime", "exporter", "serving")
+FOLDERS = {name: name for name in PLAIN} | {"bench": "benchmarks/bench"}
+SHIPPED = ("plugins", "runtime", "exporter", "serving", "benchmarks", "tests")
 EXPORT_ONLY = {
     "torch",
     "diffusers",
@@ -82,7 +83,7 @@ def test_packages_are_the_folders(config):
     assert places == {f"flux_trt.{name}": folder for name, folder in FOLDERS.items()}
 
 
-def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel, config):
+def test_the_wheel_holds_the_five_packages_and_nothing_else(wheel, config):
     names, _, _ = wheel
     data = {
         installed(path)
@@ -101,7 +102,7 @@ def test_painting_needs_no_framework(wheel, config):
     assert required(always) == required(config["options"]["install_requires"].strip().splitlines())
     assert not required(always) & EXPORT_ONLY
     extras = {"bench", "cpu", "openvino", "gpu", "tensorrt", "tensorrt-rtx", "control"}
-    extras |= {"gguf", "export", "dev"}
+    extras |= {"gguf", "export", "serve", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
@@ -110,6 +111,7 @@ def test_the_wheel_brings_the_commands(wheel):
     assert "flux-bench = flux_trt.bench.cli:main" in entry_points
     assert "flux-export = flux_trt.exporter.cli:main" in entry_points
     assert "flux-run = flux_trt.runtime.cli:main" in entry_points
+    assert "flux-serve = flux_trt.serving.cli:main" in entry_points
 
 
 def test_every_requirement_is_pinned(config):

@@ -28,7 +28,7 @@ def named(path):
 
 
 def test_the_walk_sees_every_folder():
-    assert {"exporter", "runtime", "plugins", "benchmarks", "tests", "examples"} <= {
+    assert {"exporter", "runtime", "serving", "plugins", "benchmarks", "tests", "examples"} <= {
         path.relative_to(ROOT).parts[0] for path in PYTHON
     }
 

@@ -1,5 +1,9 @@
 """flux-bench on real bundles: what it measures and what it refuses; how long that took is no verdict."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -116,6 +120,50 @@ def test_painters_get_what_users_get(tiny):
     assert np.array_equal(painted.pictures, as_pictures(images))
     assert painted.pictures.std() > 1
     assert painted.peak_rss_mb > 10
+
+
+@pytest.mark.parametrize("name", [OURS, "diffusers"])
+def test_threads_are_the_painter_s(bundle, checkpoint, name):
+    """Its process has more of them when more are asked for."""
+    from flux_trt.bench.case import job
+    from flux_trt.bench.crew import Worker
+    from flux_trt.runtime.bundle.bundle import Bundle
+
+    nano, tasks = Bundle.open(bundle("flux-nano")), []
+    for threads in (1, 4):
+        asked = job(nano, (64, 64), 1, 1, None, "cpu", str(checkpoint("flux-nano")), threads)
+        with Worker(name, asked) as worker:
+            worker.load()
+            worker.paint(["a red circle"], [0])
+            tasks.append(len(list(Path(f"/proc/{worker._child.pid}/task").iterdir())))
+    assert tasks[1] >= tasks[0] + 3
+
+
+CONVERTED = """
+import os, sys, torch
+from flux_trt.bench.peers.{peer} import convert
+torch.set_num_threads(1)
+module = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4))).eval()
+run = convert(module, [torch.zeros(64, 512)], "net", threads={threads})
+run(torch.ones(64, 512))
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.parametrize("peer", ["exported", "openvino"])
+def test_threads_are_a_converted_peer_s(peer):
+    tasks = []
+    for threads in (1, 2):
+        script = CONVERTED.format(peer=peer, threads=threads)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        tasks.append(int(done.stdout.split()[-1]))
+    assert tasks[1] > tasks[0]
+
+
+def test_a_run_says_its_threads(quick, tmp_path):
+    assert called(*quick, "--allow-noise", "--threads", 1).exit_code == 0
+    assert load(tmp_path / "out" / "run.json", Run).cases[0].threads == 1
+    assert ", 1 threads" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

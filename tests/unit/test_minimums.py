@@ -16,8 +16,8 @@ Set = Callable[..., None]
 OURS = [
     "click>=8.1",
     'onnxruntime>=1.24.1; extra == "cpu"',
-    'onnx-ir<1.2,>=0.1.13; extra == "export"',
-    'onnxscript>=0.5.7,<0.8; extra == "export"',
+    'onnx-ir<1.2,>=0.1.16; extra == "export"',
+    'onnxscript>=0.6.0,<0.8; extra == "export"',
 ]
 
 
@@ -77,7 +77,7 @@ def test_the_exporter_names_an_old_library(command: list[str], monkeypatch: pyte
     monkeypatch.setattr(minimums, "version", lambda name: "0.5.6" if name == "onnxscript" else "99")
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 1
-    assert done.output.startswith("Error: needs onnxscript 0.5.7 or newer, this is 0.5.6; ")
+    assert done.output.startswith("Error: needs onnxscript 0.6.0 or newer, this is 0.5.6; ")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_the_exporter_says_that_it_runs_on_linux(command: list[str], monkeypatch
 def test_minimums_come_from_setup_cfg() -> None:
     found = resolver.minimums("export", keep=["torch"])
     assert "click==8.1" in found
-    assert "onnx-ir==0.1.13" in found
+    assert "onnx-ir==0.1.16" in found
     assert "torch==2.13.0" in found
     assert all("==" in line for line in found)

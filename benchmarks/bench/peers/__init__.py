@@ -16,6 +16,8 @@ def make(name: PeerName, job: Job) -> Painter:
         BenchError: it cannot run here.
         ModuleNotFoundError: a package of it is not installed.
     """
+    from functools import partial
+
     from flux_trt.bench.peers.eager import Diffusers, compiled
 
     if name == "diffusers":
@@ -25,7 +27,7 @@ def make(name: PeerName, job: Job) -> Painter:
     if name == "onnx-export":
         from flux_trt.bench.peers.exported import convert
 
-        return Diffusers(job, convert)
+        return Diffusers(job, partial(convert, threads=job.threads))
     from flux_trt.bench.peers.openvino import convert as convert_openvino
 
-    return Diffusers(job, convert_openvino)
+    return Diffusers(job, partial(convert_openvino, threads=job.threads))

@@ -12,6 +12,7 @@ import torch
 from flux_trt.bench.errors import BenchError
 from flux_trt.bench.job import Job, Pictures, as_pictures, files_bytes
 from flux_trt.bench.peers.swapped import Convert, swap
+from flux_trt.runtime.backends.cpus import refuse_threads
 
 
 class Diffusers:
@@ -28,11 +29,14 @@ class Diffusers:
             change: what else to do to the pipeline.
 
         Raises:
-            BenchError: no checkpoint, or a device that this peer does not have.
+            FluxTrtError: no checkpoint, or a device that this peer does not have; threads for a GPU.
         """
         if job.checkpoint is None:
             raise BenchError("peers paint from the checkpoint, which is not known; give it with --checkpoint")
         self.device = _device(job)
+        if job.threads is not None:
+            refuse_threads(None if self.device == "cpu" else job.threads, "diffusers")
+            torch.set_num_threads(job.threads)
         if convert and self.device != "cpu":
             raise BenchError("converted peers run on a CPU only; give --device cpu or leave them out")
         self._job = job

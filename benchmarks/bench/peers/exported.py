@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from flux_trt.bench.peers.swapped import Function
 
 
-def convert(module: nn.Module, example: Sequence[Tensor], name: str) -> Function:
+def convert(module: nn.Module, example: Sequence[Tensor], name: str, threads: int | None = None) -> Function:
     """Export, and open a session on a CPU with onnxruntime's own defaults but one.
 
     Four networks are four sessions, whose idle threads would spin for the cores that the next one needs.
     """
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"

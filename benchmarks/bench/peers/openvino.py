@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from flux_trt.bench.peers.swapped import Function
 
-PERFORMANCE = {"PERFORMANCE_HINT": "LATENCY"}
+PERFORMANCE: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
 
 
-def convert(module: nn.Module, example: Sequence[Tensor], name: str) -> Function:
+def convert(module: nn.Module, example: Sequence[Tensor], name: str, threads: int | None = None) -> Function:
     """Convert for the example's shapes, and compile for the CPU.
 
     Raises:
         ModuleNotFoundError: openvino is not installed.
     """
+    wanted = PERFORMANCE | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     openvino = importlib.import_module("openvino")
     model = openvino.convert_model(module, example_input=tuple(example))
     model.reshape({port: list(each.shape) for port, each in zip(model.inputs, example, strict=True)})
-    compiled = openvino.Core().compile_model(model, "CPU", PERFORMANCE)
+    compiled = openvino.Core().compile_model(model, "CPU", wanted)
     request = compiled.create_infer_request()
 
     def run(*inputs: Tensor) -> Tensor:
