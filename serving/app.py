@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +21,7 @@ from flux_trt.serving.engine import Engine
 from flux_trt.serving.errors import ApiError
 from flux_trt.serving.jobs import Jobs
 from flux_trt.serving.limits import MEGA, Limits
+from flux_trt.serving.local import is_local
 from flux_trt.serving.metrics import Metrics
 from flux_trt.serving.models import Models
 
@@ -123,6 +124,12 @@ class Gate:
                     code="invalid_api_key",
                 )
             scope["state"]["owner"] = sha256(key).hexdigest()
+        if not self._keys and _foreign(headers):
+            return ApiError(
+                403,
+                "without a key only pages of this server itself may ask; start it with --api-key-file",
+                code="foreign_origin",
+            )
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._most:
             return self._too_large()
@@ -146,6 +153,15 @@ class Gate:
             return message
 
         return part
+
+
+def _foreign(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser asks for a page of another host, by its own word or through a name for this one."""
+    if headers.get(b"sec-fetch-site", b"none") in (b"cross-site", b"same-site"):
+        return True
+    host = headers.get(b"host", b"").decode("latin-1")
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    return not is_local(name.strip("[]"))
 
 
 def _api_error(request: Request | None, fault: Any) -> JSONResponse:

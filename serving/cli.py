@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from flux_trt.runtime.cli import faults
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.options import ENGINES
+from flux_trt.serving.local import is_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -146,7 +146,7 @@ def main(
 ) -> None:
     """Serve BUNDLEs by OpenAI's images API, and a page at /."""
     keys = _keys(api_key_file)
-    if not keys and not _is_local(host):
+    if not keys and not is_local(host):
         raise RequestError(
             f"--host {host} can be reached from other machines, and there is no key; give --api-key-file, "
             "or stay at 127.0.0.1"
@@ -244,12 +244,3 @@ def _keys(path: Path | None) -> list[str]:
             'spaces; make one with python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
     return keys
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -13,10 +13,12 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flux_trt.runtime.backends.protocols import Buffer
+from flux_trt.runtime.bundle.flow import DENOISER
 from flux_trt.runtime.pipeline import Pipeline
 from flux_trt.runtime.stepwise import Stepwise
 from flux_trt.runtime.tasks.company import alike, joined
@@ -164,6 +166,26 @@ def play(way: Way, stream: Sequence[Arrival]) -> Played:
         left.acquire()
     seconds = [end - each.at for end, each in zip(ends, stream, strict=True)]
     return Played(seconds, [each.request.steps for each in stream], max(ends) - stream[0].at)
+
+
+def stand_in(pipeline: Pipeline, first: float, more: float) -> None:
+    """Let each run of the denoiser take as long as on another device, whatever this machine's neighbours do.
+
+    Args:
+        pipeline: whose denoiser runs as before, and then waits.
+        first: seconds of a run of one row.
+        more: seconds of each further row.
+    """
+    graph = pipeline.graphs[DENOISER]
+    run = graph.run
+
+    def slow(inputs: Mapping[str, Any], into: Mapping[str, Buffer] | None = None) -> dict[str, Buffer]:
+        end = time.perf_counter() + first + more * (inputs["latents"].shape[0] - 1)
+        found = run(inputs, into)
+        time.sleep(max(0.0, end - time.perf_counter()))
+        return found
+
+    graph.run = slow  # type: ignore[method-assign]
 
 
 def capacity(pipeline: Pipeline, stream: Sequence[Arrival], seconds: float) -> float:

@@ -60,6 +60,13 @@ SIZES = click.option(
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--most", type=click.IntRange(min=1), default=8, show_default=True, help="Rows of a batch.")
+@click.option(
+    "--as-device",
+    type=Numbers(),
+    metavar="FIRST,MORE",
+    help="Seconds that a run of the denoiser takes with one row, and for each row more, as on another "
+    "device: it waits until they are over.",
+)
 @OUT
 def serve(
     bundle: Path,
@@ -71,13 +78,18 @@ def serve(
     seconds: float,
     rounds: int,
     most: int,
+    as_device: tuple[float, ...] | None,
     out: Path,
 ) -> None:
     """Let requests for BUNDLE come at random moments, the same ones for each way to paint them, in turns."""
-    from flux_trt.bench.load import BySteps, Together, arrivals, capacity, play
+    from flux_trt.bench.load import BySteps, Together, arrivals, capacity, play, stand_in
     from flux_trt.runtime.pipeline import Pipeline
 
     with Pipeline.load(bundle, backend, device) as pipeline:
+        if as_device is not None:
+            if len(as_device) != 2:
+                raise click.BadParameter("give two numbers, FIRST,MORE", param_hint="--as-device")
+            stand_in(pipeline, *as_device)
         asked = sizes or [_default(pipeline)]
         whole = tuple(int(each) for each in steps)
         ways: dict[str, Way] = {
@@ -103,6 +115,7 @@ def serve(
             "most": most,
             "seconds": seconds,
             "rounds": rounds,
+            "as_device": as_device,
             "loads": [
                 {"load": load, "ways": {name: summary(played) for name, played in ways.items()}}
                 for load, ways in found.items()

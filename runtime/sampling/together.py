@@ -208,8 +208,12 @@ class _Stack:
     def _queue(self, graph: Runnable, inputs: Values, into: Mapping[str, Buffer]) -> None:
         """Run; on a GPU the second time is recorded, and from then on it is one launch."""
         gpu = self._backend.gpu
-        loose = ((each.pointer, each.shape) for each in inputs.values() if isinstance(each, DeviceBuffer))
-        here = (gpu.epoch if gpu else 0, *into, *loose)
+
+        def where() -> tuple[object, ...]:
+            buffers = (each for each in inputs.values() if isinstance(each, DeviceBuffer))
+            return (gpu.epoch if gpu else 0, *into, *((each.pointer, each.shape) for each in buffers))
+
+        here = where()
         if self._launch is not None and here != self._ran_at:
             self.close()
         if gpu and self._recordable and self._launch is None and here == self._ran_at:
@@ -227,7 +231,7 @@ class _Stack:
             self._launch()
         else:
             graph.run(inputs, into)
-        self._ran_at = here
+        self._ran_at = where()  # a first run may make what later ones find
 
     def _table(self, name: str, run: Run) -> Buffer:
         """One that is the same for all runs of this stack: copied once, so that it stays where it is."""

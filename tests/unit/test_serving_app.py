@@ -53,6 +53,33 @@ def test_everything_but_liveness_needs_a_key(locked, header):
         assert httpx.get(locked.url + path, headers=header).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "header",
+    [{"Sec-Fetch-Site": "cross-site"}, {"Host": "example.com"}, {"Host": "127.0.0.1.example.com:8000"}],
+)
+def test_without_keys_no_other_sites_page_may_ask(tiny, header):
+    with running({"tiny": tiny}) as server:
+        answer = server.post("/v1/images/generations", json={"prompt": "a"}, headers=header)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
+        for host in ("localhost", "[::1]:80", "127.0.0.1:9"):
+            assert server.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_openais_client_comes_again_when_it_is_told_to(tiny):
+    with running({"tiny": tiny}, limits=Limits(queue_seconds=0.1)) as server:
+        calls = slowly(server, 0.02)
+        first = threading.Thread(
+            target=lambda: server.client().images.generate(prompt="a", extra_body={"steps": 50, "seed": 1})
+        )
+        first.start()
+        wait(lambda: server.engine.seconds_ahead() > 0.5)
+        start, before = time.monotonic(), len(calls)
+        assert server.client(max_retries=3).images.generate(prompt="a", extra_body={"steps": 1}).data
+        assert time.monotonic() - start >= 1
+        assert len(calls) > before
+        first.join()
+
+
 def test_a_key_opens(locked):
     for key in (KEY, OTHER):
         assert locked.client(key=key).images.generate(prompt="a").data
@@ -188,7 +215,7 @@ def test_sigterm_paints_what_was_accepted(process):
         threading.Thread(
             target=lambda seed=seed: found.append(
                 client.images.generate(
-                    prompt="a very secret prompt",
+                    prompt="a very secret prompt, longer than what is read, secret to its end",
                     size="128x128",
                     n=10,
                     extra_body={"steps": 200, "seed": seed},

@@ -90,7 +90,7 @@ def test_painting_a_picture(page, server, tmp_path):
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "picture.png")
-    assert recorded(tmp_path / "picture.png")["prompt"] == prompt
+    assert recorded(tmp_path / "picture.png").parameters["prompt"] == prompt
     if place := os.environ.get("FLUX_TRT_SCREENSHOT"):
         page.screenshot(path=Path(place))
     assert page.wrong == []

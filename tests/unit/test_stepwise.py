@@ -3,7 +3,9 @@
 import random
 import shutil
 
+import loras
 import numpy as np
+import painting_threads
 import pytest
 import simulator_bundle
 from painting_threads import ASKED, CONTROL, FILL, PROMPTS, REFERENCE
@@ -38,7 +40,7 @@ def asked(pipeline, seed, options):
 def mixed(pipeline, tasks):
     """What is asked of it by many: every task, and steps and guidances of all kinds."""
     found = [asked(pipeline, seed, options) for seed, options in enumerate(tasks)]
-    plain = {name: value for name, value in tasks[0].items() if name not in ("steps", "batch")}
+    plain = {name: value for name, value in tasks[-1].items() if name not in ("steps", "batch")}
     for seed, (steps, guidance) in enumerate([(2, 1.0), (5, 3.5), (7, 2.0), (1, 4.5)]):
         told = {"guidance": guidance} if pipeline.bundle.manifest.guidance.kind == "embedded" else {}
         found.append(asked(pipeline, 20 + seed, {**plain, "steps": steps, **told}))
@@ -94,9 +96,23 @@ def test_every_task_is_the_same_in_every_company(bundle, backend, name, tasks, t
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_flux2_is_the_same_in_every_company(flux2_bundle, backend, kind, tmp_path):
     """References among the tokens or as keys and values, true guidance, windows of many lengths."""
-    tasks = [{"size": (32, 48), "steps": 3}, {"size": (64, 32), "steps": 2}, REFERENCE]
+    followed = {**REFERENCE, "reference": [painting_threads.scene((64, 64))]}
+    tasks = [followed, {"size": (64, 32), "steps": 2}, {"size": (32, 48), "steps": 3}]
     with load(flux2_bundle(kind), backend, tmp_path) as pipeline:
         company(pipeline, tasks)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loras_are_shared_by_those_who_have_the_same(lora_bundle, checkpoint, backend, tmp_path):
+    """Some with one, some with another, some with none, in one loop of steps."""
+    source, files = checkpoint("dev-like"), [tmp_path / f"{seed}.safetensors" for seed in (11, 12)]
+    for seed, file in zip((11, 12), files, strict=True):
+        loras.save(file, loras.FORMS["peft"](source, loras.update(source, seed, 0.12)))
+    some = [None, files[0], (files[0], 0.5), files[1]]
+    plain = {"size": painting_threads.SIZE, "steps": 3}
+    tasks = [{**plain, **({} if each is None else {"lora": [each]})} for each in some]
+    with load(lora_bundle, backend, tmp_path) as pipeline:
+        company(pipeline, [*tasks, tasks[1], {**tasks[1], "negative": "green", "true_cfg": 2.5}])
 
 
 def test_a_run_of_several_is_one_call(tiny):
