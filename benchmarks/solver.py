@@ -1,6 +1,6 @@
 """Distance to the exact picture against runs of the denoiser, for both solvers, on flux-nano.
 
-    python benchmarks/solver.py [--prompts 128] [--exact 1000] [--out benchmarks/results] [--plot docs/gallery/solver.png]
+    python benchmarks/solver.py [--prompts 128] [--exact 1000] [--out benchmarks/results] [--plot PNG]
 
 The exact picture of a seed is that of very many Euler steps, so the reference favours no higher order. Both
 solvers run the denoiser once a step, so runs are time. The checker's score stands beside the distance to show

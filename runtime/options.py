@@ -76,8 +76,8 @@ def of_schedule(command: Command) -> Command:
                 type=click.Choice(["euler", "ab2"]),
                 default="euler",
                 show_default=True,
-                help="How steps follow the velocity; ab2 looks at the step before, too, and needs about half "
-                "as many for the same picture. An edit is walked by euler.",
+                help="How steps follow the velocity; ab2 looks at the step before, too, and needs fewer of "
+                "them for the same picture. An edit is walked by euler.",
             ),
         ]
     ):

@@ -69,6 +69,7 @@ def test_a_seed_is_drawn_and_told(nano):
         ),
         ({"shift": 1.5, "steps": 2}, {"shift": 1.5, "steps": 2}),
         ({"sigmas": [1, 0.5]}, {"sigmas": [1, 0.5]}),
+        ({"solver": "ab2", "steps": 3}, {"solver": "ab2", "steps": 3}),
         ({"prompt_2": "a blue square", "steps": 2}, {"prompt_2": "a blue square", "steps": 2}),
         ({"quality": "low"}, {"steps": 14}),
         ({"quality": "hd"}, {"steps": 42}),

@@ -44,6 +44,8 @@ def mixed(pipeline, tasks):
     for seed, (steps, guidance) in enumerate([(2, 1.0), (5, 3.5), (7, 2.0), (1, 4.5)]):
         told = {"guidance": guidance} if pipeline.bundle.manifest.guidance.kind == "embedded" else {}
         found.append(asked(pipeline, 20 + seed, {**plain, "steps": steps, **told}))
+    if "target" not in plain and "ab2" in pipeline.bundle.manifest.glue:
+        found.append(asked(pipeline, 30, {**plain, "steps": 4, "solver": "ab2"}))
     return found
 
 
