@@ -58,7 +58,7 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
                 part = read_part(name, folder / sub)
                 parts[_meant(name, part)] = part
     own = {name: folder / file for name, file in ROOT.items() if not (folder / PARTS[name]).is_dir()}
-    own = {name: file for name, file in own.items() if file.is_file()}
+    own = {name: file for name, file in own.items() if file.is_file() and "transformer" in own}
     for name, file in own.items():
         with faults.met():
             parts[name] = read_one(file, name)
