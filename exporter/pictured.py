@@ -21,13 +21,14 @@ from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import BuildError, RequestError
 from flux_trt.runtime.jobrun import asked_by
 from flux_trt.runtime.sampling.trajectory import Trajectory
+from flux_trt.runtime.tasks.apart import PICTURES
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
 
 TAKEN = (
-    *("prompt", "size", "steps", "shift", "sigmas", "guidance", "seed", "image", "strength", "mask"),
-    *("outpaint", "reference", "auto_resize", "control", "canny"),
+    *("prompt", "size", "steps", "shift", "sigmas", "guidance", "seed", "strength", "outpaint"),
+    *("reference", "auto_resize", *PICTURES),
 )
 """Fields of a job that change what enters the layers and that a calibration can follow. `output` is nobody's
 business here; the others are refused by name."""
@@ -93,11 +94,6 @@ class Jobs:
             request = asked_by(replace(job, fields=job.fields.model_copy(update=fields)), found)
         except RequestError as fault:
             raise RequestError(f"line {job.line}: {fault}") from None
-        if request.masks and request.task != "fill":
-            raise RequestError(
-                f"line {job.line}: calibration does not follow a mask where the model has no input for it; "
-                "leave the mask out"
-            )
         return request
 
     def _expect_alike(self, requests: Sequence[Request], each: Sequence[Trajectory]) -> None:
@@ -118,6 +114,11 @@ class Jobs:
                 "schedule": np.array_equal(one.levels, first[1].levels),
                 "guidance": request.guidance == first[0].guidance,
             }
+            if one.known is not None:
+                raise BuildError(
+                    f"job {number} of {self.path} has a mask, and the model has no input for it; calibration "
+                    "does not follow that: leave the mask out"
+                )
             if other := [name for name, same in what.items() if not same]:
                 raise BuildError(
                     f"job {number} of {self.path} has another {other[0]} than the first (sizes are those of "

@@ -224,12 +224,13 @@ class Painting:
             with to.turn:
                 batch.packed = _targets(last, batch.trajectory)
                 images = self._decode(batch)
+                loan.close()
             (painted,) = self._pictures(batch, images)
             return painted
 
         walk = Walk(loop, batch.trajectory, to.bundle.stage(DENOISER).precision, index)
         course = Course(walk, waiting, of.place, of.rows, finish)
-        weakref.finalize(course, loan.close)  # the LoRAs, when it is over or dropped
+        weakref.finalize(course, loan.close)  # the LoRAs of one that is dropped
         return course
 
     def _batches(self, some: Sequence[slice], after: Sequence[slice], more: bool) -> list[Batch]:

@@ -16,7 +16,7 @@ from PIL import Image
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
-from flux_trt.runtime.backends.protocols import Backend, Buffer, Device, Graphs
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Compute, Device, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
@@ -114,6 +114,7 @@ class Pipeline:
         tile: int | None = None,
         engines: str | Path | None = None,
         threads: int | None = None,
+        compute: Compute = "auto",
         loras: Sequence[LoraLike] = (),
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
@@ -129,6 +130,8 @@ class Pipeline:
                 pictures of more than two megapixels; 0: never.
             engines: a folder with TensorRT engines beside those in the bundle.
             threads: that a CPU backend computes on. None: the CPUs that this process may use.
+            compute: what a CPU computes the loop in: "fp32" or "bf16", a third of the time on a CPU with AMX;
+                "auto": what the bundle was built in, bf16 only where it is faster.
             loras: those of `set_loras`, from the start.
 
         Raises:
@@ -138,7 +141,7 @@ class Pipeline:
                 threads for a GPU.
         """
         opened = Bundle.open(bundle, check=False, engines=engines)
-        connected = connect(backend, device, opened, memory, check, threads)
+        connected = connect(backend, device, opened, memory, check, threads, compute)
         if check:
             opened.verify()
         return cls(opened, connected, memory, record, tile, loras)

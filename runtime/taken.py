@@ -48,10 +48,12 @@ def expect_taken(
         text: tokens of the longest prompt; None: as many as there may be.
 
     Raises:
-        BackendError: saying what it takes, in pixels.
+        BackendError: saying what it takes, in pixels; an engine that is not there.
     """
     if not isinstance(backend, Profiled):
         return
+    if request.solver in manifest.glue:
+        backend.profiles(request.solver)  # engines that an earlier version built lack it
     for name, dims, size in _runs(manifest, flow, request, tiling, text):
         profiles = backend.profiles(instead.get(name, name))
         if choose_profile(profiles, dims) is None:

@@ -25,7 +25,7 @@ from flux_trt.runtime.sampling.adapted import PLAIN, Adapted
 from flux_trt.runtime.sampling.before import Before
 from flux_trt.runtime.sampling.conditions import Condition
 from flux_trt.runtime.sampling.moves import move
-from flux_trt.runtime.sampling.trajectory import Trajectory
+from flux_trt.runtime.sampling.trajectory import Solver, Trajectory
 
 Floats = npt.NDArray[np.float32]
 
@@ -55,6 +55,7 @@ class LoopShape:
     """Plain steps at the end of an edit."""
     beside: tuple[Grid, ...] = ()
     """Of reference pictures that are no part of the latents."""
+    solver: Solver = "euler"
     adapted: tuple[object, ...] = ()
     """The shapes of LoRAs: a recording with some stays while another without is launched."""
     second: int | None = None
@@ -77,6 +78,7 @@ class LoopShape:
             average=trajectory.edit.average if trajectory.edit else 0,
             plain=trajectory.edit.plain if trajectory.edit else 0,
             beside=trajectory.beside.grids if trajectory.beside else (),
+            solver=trajectory.solver,
             adapted=adapted.shapes,
         )
 

@@ -43,6 +43,7 @@ def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest:
         beside=Beside(np.stack(looked_at), request.grids[1:]) if kept else None,
         condition=np.stack(condition) if condition else None,
         scale=request.true_cfg,
+        solver=request.solver,
         known=_known(masked, 0 if kept else looked_at[0].shape[0]) if masked else None,
     )
 

@@ -168,9 +168,17 @@ def pictures_psnr(one: Image.Image, other: Image.Image) -> float:
     ("name", "line", "said"),
     [
         ("fill-like", {}, "line 1: a fill bundle paints into a hole of a picture"),
-        ("fill-like", {"image": "nowhere.png", "mask": "mask-0.png"}, "line 1: cannot read .*nowhere.png"),
+        (
+            "fill-like",
+            {"image": "nowhere.png", "mask": "mask-0.png"},
+            "line 1: no picture .*nowhere.png; check the name",
+        ),
         ("canny-like", {"image": "0.png"}, "line 1: a .* bundle paints from a control picture"),
-        ("dev-like", {"image": "0.png", "mask": "mask-0.png"}, "line 1: calibration does not follow a mask"),
+        (
+            "dev-like",
+            {"image": "0.png", "mask": "mask-0.png"},
+            "job 1 of .* has a mask, and the model has no input for it",
+        ),
         ("dev-like", {"negative": "x"}, "line 1: calibration does not follow 'negative'; leave it out"),
         ("dev-like", {"pictures": 1}, "line 1: unknown field 'pictures'"),
         ("dev-like", {"size": "65x64"}, "line 1: size 65x64 is not possible"),
