@@ -12,7 +12,9 @@ from flux_trt.exporter.checkpoints.defaults import completed
 from flux_trt.exporter.checkpoints.foreign import foreign_names
 from flux_trt.exporter.checkpoints.layout import naming
 from flux_trt.exporter.checkpoints.quantised.decode import decoded
+from flux_trt.exporter.checkpoints.single import read_one
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, read_header, read_metadata
+from flux_trt.exporter.checkpoints.tokenizer import has_vocabulary
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.bundle import plain
 from flux_trt.runtime.errors import CheckpointError
@@ -24,6 +26,8 @@ TEXT = "text"
 TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2", TEXT: "tokenizer"}
 INDEXES = ("model_index.json", "modular_model_index.json")
 """Of a pipeline, or of one that is put together of blocks."""
+ROOT = {"transformer": "model.safetensors", "vae": "ae.safetensors"}
+"""Part -> its file where Black Forest Labs lay it beside `text_encoder/`."""
 STEMS = ("diffusion_pytorch_model", "model")
 TRANSFORMERS = ("FluxTransformer2DModel", "Flux2Transformer2DModel", "Flux3Transformer2DModel")
 
@@ -53,16 +57,21 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
             if (folder / sub).is_dir():
                 part = read_part(name, folder / sub)
                 parts[_meant(name, part)] = part
+    own = {name: folder / file for name, file in ROOT.items() if not (folder / PARTS[name]).is_dir()}
+    own = {name: file for name, file in own.items() if file.is_file() and "transformer" in own}
+    for name, file in own.items():
+        with faults.met():
+            parts[name] = read_one(file, name)
     with faults.met():
         scheduler = read_scheduler(path) if path.is_file() else None
     return Checkpoint(
         source=source,
-        layout="diffusers",
+        layout=parts["transformer"].naming if "transformer" in parts else "diffusers",
         parts=parts,
         tokenizers={name: path for name, path in read_tokenizers(folder).items() if name != _other(parts)},
         index=index,
         scheduler=scheduler,
-        notes=_notes(folder),
+        notes=_notes(folder, {file.name for file in own.values()}),
     )
 
 
@@ -95,7 +104,11 @@ def _meant(name: str, part: Part) -> str:
 
 def read_tokenizers(folder: Path) -> dict[str, Path]:
     """The tokenizers' folders that are there."""
-    return {name: folder / sub for name, sub in TOKENIZERS.items() if (folder / sub).is_dir()}
+    found = {name: folder / sub for name, sub in TOKENIZERS.items() if (folder / sub).is_dir()}
+    encoder = folder / PARTS["clip"]
+    if TOKENIZERS[TEXT] not in {path.name for path in found.values()} and has_vocabulary(encoder):
+        found[TEXT] = encoder
+    return found
 
 
 def read_scheduler(path: Path) -> dict[str, Any]:
@@ -159,9 +172,9 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / Path(name).name for name in sorted(set(listed.values()))]
 
 
-def _notes(folder: Path) -> tuple[str, ...]:
+def _notes(folder: Path, read: set[str]) -> tuple[str, ...]:
     """Files with weights beside the parts, which are not read."""
-    beside = sorted(path.name for path in folder.glob("*.safetensors"))
+    beside = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in read)
     loras = [name for name in beside if "lora" in name.lower()]
     others = [name for name in beside if name not in loras]
     notes = [f"{', '.join(loras)}: a LoRA beside the weights is not used; --lora merges it"] if loras else []

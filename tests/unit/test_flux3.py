@@ -98,6 +98,19 @@ def test_shapes_tell_what_a_config_says(flux3_folder: Get, tmp_path: Path) -> No
         assert told == flux3_params(open_checkpoint(str(flux3_folder(kind))).parts["transformer"])
 
 
+def test_black_forest_labs_own_folder(flux3_folder: Get, tmp_path: Path) -> None:
+    """`model.safetensors` and `ae.safetensors` beside the encoder, whose folder has its tokenizer."""
+    theirs, mine = flux3_folder("distilled"), tmp_path / "klein"
+    shutil.copytree(theirs / "text_encoder", mine / "text_encoder")
+    shutil.copytree(theirs / "tokenizer", mine / "text_encoder", dirs_exist_ok=True)
+    forms.save(trained(bfl(theirs)), mine / "model.safetensors")
+    forms.save(forms.bfl_vae(theirs), mine / "ae.safetensors")
+    found = open_checkpoint(str(mine))
+    assert (set(found.parts), found.layout, found.notes) == ({"transformer", "vae", "text"}, "bfl", ())
+    assert found.tokenizers == {"text": mine / "text_encoder"}
+    assert recognise(found).title == "FLUX.3 Klein"
+
+
 def test_another_variant_is_refused(flux3_folder: Get) -> None:
     for kind, other in (("base", "distilled"), ("distilled", "base"), ("base", "dev")):
         with pytest.raises(CheckpointError, match=f"not FLUX.3's {other}; --variant can be {kind}"):

@@ -37,8 +37,9 @@ def test_it_is_the_velocity_s_own(nano):
     with nano.loops.lent(loop_shape(nano, start, levels, conditions, grid)) as loop:
         loop.begin(Trajectory(levels, start, (grid,)), conditions)
         before, exact = start, []
+        (own,), (taken,) = loop._own, loop._conditions
         for index, (_, now) in enumerate(loop.steps()):
-            inputs = {**loop._own, **{name: each.at(index) for name, each in loop._conditions.items()}}
+            inputs = {**own, **{name: each.at(index) for name, each in taken.items()}}
             given = {**inputs, "latents": before, "dt": loop._dt[index]}
             velocity = nano._graphs["denoiser"].run(given)["velocity"].numpy()
             exact.append(before - levels[index] * velocity)
