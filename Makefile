@@ -84,6 +84,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/rope.py --static
 	$(BIN)/python benchmarks/tiles.py
 	$(BIN)/python benchmarks/cpu.py
+	PYTHONPATH=examples/flux-nano $(BIN)/python benchmarks/lora.py
 	$(BIN)/python benchmarks/ladder.py
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/decode.py

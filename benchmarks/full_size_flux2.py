@@ -64,14 +64,20 @@ ENCODERS: dict[str, dict[str, Any]] = {
 Shapes = dict[str, tuple[int, ...]]
 
 
-def transformer(member: str) -> Shapes:
-    """Names and shapes of a member's transformer, under Black Forest Labs' names."""
+def transformer(member: str, depth: tuple[int, int] | None = None) -> Shapes:
+    """Names and shapes of a member's transformer, under Black Forest Labs' names.
+
+    Args:
+        member: of the family.
+        depth: double and single blocks, instead of all.
+    """
     import torch
     from diffusers import Flux2Transformer2DModel
 
     from flux_trt.exporter.families.flux2.names import transformer_from_diffusers
 
     heads, double, single, text = SIZES[member]
+    double, single = depth or (double, single)
     with torch.device("meta"):
         model = Flux2Transformer2DModel(
             num_attention_heads=heads,

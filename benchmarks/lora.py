@@ -1,6 +1,6 @@
 """What LoRAs at run time cost on a CPU: a step with branches beside a plain one, and a swap beside merging.
 
-    python benchmarks/lora.py [--sizes flux-nano,mid] [--rounds 7] [--out benchmarks/results]
+    PYTHONPATH=examples/flux-nano python benchmarks/lora.py [--sizes flux-nano,mid] [--out RESULTS]
 
 One bundle of each size, in fp32. The denoiser runs plainly, with branches of zeros, and with LoRAs of several
 ranks as trainers write them, q, k and v apart, on both backends, in turns in one process. Times are of the

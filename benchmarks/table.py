@@ -42,6 +42,8 @@ FILES: dict[str, Rows] = {
     "tasks.json": pictures.tasks,
     "fp8.json": pictures.fp8,
     "fp8_qdq.json": pictures.fp8_qdq,
+    "solver.json": pictures.solver,
+    "counted.json": building.counted,
 }
 HEADLINES: dict[str, Rows] = {
     "full_size.json": headlines.full_size,
@@ -128,7 +130,9 @@ def _machine(hardware: object) -> str:
     if not isinstance(hardware, Mapping):
         return str(hardware)
     gpu = hardware.get("gpu")
-    return f"{hardware['cpu']}, {hardware['cores']} cores, {f'GPU {gpu}' if gpu else 'no GPU'}"
+    features = hardware.get("cpu_features")
+    amx = "" if features is None else f" {'with' if 'amx_bf16' in features else 'without'} AMX"
+    return f"{hardware['cpu']}{amx}, {hardware['cores']} cores, {f'GPU {gpu}' if gpu else 'no GPU'}"
 
 
 def rendered(page: str, results: Path) -> str:

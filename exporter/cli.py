@@ -9,12 +9,20 @@ from typing import Any, ClassVar, get_args
 
 import click
 
-from flux_trt.exporter.engines.options import FLAVOURS, NAMES, build_engines, check_targets, engine_options
+from flux_trt.exporter.engines.options import (
+    FLAVOURS,
+    NAMES,
+    Capability,
+    build_engines,
+    check_targets,
+    engine_options,
+)
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
 from flux_trt.exporter.options import CASES, beside_options
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
+from flux_trt.runtime.options import Size
 
 PRECISIONS = get_args(Precision)
 
@@ -272,8 +280,19 @@ def engines(
 @main.command(short_help="Show what is in a bundle, a checkpoint or a LoRA.")
 @click.argument("what", metavar="BUNDLE|CHECKPOINT|LORA")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def inspect(what: str, as_json: bool) -> None:
+@click.option(
+    "--engines",
+    "counted",
+    is_flag=True,
+    help="Of a bundle: what TensorRT-RTX makes of each stage, in kernels and bytes of a run, without a GPU.",
+)
+@click.option("--stages", type=_StageList(), help="With --engines: only these stages.  [default: all]")
+@click.option("--sm", "capability", type=Capability(), help="With --engines: for which GPU.  [default: 8.9]")
+@click.option("--size", type=Size(), help="With --engines: of the picture.  [default: the bundle's]")
+def inspect(what: str, as_json: bool, counted: bool, **chosen: Any) -> None:
     """Show what is in a bundle: stages, dtypes, shapes, bytes, engines, provenance.
+
+    With --engines each stage is built for one picture, the builder's report is read, and nothing is kept.
 
     Of a checkpoint, in any form that build takes, show its layout, family, variant and parts, and what it
     lacks. Of a LoRA, show its form, kind and rank, and how many modules of which parts it changes.
@@ -282,6 +301,12 @@ def inspect(what: str, as_json: bool) -> None:
     from flux_trt.runtime.bundle.engine import engines
 
     bundle = Path(what)
+    given = sorted(name for name, value in chosen.items() if value is not None)
+    if given and not counted:
+        raise click.UsageError(f"--{given[0].replace('capability', 'sm')} goes with --engines.")
+    if counted:
+        _count(bundle, as_json, **chosen)
+        return
     if bundle.exists() and not (bundle / manifest.NAME).is_file():
         _inspect_checkpoint(what, as_json)
         return
@@ -294,6 +319,29 @@ def inspect(what: str, as_json: bool) -> None:
         from flux_trt.exporter.inspect import show
 
         show(bundle, found)
+
+
+def _count(
+    bundle: Path,
+    as_json: bool,
+    stages: list[Any] | None,
+    capability: str | None,
+    size: tuple[int, int] | None,
+) -> None:
+    """What TensorRT-RTX makes of a bundle."""
+    _refuse_here("polygraphy")
+    from flux_trt.exporter.engines.count import count
+    from flux_trt.exporter.inspect import show_counts
+    from flux_trt.runtime.progress import bars
+
+    sm = capability or "8.9"
+    with bars() as progress:
+        found = dict(count(bundle, stages, sm, size, progress))
+    if as_json:
+        told = {name: each.model_dump(mode="json") for name, each in found.items()}
+        click.echo(json.dumps({"sm": sm, "stages": told}, indent=2))
+    else:
+        show_counts(found, sm)
 
 
 def _inspect_checkpoint(checkpoint: str, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from flux_trt.runtime.bundle.engine import Engine, Profile, engines
 from flux_trt.runtime.bundle.manifest import Manifest, Record, Tensor
 
 if TYPE_CHECKING:
+    from flux_trt.exporter.engines.report import Counts
     from flux_trt.exporter.verify.verify import Row
 
 
@@ -103,6 +104,25 @@ def _tensors(tensors: Iterable[Tensor]) -> Text:
     short = {"float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "uint8": "u8"}
     lines = (f"{t.name} {short.get(t.dtype, t.dtype)} [{', '.join(map(str, t.dims))}]" for t in tensors)
     return Text("\n".join(lines))
+
+
+def show_counts(found: Mapping[str, Counts], sm: str, console: Console | None = None) -> None:
+    """What engines are made of: a line per stage."""
+    console = console or Console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "kernels", "elementwise MB", "product MB", "attention MB"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    table.add_column("products by input")
+    table.add_column("attentions by input")
+    for name, each in found.items():
+        megabytes = (f"{mb:.1f}" for mb in (each.elementwise_mb, each.product_mb, each.attention_mb))
+        table.add_row(name, str(each.kernels), *megabytes, _types(each.products), _types(each.attentions))
+    console.print(table)
+    console.print(f"tensorrt-rtx for sm {sm}, one picture: what each run reads and writes")
+
+
+def _types(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in found.items())
 
 
 def show_rows(rows: Iterable[Row], console: Console | None = None) -> None:

@@ -43,7 +43,7 @@ class Recorded:
         wanted -= {*PICTURES, "canny", "strength"}
         if self.pictures.keys() & {"image"}:
             wanted.add("strength")
-        options = {name: value for name, value in found.items() if name in wanted}
+        options = {"solver": "euler"} | {name: value for name, value in found.items() if name in wanted}
         if not self.pictures or "content" not in self.parameters:
             options["size"] = [self.parameters["width"], self.parameters["height"]]
         if "outpaint" in options:
@@ -55,7 +55,11 @@ class Recorded:
     @property
     def machine(self) -> dict[str, Any]:
         """The options that say where it was painted, as far as that changes a picture."""
-        found = {name: self.parameters[name] for name in ("backend", "device") if name in self.parameters}
+        found = {
+            name: self.parameters[name]
+            for name in ("backend", "device", "compute")
+            if name in self.parameters
+        }
         return found | ({"tile": self.parameters["tile"] or 0} if "tile" in self.parameters else {})
 
     @property

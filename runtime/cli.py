@@ -251,7 +251,7 @@ def _as_recorded(
 def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
     """With --jobs, what is painted stands in the file."""
     machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "engines", "bundle", "jobs"}
-    machine |= {"batch", "force", "quality", "threads", "progress"}
+    machine |= {"batch", "force", "quality", "threads", "progress", "compute"}
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params

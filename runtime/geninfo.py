@@ -17,6 +17,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+SAMPLERS = {"euler": "Euler", "ab2": "AB2"}
+
 
 def text(parameters: Mapping[str, Any], family: str) -> str:
     """The text of a picture's parameters, as `painted.parameters` gives them."""
@@ -30,7 +32,7 @@ def text(parameters: Mapping[str, Any], family: str) -> str:
 def _fields(parameters: Mapping[str, Any], family: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "Steps": parameters["steps"],
-        "Sampler": "Euler",
+        "Sampler": SAMPLERS.get(parameters.get("solver", "euler"), parameters.get("solver")),
         "CFG scale": _number(parameters.get("true_cfg") or 1),
         "Distilled CFG Scale": _number(parameters.get("guidance")),
         "Seed": parameters["seed"],

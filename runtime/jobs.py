@@ -47,6 +47,7 @@ class Fields(BaseModel):
     sigmas: Annotated[tuple[float, ...] | None, _written(notation.sigmas)] = Field(
         None, description="S,S,... or [s, s, ...]"
     )
+    solver: str | None = Field(None, description="euler or ab2")
     guidance: float | None = None
     seed: int | None = None
     prompt_2: str | None = None

@@ -19,7 +19,7 @@ from flux_trt.runtime.pictures import texts
 from flux_trt.runtime.pictures.vae import Tiling
 from flux_trt.runtime.tasks.request import Request
 
-MACHINE = ("backend", "backend_version", "device", "flux_trt")
+MACHINE = ("backend", "backend_version", "compute", "device", "flux_trt")
 """Parameters that say where a picture was painted: the same ones elsewhere ask for the same picture."""
 LORA = "lora"
 """The parameter that is LoRAs: a list of records of `sha256`, `path` and `strength`."""
@@ -75,6 +75,8 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
         found |= {"shift": getattr(request.levels.rule, "shift", None)}
     if request.levels.given is not None:
         found |= {"sigmas": list(request.levels.given)}
+    if request.solver != "euler":
+        found |= {"solver": request.solver}
     if request.negatives:
         found |= {"negative": request.negatives[index], "true_cfg": request.true_cfg}
     if edit := request.edit:
@@ -152,8 +154,9 @@ def _tile(request: Request, tiling: Tiling) -> int | None:
 
 
 def _machine(backend: Backend) -> dict[str, Any]:
-    module = sys.modules.get(backend.name.replace("-", "_"))
+    module, compute = sys.modules.get(backend.name.replace("-", "_")), getattr(backend, "compute", "auto")
     return {
+        **({"compute": compute} if compute != "auto" else {}),
         "backend": backend.name,
         "backend_version": getattr(module, "__version__", None),
         "device": backend.device,

@@ -14,9 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from flux_trt.runtime.backends.memory import MemoryMode
-from flux_trt.runtime.backends.protocols import Backend, Buffer
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, Flow
+from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.conditioned import Values, asked, conditioned
 from flux_trt.runtime.course import Course
 from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
@@ -32,6 +34,7 @@ from flux_trt.runtime.sampling.together import Waiting
 from flux_trt.runtime.sampling.trajectory import Trajectory
 from flux_trt.runtime.step import Step, Walk, expect_finite, walked
 from flux_trt.runtime.taken import expect_taken
+from flux_trt.runtime.tasks import wording
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
@@ -40,8 +43,6 @@ from flux_trt.runtime.texts import Encoded, Texts
 from flux_trt.runtime.turn import Turn
 
 Floats = npt.NDArray[np.float32]
-Values = Mapping[str, Buffer | Floats]
-"""What stages give, by name."""
 OnStep = Callable[[Step], None]
 GROUP = 8  # batches whose modulation waits on the host at once in sequential mode; 0.1 GB each for FLUX.1
 PROMPTS = 32  # that are kept encoded at least; 8 MB each for FLUX.1
@@ -93,16 +94,13 @@ class Stages(Protocol):
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None) -> EncodedPicture:
         """Encode one picture."""
 
-    def condition(
-        self,
-        text: Values,
-        levels: Floats,
-        guidance: Any,
-        into: Mapping[str, Buffer] | None,
-        references: Mapping[str, Floats] | None,
-        adapted: Adapted | None,
-    ) -> Values:
-        """All that the denoiser needs of text and time."""
+    @property
+    def graphs(self) -> Graphs:
+        """The stages, by name."""
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """What the text encoders see of prompts, in their order."""
 
     @property
     def loras(self) -> Loras:
@@ -123,8 +121,9 @@ class Batch:
     trajectory: Trajectory
     seconds: dict[str, float]
     """By stage."""
-    conditions: Values
-    """What the encoders give; then what the denoiser takes."""
+    conditions: Sequence[Values]
+    """What the encoders give; then what the denoiser takes: in one piece, or where windows differ, for each
+    copy of its pictures."""
     packed: Sequence[Buffer | Floats] = ()
     """The target pictures' latents, [batch, tokens, channels]: all in one, or one by one."""
 
@@ -145,6 +144,8 @@ class Painting:
         self._progress, self._on_step, self._each_step = progress, on_step, each_step
         self._encoding: dict[str, float] = {}
         self._sequential = stages.memory == "sequential"
+        texts = dict.fromkeys(() if stages.fixed else request.texts(slice(None)))
+        self._lengths = {words: lengths(stages.windows, words) for words in texts}
         # Where a window is as long as its prompt needs, a longer neighbour would change what becomes of it.
         self._texts = Texts(
             request.texts(slice(None)),
@@ -156,9 +157,8 @@ class Painting:
 
     def __iter__(self) -> Iterator[Painted]:
         """Paint, batch by batch."""
-        request = self._request
         self.prepare()
-        batches = list(request.batches())
+        batches = list(self._together())
         # Several go through a stage together if stages take turns, so that few are loaded.
         together = GROUP if self._sequential else 1
         for first in range(0, len(batches), together):
@@ -172,6 +172,22 @@ class Painting:
         with self._to.turn:
             self._to.kept.forget()
 
+    def _together(self) -> Iterator[slice]:
+        """Pictures that are painted together: neighbours whose texts are equally long."""
+        if self._to.fixed:
+            yield from self._request.batches()
+            return
+        alike = [
+            [self._lengths[words] for words in self._request.texts(slice(index, index + 1))]
+            for index in range(len(self._request))
+        ]
+        for chosen in self._request.batches():
+            first = chosen.start
+            for index in range(chosen.start + 1, chosen.stop + 1):
+                if index == chosen.stop or alike[index] != alike[first]:
+                    yield slice(first, index)
+                    first = index
+
     def prepare(self) -> None:
         """Look at the shapes, and encode the pictures that are given.
 
@@ -180,7 +196,8 @@ class Painting:
         """
         request, to = self._request, self._to
         instead = to.loras.instead(request.loras)
-        expect_taken(to.backend, to.bundle.manifest, to.flow, request, to.tiling, instead)
+        longest = max((length for each in self._lengths.values() for length in each), default=None)
+        expect_taken(to.backend, to.bundle.manifest, to.flow, request, to.tiling, instead, longest)
         with _timed(self._encoding, "encode"):
             self._encoded = encode_pictures(request, self._encode_picture())
 
@@ -196,10 +213,9 @@ class Painting:
         waiting = Waiting()
         with to.turn, ExitStack() as lent:
             adapted = lent.enter_context(to.loras.lent(self._request.loras))
-            of = LoopShape.of(batch.trajectory, to.flow.text(batch.conditions), adapted)
-            loop = loop_of(of, waiting)
+            loop = loop_of(of := self._shape(batch, adapted), waiting)
             self._condition(batch, loop.conditioning, adapted)
-            loop.begin(batch.trajectory, batch.conditions, adapted)
+            loop.begin(batch.trajectory, batch.conditions[0], adapted, *batch.conditions[1:])
             loan = lent.pop_all()
         start = time.perf_counter()
 
@@ -208,12 +224,13 @@ class Painting:
             with to.turn:
                 batch.packed = _targets(last, batch.trajectory)
                 images = self._decode(batch)
+                loan.close()
             (painted,) = self._pictures(batch, images)
             return painted
 
         walk = Walk(loop, batch.trajectory, to.bundle.stage(DENOISER).precision, index)
         course = Course(walk, waiting, of.place, of.rows, finish)
-        weakref.finalize(course, loan.close)  # the LoRAs, when it is over or dropped
+        weakref.finalize(course, loan.close)  # the LoRAs of one that is dropped
         return course
 
     def _batches(self, some: Sequence[slice], after: Sequence[slice], more: bool) -> list[Batch]:
@@ -227,7 +244,7 @@ class Painting:
                 chosen,
                 compose(request, self._encoded, chosen, self._to.bundle.manifest),
                 dict(encoding),
-                self._texts.of(request.texts(chosen)),
+                self._texts.of(request.texts(chosen), request.copies),
             )
             for chosen in some
         ]
@@ -263,7 +280,9 @@ class Painting:
                     return self._decode(batch)
             for batch in group:
                 self._condition(batch, None, adapted)
-                batch.conditions = {name: _on_host(value) for name, value in batch.conditions.items()}
+                batch.conditions = [
+                    {name: _on_host(value) for name, value in values.items()} for values in batch.conditions
+                ]
             for batch in group:
                 with self._loop(batch, adapted) as loop:
                     self._denoise(batch, loop, adapted)
@@ -272,18 +291,21 @@ class Painting:
 
     @contextmanager
     def _loop(self, batch: Batch, adapted: Adapted) -> Iterator[Loop]:
-        text = self._to.flow.text(batch.conditions)
-        with self._to.loops.lent(LoopShape.of(batch.trajectory, text, adapted)) as loop:
+        with self._to.loops.lent(self._shape(batch, adapted)) as loop:
             yield loop
 
-    def _condition(self, batch: Batch, into: Mapping[str, Buffer] | None, adapted: Adapted) -> None:
+    def _shape(self, batch: Batch, adapted: Adapted) -> LoopShape:
+        texts = [self._to.flow.text(values) for values in batch.conditions]
+        return LoopShape.of(batch.trajectory, texts[0], adapted, *texts[1:])
+
+    def _condition(self, batch: Batch, into: Sequence[Mapping[str, Buffer]] | None, adapted: Adapted) -> None:
         with _timed(batch.seconds, "condition"):
-            guidance = self._request.guidances(batch.chosen)
-            references = beside.seen(batch.trajectory, self._to.bundle.manifest.model.positions)
-            levels = batch.trajectory.levels
-            batch.conditions = self._to.condition(
-                batch.conditions, levels, guidance, into, references, adapted
-            )
+            guidance, trajectory = self._request.guidances(batch.chosen), batch.trajectory
+            copies = trajectory.copies // len(batch.conditions)
+            references = beside.seen(trajectory, self._to.bundle.manifest.model.positions, copies)
+            to, text = self._to, batch.conditions
+            found = asked(to.bundle, to.flow, text, trajectory.levels, guidance, references)
+            batch.conditions = conditioned(to.bundle, to.flow, to.graphs, to.kept, found, into, adapted)
 
     def _denoise(self, batch: Batch, loop: Loop, adapted: Adapted) -> None:
         """Walk to the last latents; on a GPU the loop may be a single launch."""
@@ -296,8 +318,8 @@ class Painting:
             self._progress("denoise", done, len(request) * request.moves)
 
         with _timed(batch.seconds, "denoise"):
-            loop.begin(trajectory, batch.conditions, adapted)
-            batch.conditions = {}
+            loop.begin(trajectory, batch.conditions[0], adapted, *batch.conditions[1:])
+            batch.conditions = []
             if gpu and not self._each_step and not self._on_step:
                 last = loop.run()
                 expect_finite(last, trajectory.steps, trajectory.steps, precision)
@@ -324,6 +346,12 @@ class Painting:
         for index, image in zip(range(pictures)[batch.chosen], images, strict=True):
             done, to = request.finished(image, index), self._to
             yield Painted.of(done, to.bundle, request, index, batch.seconds, to.backend, to.tiling)
+
+
+def lengths(windows: Sequence[Window], words: Words) -> tuple[int, ...]:
+    """Tokens that each encoder sees of a prompt, with padding."""
+    seen = (window.of([wording.part(words, index)]) for index, window in enumerate(windows))
+    return tuple(each.ids.shape[1] for each in seen)
 
 
 def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:

@@ -16,18 +16,19 @@ from PIL import Image
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import Loaded, needs
 from flux_trt.runtime.backends.memory import MemoryMode, way_out
-from flux_trt.runtime.backends.protocols import Backend, Buffer, Device, Graphs
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Compute, Device, Graphs
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.conditioned import Values, asked, conditioned
 from flux_trt.runtime.lora.chosen import LoraLike
 from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
-from flux_trt.runtime.painting import OnStep, Painting, Values
+from flux_trt.runtime.painting import OnStep, Painting
 from flux_trt.runtime.pictures import latents, vae, written
 from flux_trt.runtime.pictures.encoded import EncodedPicture
 from flux_trt.runtime.progress import Progress, silent
-from flux_trt.runtime.sampling import beside, schedule
+from flux_trt.runtime.sampling import beside
 from flux_trt.runtime.sampling.adapted import Adapted, Shelf
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
 from flux_trt.runtime.sampling.loops import Loops
@@ -98,7 +99,7 @@ class Pipeline:
             backend.gpu.way_out = way_out(memory)
             needs(bundle, backend, memory, first).expect_fit(backend.gpu)
         self.fixed = all(window.fixed for _, window in self._windows)
-        self._graphs = Loaded(bundle, backend, memory, first)
+        self._graphs = Loaded(bundle, backend, memory, first, self.flow.in_turns(bundle))
         self.loops = Loops(self._new_loop, LOOPS if backend.gpu else 0)
 
     @classmethod
@@ -113,6 +114,7 @@ class Pipeline:
         tile: int | None = None,
         engines: str | Path | None = None,
         threads: int | None = None,
+        compute: Compute = "auto",
         loras: Sequence[LoraLike] = (),
     ) -> Pipeline:
         """Open a bundle directory and load its stages.
@@ -128,6 +130,8 @@ class Pipeline:
                 pictures of more than two megapixels; 0: never.
             engines: a folder with TensorRT engines beside those in the bundle.
             threads: that a CPU backend computes on. None: the CPUs that this process may use.
+            compute: what a CPU computes the loop in: "fp32" or "bf16", a third of the time on a CPU with AMX;
+                "auto": what the bundle was built in, bf16 only where it is faster.
             loras: those of `set_loras`, from the start.
 
         Raises:
@@ -137,7 +141,7 @@ class Pipeline:
                 threads for a GPU.
         """
         opened = Bundle.open(bundle, check=False, engines=engines)
-        connected = connect(backend, device, opened, memory, check, threads)
+        connected = connect(backend, device, opened, memory, check, threads, compute)
         if check:
             opened.verify()
         return cls(opened, connected, memory, record, tile, loras)
@@ -290,18 +294,10 @@ class Pipeline:
             What the denoiser takes beside the loop's own, by name; what differs from step to step is
             [steps, ...].
         """
-        rows = next(iter(text.values())).shape[0]
-        found: dict[str, Buffer | Floats] = {**text, **(references or beside.none(rows))}
-        found["timesteps"] = schedule.timesteps(levels, self.bundle.manifest.schedule)
-        if guidance is not None:
-            found["guidance"] = np.full(rows, guidance, np.float32)
+        found = asked(self.bundle, self.flow, [text], levels, guidance, references)
+        there = None if into is None else [into]
         with self.turn, self.loras.lent(adapted) as lent:
-            for plain in self.flow.before:
-                stage = self.bundle.stage(name := lent.stage(plain))
-                there = into and {each.name: into[each.name] for each in stage.outputs}
-                given = taken(stage, {**found, **lent.given(plain)})
-                found |= self.kept.run(self._graphs, name, stage, given, there, lent.key)
-        return {name: found[name] for name in self.flow.conditions}
+            return conditioned(self.bundle, self.flow, self._graphs, self.kept, found, there, lent)[0]
 
     def denoise(
         self,

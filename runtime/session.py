@@ -16,7 +16,7 @@ from flux_trt.runtime import signals
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.backends.loaded import needs
 from flux_trt.runtime.backends.memory import MemoryMode
-from flux_trt.runtime.backends.protocols import Device
+from flux_trt.runtime.backends.protocols import Compute, Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import VAE_ENCODER, Flow
 from flux_trt.runtime.errors import RequestError
@@ -45,6 +45,7 @@ class Machine:
     no_check: bool
     engines: Path | None = None
     threads: int | None = None
+    compute: Compute = "auto"
     progress: Kind = "auto"
     preview: Path | None = None
     preview_every: int | None = None
@@ -149,7 +150,9 @@ def load(
 ) -> Pipeline:
     """The bundle, loaded for a request, whose LoRAs may lie on a shelf; on a GPU it is said what it needs."""
     check = not machine.no_check
-    backend = connect(machine.backend, machine.device, opened, machine.memory, check, machine.threads)
+    backend = connect(
+        machine.backend, machine.device, opened, machine.memory, check, machine.threads, machine.compute
+    )
     if backend.gpu:
         dims = dims_of(request, opened.manifest) if request else None
         instead = instead_of(opened, shelf.of(request.loras or ()) if shelf and request else None)

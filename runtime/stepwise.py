@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from flux_trt.runtime.bundle.flow import DENOISER
 from flux_trt.runtime.course import Course
 from flux_trt.runtime.errors import BackendError, FluxTrtError
 from flux_trt.runtime.painting import Painting
@@ -40,14 +39,13 @@ class Stepwise:
                 "steps cannot be shared where stages take turns at being loaded; use --memory resident"
             )
         self.pipeline = pipeline
-        adapters = pipeline.bundle.manifest.adapters
-        names = [DENOISER, *([adapters.stages[DENOISER]] if adapters and DENOISER in adapters.stages else [])]
-        stages = {name: pipeline.bundle.stage(name) for name in names}
-        self._together = Together(pipeline.backend, stages, pipeline.graphs, record)
+        self._together = Together(pipeline.backend, pipeline.bundle.stage, pipeline.graphs, record)
 
     def prepare(self, request: Request, progress: Progress | None = None) -> Painting:
         """Encode the pictures that a request is given. Errors are those of `Pipeline.paint`."""
-        found = Painting(self.pipeline, replace(request, batch=1), progress or silent)
+        loras = self.pipeline.loras.own if request.loras is None else request.loras
+        single = replace(request, batch=1, loras=loras)
+        found = Painting(self.pipeline, single, progress or silent)
         found.prepare()
         return found
 

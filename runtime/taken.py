@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from flux_trt.runtime.backends.protocols import Backend
 from flux_trt.runtime.bundle.engine import Profile, choose_profile, nearest
-from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow
+from flux_trt.runtime.bundle.flow import DENOISER, REFERENCES, VAE_DECODER, VAE_ENCODER, Flow
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.bundle.record import StageName
 from flux_trt.runtime.errors import BackendError
@@ -34,27 +34,41 @@ def expect_taken(
     request: Request,
     tiling: Tiling,
     instead: Mapping[StageName, StageName],
+    text: int | None = None,
 ) -> None:
-    """Refuse a request that one of the engines was not built for; stages `instead` of others are looked at.
+    """Refuse a request that one of the engines was not built for.
+
+    Args:
+        backend: whose engines they are, if it has such.
+        manifest: of the bundle.
+        flow: of the bundle.
+        request: what is asked for.
+        tiling: how large pictures are cut.
+        instead: stage -> the one that is looked at instead.
+        text: tokens of the longest prompt; None: as many as there may be.
 
     Raises:
-        BackendError: saying what it takes, in pixels.
+        BackendError: saying what it takes, in pixels; an engine that is not there.
     """
     if not isinstance(backend, Profiled):
         return
-    for name, dims, size in _runs(manifest, flow, request, tiling):
+    if request.solver in manifest.glue:
+        backend.profiles(request.solver)  # engines that an earlier version built lack it
+    for name, dims, size in _runs(manifest, flow, request, tiling, text):
         profiles = backend.profiles(instead.get(name, name))
         if choose_profile(profiles, dims) is None:
             raise BackendError(_why(name, manifest, profiles, dims, size))
 
 
 def _runs(
-    manifest: Manifest, flow: Flow, request: Request, tiling: Tiling
+    manifest: Manifest, flow: Flow, request: Request, tiling: Tiling, text: int | None
 ) -> Iterator[tuple[str, dict[str, int], Grid]]:
     """The stages that will run, their dims, and the grid of the picture that they are for."""
-    dims = dims_of(request, manifest)
-    for name in (*flow.before, DENOISER):
-        yield name, dims, request.grid
+    dims = dims_of(request, manifest, text)
+    for name in (*flow.before, *flow.each, DENOISER):
+        looks = any(each.name == REFERENCES for each in manifest.stages[name].inputs)
+        if dims["reference"] or not looks:  # it does not run for none
+            yield name, dims, request.grid
     if request.has_pictures:
         given = [request.grid] if request.images or request.controls else []
         for grid in [*given, *request.grids[1:]]:
@@ -76,9 +90,15 @@ def _why(name: str, manifest: Manifest, profiles: list[Profile], dims: Mapping[s
     known = {dim: size for dim, size in dims.items() if any(dim in profile for profile in profiles)}
     wrong = nearest(profiles, known)
     width, height = grid[1] * patch, grid[0] * patch
-    if not OF_SIZE & set(wrong):
-        dim, size = next(iter(wrong.items()))
-        option = {"batch": "--max-batch, and without --no-pairs for true guidance and FlowEdit"}
+    apart = [dim for dim in ("text", "reference") if dim in wrong]  # of either the sequence is wrong, too
+    if apart or not OF_SIZE & set(wrong):
+        dim = apart[0] if apart else next(iter(wrong))
+        size = wrong[dim]
+        option = {
+            "batch": "--max-batch, and without --no-pairs for true guidance and FlowEdit",
+            "reference": "--max-references",
+            "text": "--max-text",
+        }
         return (
             f"the engine of {name} was not built for {dim} {dims[dim]}; the nearest that fits: {dim} {size}. "
             f"Use that, or build engines with {option.get(dim, 'the default shapes')}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.bundle.flow import together
+from flux_trt.runtime.bundle.flow import branches
 from flux_trt.runtime.tasks.wording import Words
 
 Floats = npt.NDArray[np.float32]
@@ -81,13 +81,16 @@ class Texts:
             self._done.add(chunk)
             self._tell(self._size(self._done), len(self._place))
 
-    def of(self, prompts: Sequence[Words]) -> dict[str, Any]:
-        """The prompts as one batch, each [len(prompts), ...]; `bring` must have brought them."""
+    def of(self, prompts: Sequence[Words], copies: int = 1) -> list[dict[str, Any]]:
+        """The prompts as one batch, each [len(prompts), ...]; `bring` must have brought them.
+
+        Where windows differ, one batch for each of the `copies` in which pictures go through the denoiser.
+        """
         rows = []
         for prompt in prompts:
             chunk, row = self._place[prompt]
             rows.append({name: values[row : row + 1] for name, values in self._kept[chunk].items()})
-        return together(rows)
+        return branches(rows, copies)
 
     def _of(self, prompts: Iterable[Words]) -> list[int]:
         return list(dict.fromkeys(self._place[prompt][0] for prompt in prompts))

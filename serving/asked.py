@@ -58,6 +58,7 @@ def request_of(
         "steps": _steps(manifest, fields),
         "shift": fields.shift,
         "sigmas": fields.sigmas,
+        "solver": fields.solver,
         "count": fields.n,
         "seed": seed,
     }

@@ -82,6 +82,7 @@ class Fields(BaseModel):
     negative_2: str | None = Field(None, max_length=LONGEST)
     shift: float | None = None
     sigmas: Numbers = None
+    solver: Literal["euler", "ab2"] | None = None
     strength: float | None = None
     mask_blur: float | None = None
     mask_crop: int | None = None

@@ -143,6 +143,56 @@ def flux2_bundle(
 
 
 @pytest.fixture(scope="session")
+def flux3_parts() -> Callable[[str], dict[str, Any]]:
+    """The parts of a small FLUX.3 in memory, by the name of its member, made once."""
+    import flux3_checkpoints
+
+    made: dict[str, dict[str, Any]] = {}
+
+    def get(kind: str) -> dict[str, Any]:
+        if kind not in made:
+            made[kind] = flux3_checkpoints.parts(kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def flux3_folder(
+    flux3_parts: Callable[[str], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The same as folders of modular pipelines."""
+    import flux3_checkpoints
+
+    root = tmp_path_factory.mktemp("flux3")
+
+    def get(kind: str) -> Path:
+        if not (root / kind).exists():
+            flux3_checkpoints.save(kind, flux3_parts(kind), root / kind)
+        return root / kind
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def flux3_bundle(
+    flux3_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Their bundles, built once per precision."""
+    from flux_trt.exporter.build import build
+
+    root = tmp_path_factory.mktemp("flux3-bundles")
+
+    def get(kind: str, precision: str = "fp32") -> Path:
+        out = root / f"{kind}-{precision}"
+        if not out.exists():
+            build(str(flux3_folder(kind)), out, precision=precision)
+        return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration of dev-like."""
     from flux_trt.exporter.quantise.ranges import calibrate_checkpoint

@@ -22,6 +22,7 @@ from hostile_run import Target
 
 from flux_trt.exporter.checkpoints.diffusers import read_part, read_scheduler
 from flux_trt.exporter.checkpoints.gguf_tokenizer import read_tokenizer
+from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.checkpoints.single import read_parts
 from flux_trt.exporter.checkpoints.tensorfile import read_header, read_metadata
 from flux_trt.exporter.families.flux1.flux1 import Flux1
@@ -34,6 +35,7 @@ from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import FluxTrtError, RequestError
 from flux_trt.runtime.lora.file import read_lora
+from flux_trt.runtime.lora.forms import Modules
 from flux_trt.runtime.lora.term import Asked
 from flux_trt.runtime.pictures import picture
 from flux_trt.runtime.tasks.sources import digest
@@ -230,6 +232,18 @@ def _lora(folder: Path, _: object) -> None:
             tensor.read()
 
 
+@cache
+def _modules() -> bytes:
+    """Of a small model, as a bundle has them."""
+    return Flux1.modules(open_checkpoint(str(NANO))).dumps().encode()
+
+
+def _read_modules(folder: Path, _: object) -> None:
+    found = Modules.read(folder / "lora.json")
+    for name in ("lora_unet_double_blocks_0_img_attn_qkv", "transformer.x_embedder", "x"):
+        found.find(name)
+
+
 def _painted(rng: random.Random, folder: Path) -> None:
     _tiny_manifest()
     (folder / "a.png").write_bytes(corpus.pictures()[0])
@@ -280,6 +294,7 @@ TARGETS: dict[str, Target] = {
     "safetensors": Target(_file("model.safetensors", corpus.plain, _header), _read_safetensors),
     "single files": Target(_file("model.safetensors", corpus.clip, _header), _read_single),
     "LoRAs": Target(_file("model.safetensors", corpus.lora, _header), _lora),
+    "LoRAs' modules": Target(_file("lora.json", _modules, rewritten), _read_modules),
     "checkpoint folders": Target(_checkpoint, _read_checkpoint),
     "gguf": Target(_file("model.gguf", corpus.gguf, damaged), _read_gguf),
     "gguf tokenizers": Target(_file("model.gguf", corpus.gguf, damaged), _read_gguf_tokenizer),

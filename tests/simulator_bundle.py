@@ -74,6 +74,7 @@ def add_engines(
             "weights": weights,
             "streamable": made.weight_streaming,
             "recordable": recordable,
+            "user_allocation": True,
             **(plan or {}),
         }
         folder = root / made.folder

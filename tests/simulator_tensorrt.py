@@ -280,6 +280,11 @@ class IExecutionContext:
     def get_tensor_address(self, name: str) -> int:
         return self._addresses.get(name, 0)
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        """Of TensorRT-RTX alone: an engine built without REQUIRE_USER_ALLOCATION may allocate in a run."""
+        self._cuda.stream(stream)
+        return bool(self.engine._plan["user_allocation"])
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         if missing := self.infer_shapes():
             return self._refuse(f"the shape of {missing[0]} is not set")
@@ -288,7 +293,8 @@ class IExecutionContext:
         if self._memory is None:
             return self._refuse("no device memory is given")
         stream = self._cuda.stream(stream_handle)
-        if stream.kept is not None and not (self._ran and self.engine._plan["recordable"]):
+        plan = self.engine._plan
+        if stream.kept is not None and not (self._ran and plan["recordable"] and plan["user_allocation"]):
             stream.broken = True
             return self._refuse("operation not permitted when stream is capturing")
         shapes = {name: tuple(self.get_tensor_shape(name)) for name in self.engine._tensors}

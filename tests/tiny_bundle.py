@@ -8,6 +8,7 @@ the decoder paints the mean latent of a token over its patch.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,18 @@ def build(
     }
     if patch_manifest:
         patch_manifest(fields)
+    (root / manifest.NAME).write_text(manifest.Manifest.model_validate(fields).dumps(), encoding="utf-8")
+    return root
+
+
+def add_glue(root: Path) -> Path:
+    """Give a bundle that `build` has written the glue that every export has."""
+    from flux_trt.exporter.graphs.glue import write_glue
+
+    glue, _ = write_glue(root, CHANNELS)
+    fields = json.loads((root / manifest.NAME).read_text())
+    fields["glue"] = {name: stage.model_dump() for name, stage in glue.items()}
+    fields["files"] = files(root)
     (root / manifest.NAME).write_text(manifest.Manifest.model_validate(fields).dumps(), encoding="utf-8")
     return root
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from flux_trt.bench.load_commands import rows, serve
+from flux_trt.bench.options import BACKEND, BATCH, BUNDLE, DEVICE, OUT, STEPS, THREADS, Sizes
 from flux_trt.runtime.cli import Commands as RunCommands
 
 if TYPE_CHECKING:
@@ -27,22 +29,6 @@ class Commands(RunCommands):
     extras: ClassVar = {"": "export", "matplotlib": "bench"}
 
 
-class Sizes(click.ParamType):
-    """Widths and heights in pixels, with commas between sizes."""
-
-    name = "WxH,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Split "64x64,128x96"."""
-        found = []
-        for part in str(value).lower().split(","):
-            width, cross, height = part.partition("x")
-            if not (cross and width.isdecimal() and height.isdecimal()):
-                self.fail(f"{part!r} is not WIDTHxHEIGHT, such as 1024x768", param, ctx)
-            found.append((int(width), int(height)))
-        return found
-
-
 class Sweeps(click.ParamType):
     """Names of what grows, with commas between them."""
 
@@ -54,31 +40,6 @@ class Sweeps(click.ParamType):
         if strange := [name for name in wanted if name not in OVER]:
             self.fail(f"{strange[0]!r} is not one of {', '.join(OVER)}", param, ctx)
         return wanted
-
-
-BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-DEVICE = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-STEPS = click.option(
-    "--steps", type=click.IntRange(min=1), help="How often the denoiser runs.  [default: the bundle's]"
-)
-BATCH = click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures painted at once."
-)
-THREADS = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="That a CPU computes on, ours and the peers'.  [default: each one's own choice]",
-)
-BACKEND = click.option("--backend", default="onnxruntime", show_default=True, help="As flux-run's.")
-OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="bench",
-    show_default=True,
-    help="Folder of the results; report.html and report.md show all that are there.",
-)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -376,3 +337,7 @@ def _report(out: Path, name: str, found: Result) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+main.add_command(serve)
+main.add_command(rows)

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flux_trt.runtime.backends.cpus import features
+
 PACKAGES = ("flux_trt", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "numpy")
 QUERY = ("name", "driver_version", "power.limit")
 
@@ -23,7 +25,13 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command(sys.argv),
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), **gpu()},
+        "hardware": {
+            "cpu": _cpu(),
+            "cpu_features": None if (found := features()) is None else list(found),
+            "cores": os.cpu_count(),
+            "memory_gb": _memory_gb(),
+            **gpu(),
+        },
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }

@@ -58,6 +58,9 @@ class Hardware(Record):
     gpu: str | None
     driver: str | None
     power_limit_w: float | None = Field(description="of the GPU, as nvidia-smi tells; null on a CPU")
+    cpu_features: list[str] | None = Field(
+        default=None, description="of those that make networks faster, such as amx_bf16; null: not known"
+    )
 
 
 class BundleId(Record):

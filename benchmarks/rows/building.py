@@ -105,3 +105,20 @@ def decode(found: Results) -> Iterator[Row]:
             f"{made['written_gb']:.1f} GB written",
             "below 2 GB of memory",
         )
+
+
+def counted(found: Results) -> Iterator[Row]:
+    """What TensorRT-RTX makes of denoisers."""
+    for name, row in found["rows"].items():
+        types = ", ".join(
+            f"{number} {kind} {what}"
+            for what in ("products", "attentions")
+            for kind, number in row[what].items()
+        )
+        width, height = row["size"]
+        yield (
+            f"Denoiser of {name}, {width}x{height}: what TensorRT-RTX makes of it for sm {found['sm']}",
+            f"{row['kernels']} kernels; elementwise {row['elementwise_mb']:.0f} MB, products "
+            f"{row['product_mb']:.0f} MB, attention {row['attention_mb']:.0f} MB; {types}",
+            "",
+        )

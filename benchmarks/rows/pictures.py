@@ -101,6 +101,28 @@ def fp8_qdq(found: Results) -> Iterator[Row]:
     )
 
 
+def solver(found: Results) -> Iterator[Row]:
+    """Distance to the exact picture against runs, for both solvers."""
+    rows = {(row["solver"], row["runs"]): row for row in found["rows"]}
+    for name in dict.fromkeys(row["solver"] for row in found["rows"]):
+        told = ", ".join(
+            f"{runs}: {row['psnr_db_median']:.1f}" for (solver, runs), row in rows.items() if solver == name
+        )
+        yield (
+            f"flux-nano, --solver {name}: PSNR to the exact picture after so many runs of the denoiser",
+            f"{told} dB",
+            "",
+        )
+    first, second = (rows[each["solver"], each["runs"]] for each in found["held_to"])
+    yield (
+        "the same, what the checker calls all right (it prefers coarse solutions and cannot judge a solver)",
+        f"{first['solver']} {first['runs']}: {first['checker_all_right']:.1%}, "
+        f"{second['solver']} {second['runs']}: {second['checker_all_right']:.1%}, "
+        f"exact {found['exact_checker_all_right']:.1%}",
+        "",
+    )
+
+
 def _lost(row: Results) -> str:
     """Marks and whole pictures against fp32, and how likely such a split is by chance."""
     return (

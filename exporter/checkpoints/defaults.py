@@ -43,6 +43,22 @@ FLUX2_TRANSFORMER = {
     "guidance_embeds": True,
 }
 
+FLUX3_TRANSFORMER = {
+    "in_channels": 128,
+    "cond_in_channels": 128,
+    "num_layers": 5,
+    "num_single_layers": 28,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 20480,
+    "timestep_channels": 256,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": (32, 32, 32, 32),
+    "rope_theta": 10000,
+    "eps": 1e-6,
+    "flow_map": False,
+}
+
 AUTOENCODER_KL = {
     "in_channels": 3,
     "out_channels": 3,
@@ -132,6 +148,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 OF_CLASS: Mapping[str, Mapping[str, Any]] = {
     "Flux2Transformer2DModel": FLUX2_TRANSFORMER,
+    "Flux3Transformer2DModel": FLUX3_TRANSFORMER,
     "AutoencoderKLFlux2": AUTOENCODER_KL_FLUX2,
 }
 """Classes that share a part with another one."""

@@ -22,8 +22,10 @@ PARTS = {"transformer": "transformer", "vae": "vae", "clip": "text_encoder", "t5
 """Part -> its folder. A language model lies where CLIP does, and is told by its tensors."""
 TEXT = "text"
 TOKENIZERS = {"clip": "tokenizer", "t5": "tokenizer_2", TEXT: "tokenizer"}
+INDEXES = ("model_index.json", "modular_model_index.json")
+"""Of a pipeline, or of one that is put together of blocks."""
 STEMS = ("diffusion_pytorch_model", "model")
-TRANSFORMERS = ("FluxTransformer2DModel", "Flux2Transformer2DModel")
+TRANSFORMERS = ("FluxTransformer2DModel", "Flux2Transformer2DModel", "Flux3Transformer2DModel")
 
 
 def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
@@ -36,7 +38,7 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
     """
     if _is_transformer(folder):
         return Checkpoint(source, "diffusers", {"transformer": read_part("transformer", folder)})
-    if not any((folder / name).exists() for name in ("model_index.json", *PARTS.values())):
+    if not any((folder / name).exists() for name in (*INDEXES, *PARTS.values())):
         loose = sorted(path.name for path in folder.glob("*.safetensors"))
         hint = f" (of its files {loose[0]}, for example, can be given by itself)" if loose else ""
         raise CheckpointError(f"{folder} has no model_index.json{hint}; give the folder that holds it")
@@ -44,7 +46,8 @@ def read_folder(source: str, folder: Path, faults: Faults) -> Checkpoint:
     parts: dict[str, Part] = {}
     path, scheduler = folder / "scheduler" / "scheduler_config.json", None
     with faults.met():
-        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+        there = [path for path in (folder / name for name in INDEXES) if path.is_file()]
+        index = read_json(there[0]) if there else {}
     for name, sub in PARTS.items():
         with faults.met():
             if (folder / sub).is_dir():

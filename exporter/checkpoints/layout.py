@@ -20,6 +20,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text": (
         "text_encoders.qwen3_4b.transformer.",
         "text_encoders.qwen3_8b.transformer.",
+        "text_encoders.qwen3vl_4b.transformer.",
         "text_encoders.mistral3_24b.transformer.",
         "text_encoders.mistral3_24b.",
     ),
@@ -31,6 +32,8 @@ MARKS: Mapping[str, tuple[tuple[str, Naming], ...]] = {
     "transformer": (
         (r"double_blocks\.0\.img_attn\.qkv\.weight", "bfl"),
         (r"transformer_blocks\.0\.attn\.add_q_proj\.weight", "diffusers"),
+        (r"content_mode_blocks\.image\.0\.q_proj\.weight", "bfl"),
+        (r"mode_blocks\.image\.0\.attn\.to_q\.weight", "diffusers"),
     ),
     "clip": ((r"(text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight", "diffusers"),),
     "t5": ((r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight", "diffusers"),),

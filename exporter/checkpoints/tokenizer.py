@@ -53,6 +53,8 @@ class Padding:
     """Where the tokenizer's config does not say."""
     chat: Chat | None = None
     """None: a prompt is read as it is, and padding like any other text."""
+    multiple: int | None = None
+    """Prompts are padded to the next multiple; None: all to one length."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def load_tokenizer(source: Path, name: str, padding: Padding) -> LoadedTokenizer
     number = backend.token_to_id(token)
     if number is None or not backend.encode("a").ids:
         raise CheckpointError(f"the tokenizer {source} does not know {token}; it is not the {name}'s")
-    pad = _pad(number, token, min(tokenizer.model_max_length, padding.limit), _side(source) or padding.side)
+    longest = min(tokenizer.model_max_length, padding.limit)
+    pad = _pad(number, token, longest, _side(source) or padding.side, padding.multiple)
     chat = padding.chat
     if chat is not None:
         _refuse_other(source, backend, chat)
@@ -186,7 +189,8 @@ def _of_bundle(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
         backend = Tokenizer.from_file(str(file))
     except Exception as fault:  # the library raises bare Exception
         raise CheckpointError(f"{file} is not a tokenizer ({fault}); give another bundle") from None
-    pad = _pad(spec.pad.id, spec.pad.token, min(spec.pad.most, padding.limit), spec.pad.side)
+    longest = min(spec.pad.most, padding.limit)
+    pad = _pad(spec.pad.id, spec.pad.token, longest, spec.pad.side, padding.multiple)
     if chat is not None:
         _refuse_other(file, backend, chat)
         chat = replace(chat, prefix=spec.prefix, suffix=spec.suffix)
@@ -203,6 +207,16 @@ def _of_gguf(file: Path, name: str, padding: Padding) -> LoadedTokenizer:
     )
 
 
-def _pad(number: int, token: str, length: int, side: Literal["left", "right"] = "right") -> manifest.Pad:
-    """All prompts get one length."""
-    return manifest.Pad(id=number, token=token, side=side, multiple=length, most=length)
+def _pad(
+    number: int,
+    token: str,
+    length: int,
+    side: Literal["left", "right"] = "right",
+    multiple: int | None = None,
+) -> manifest.Pad:
+    """All prompts get one length, or the next multiple of up to `length` tokens."""
+    if multiple is None or multiple > length:
+        return manifest.Pad(id=number, token=token, side=side, multiple=length, most=length)
+    return manifest.Pad(
+        id=number, token=token, side=side, multiple=multiple, most=length // multiple * multiple
+    )

@@ -7,6 +7,8 @@ TensorRT's own. The process ends when its parent does: standard input stays open
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -19,7 +21,9 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
+from flux_trt.exporter.engines import attention
 from flux_trt.exporter.engines.profile import shapes_of
+from flux_trt.exporter.engines.report import Counts
 from flux_trt.exporter.written import Written, write_whole
 from flux_trt.runtime.bundle.engine import Recipe
 from flux_trt.runtime.bundle.flavour import FLAVOURS
@@ -39,11 +43,13 @@ class Job(BaseModel):
     recipe: Recipe
     plan: Path | None
     """Where to write the plan; None only reads the graph and says whether TensorRT accepts it."""
+    counted: bool = False
+    """Tell what the engine is made of, and keep no plan."""
     timing_cache: Path | None = None
 
 
 def build(job: Job, tell: Any) -> File | None:
-    """Do the job; the digest of the plan, or None when it was only to read the graph."""
+    """Do the job; the digest of the plan, or None where none is kept."""
     import polygraphy.backend.trt as pg
 
     recipe, flavour = job.recipe, FLAVOURS[job.recipe.flavour]
@@ -55,9 +61,15 @@ def build(job: Job, tell: Any) -> File | None:
         flags = [trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE]
     loaded = pg.network_from_onnx_path(str(job.graph), flags=flags, strongly_typed=True)
     builder, network, _parser = pg.set_decomposable_attentions(loaded)
-    if job.plan is None:
+    attention.quantise(trt, network)
+    if job.plan is None and not job.counted:
         return None
     config = _config(job, flavour.cross_builds, _monitor(trt, tell))(builder, network)
+    for flag in flavour.builder_flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if job.plan is None:
+        tell(counts=_counts(trt, builder, network, config).model_dump())
+        return None
     with Written(job.plan) as plan:
         writer = _writer(trt, plan)
         built = builder.build_serialized_network_to_stream(network, config, writer)
@@ -71,6 +83,23 @@ def build(job: Job, tell: Any) -> File | None:
         except BuildError as fault:
             tell(warning=str(fault))
     return plan.record
+
+
+def _counts(trt: ModuleType, builder: Any, network: Any, config: Any) -> Counts:
+    """Build, and read what is logged of it; the engine itself is let go."""
+    from polygraphy.logger import G_LOGGER
+
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), G_LOGGER.verbosity(G_LOGGER.EXTRA_VERBOSE):
+            built = builder.build_serialized_network(network, config)
+        if built is None:
+            raise RuntimeError("TensorRT built no engine")
+        return Counts.of(said.getvalue())
+    except Exception:
+        print("\n".join(line for line in said.getvalue().splitlines() if "[E]" in line))
+        raise
 
 
 def _config(job: Job, cross_builds: bool, monitor: Any) -> Any:

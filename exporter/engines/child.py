@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from flux_trt.exporter.engines.builder import Job
 from flux_trt.exporter.engines.preflight import smaller
+from flux_trt.exporter.engines.report import Counts
 from flux_trt.runtime.bundle.engine import Recipe
 from flux_trt.runtime.bundle.flavour import Flavour
 from flux_trt.runtime.bundle.manifest import File
@@ -36,6 +37,8 @@ class Built:
     peak: int
     """The child's largest resident memory in bytes, with the parts of the weights' files that it mapped."""
     warnings: tuple[str, ...] = ()
+    counts: Counts | None = None
+    """What the engine is made of, where that was asked for."""
 
 
 def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
@@ -53,7 +56,7 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
     stage = job.recipe.stage
     environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": flavour.polygraphy}
     reading, writing = os.pipe()
-    fault, built, unwritten, warnings = None, None, None, []
+    fault, built, unwritten, counts, warnings = None, None, None, None, []
     with tempfile.TemporaryFile("w+", errors="replace") as said, os.fdopen(reading) as events:
         child = subprocess.Popen(
             [sys.executable, "-m", MODULE, str(writing)],
@@ -75,6 +78,7 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
                     progress(f"{stage}: {phase}", step, steps)
                 if "warning" in event:
                     warnings.append(event["warning"])
+                counts = event.get("counts", counts)
                 fault, unwritten = event.get("fault", fault), event.get("unwritten", unwritten)
                 built = event if "plan" in event else built
         except BrokenPipeError:
@@ -90,7 +94,8 @@ def run(job: Job, flavour: Flavour, progress: Progress = silent) -> Built:
             said.seek(0)
             raise BuildError(_last_words(job.recipe, code, fault, said.read()))
     plan = File.model_validate(built["plan"]) if built["plan"] else None
-    return Built(plan, built["peak"], tuple(warnings))
+    found = Counts.model_validate(counts) if counts else None
+    return Built(plan, built["peak"], tuple(warnings), found)
 
 
 def _last_words(recipe: Recipe, code: int, fault: str | None, said: str) -> str:

@@ -66,6 +66,12 @@ _OPTIONS = (
         help="Reference pictures beside the painted one.  [default: 1 where the bundle follows any]",
     ),
     click.option(
+        "--max-text",
+        type=click.IntRange(1),
+        help="Tokens of the longest prompt, where windows are as long as prompts; fewer take less memory.  "
+        "[default: all that are read]",
+    ),
+    click.option(
         "--no-wide",
         is_flag=True,
         help="Only the listed sizes: half the time to build, and nothing else runs.",
@@ -104,6 +110,7 @@ NAMES = (
     "sizes",
     "max_batch",
     "max_references",
+    "max_text",
     "no_wide",
     "no_pairs",
     "rope",
@@ -127,7 +134,7 @@ def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import check_targets as check
 
-    others = ("sizes", "max_batch", "max_references", "no_wide", "no_pairs", "into")
+    others = ("sizes", "max_batch", "max_references", "max_text", "no_wide", "no_pairs", "into")
     options = {name: value for name, value in chosen.items() if name not in others}
     check(Options(flavour=backend, **options), precisions)
 
@@ -163,7 +170,11 @@ def shapes_of(bundle: Path, chosen: dict[str, Any]) -> Shapes:
 
     wide, pairs = not chosen.pop("no_wide"), not chosen.pop("no_pairs")
     shapes = replace(
-        default_shapes(manifest.read(bundle)), max_batch=chosen.pop("max_batch"), wide=wide, pairs=pairs
+        default_shapes(manifest.read(bundle)),
+        max_batch=chosen.pop("max_batch"),
+        max_text=chosen.pop("max_text"),
+        wide=wide,
+        pairs=pairs,
     )
     sizes, references = chosen.pop("sizes"), chosen.pop("max_references")
     if sizes is not None:

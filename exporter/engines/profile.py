@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from flux_trt.runtime.bundle.engine import Profile, Range
 from flux_trt.runtime.bundle.flow import REFERENCES
 from flux_trt.runtime.bundle.manifest import GlueName, Manifest, StageName
-from flux_trt.runtime.bundle.rules import Shrunk
+from flux_trt.runtime.bundle.rules import Canvas, Shrunk
 from flux_trt.runtime.pictures import latents
 from flux_trt.runtime.pictures.vae import Tiling
 
 MAX_STEPS = 100
+TUNED_TEXT = 4
+"""Multiples that a window of any length is tuned for: a prompt of one paragraph."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Shapes:
     max_references: int = 0
     """Reference pictures, each as large as the largest size or as the bundle's rule makes it, that may follow
     the picture's own tokens."""
+    max_text: int | None = None
+    """Tokens of the longest prompt where windows are as long as their prompts; None: all that are read."""
     wide: bool = True
     """Accept smaller sizes as well, at twice the time to build."""
     pairs: bool = True
@@ -112,6 +116,8 @@ def _of_references(found: Manifest) -> int:
         return 0
     if isinstance(rule.size, Shrunk):
         return rule.size.area // patch**2
+    if isinstance(rule.size, Canvas):
+        return rule.size.several // patch**2
     factor = math.sqrt(found.defaults.width * found.defaults.height / rule.size.area)
     return max(math.prod(max(round(side * factor / patch), 1) for side in size) for size in rule.size.sizes)
 
@@ -138,21 +144,38 @@ def _tile(found: Manifest, grid: latents.Grid) -> latents.Grid:
 def _dims(
     found: Manifest, shapes: Shapes, rows: Range, columns: Range, tokens: Range, reference: Range
 ) -> Profile:
-    patch, window = found.model.patch, found.text
-    text: Range = (window.multiple, window.most, window.most) if window else (512,) * 3
+    patch, text = found.model.patch, _text(found, shapes)
+    rule = found.model.references
+    turned = rule is not None and rule.enters == "input"
     return {
         "batch": (1, 1, shapes.max_batch),
         "text": text,
         "steps": (1, min(found.defaults.steps, MAX_STEPS), MAX_STEPS),
         "tokens": tokens,
         "reference": reference,
-        "sequence": (tokens[0] + text[0], tokens[1] + text[1], tokens[2] + text[2]),
+        "sequence": _sum(tokens, text, reference if turned else (0, 0, 0)),
         "h": rows,
         "w": columns,
         "height": _each(rows, lambda each: each * patch),
         "width": _each(columns, lambda each: each * patch),
         **_ranks(found),
     }
+
+
+def _text(found: Manifest, shapes: Shapes) -> Range:
+    """Tokens of the text: those of a fixed window, or of some of its multiples."""
+    window = found.text
+    if window is None:
+        return (512,) * 3
+    least, most = window.multiple, window.most
+    if shapes.max_text is not None and least < most:
+        most = min(most, max(-(-shapes.max_text // least), 1) * least)
+    return least, min(TUNED_TEXT * least, most), most
+
+
+def _sum(*dims: Range) -> Range:
+    least, tuned, most = map(sum, zip(*dims, strict=True))
+    return least, tuned, most
 
 
 def _ranks(found: Manifest) -> Profile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flux_trt.exporter.families.flux1 import variants as flux1
 from flux_trt.exporter.families.flux2 import variants as flux2
+from flux_trt.exporter.families.flux3 import variants as flux3
 
-STAGES = tuple(dict.fromkeys((*flux1.PARTS, *flux2.PARTS)))
-VARIANTS = tuple(dict.fromkeys((*flux1.VARIANTS, *flux2.VARIANTS)))
+STAGES = tuple(dict.fromkeys((*flux1.PARTS, *flux2.PARTS, *flux3.PARTS)))
+VARIANTS = tuple(dict.fromkeys((*flux1.VARIANTS, *flux2.VARIANTS, *flux3.VARIANTS)))

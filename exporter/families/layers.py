@@ -43,6 +43,18 @@ def _saturated(y: Tensor) -> Tensor:
     return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
 
 
+def plain(into: int, out: int) -> Linear:
+    """A linear layer without bias."""
+    return Linear(into, out, bias=False)
+
+
+def gated(x: Tensor) -> Tensor:
+    """SwiGLU: [..., 2 C] -> [..., C], the first half is the gate; float16 saturates as in a linear layer."""
+    gate, value = x.chunk(2, dim=-1)
+    y = F.silu(gate) * value
+    return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
+
+
 class MLPEmbedder(nn.Module):
     """Linear, SiLU, linear: embeds the time, the guidance and the pooled text."""
 
@@ -79,6 +91,11 @@ class QKNorm(nn.Module):
         super().__init__()
         self.query_norm = RMSNorm(dim)
         self.key_norm = RMSNorm(dim)
+
+    def turned(self, q: Tensor, k: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k [B, L, D] by themselves, rotations [L, E / 2] -> both normed and rotated, [B, H, L, E]."""
+        scales = self.query_norm.scale, self.key_norm.scale
+        return qk_norm_rope(torch.cat([q, k], dim=-1), *scales, cos, sin, num_heads, EPS)
 
 
 class SelfAttention(nn.Module):

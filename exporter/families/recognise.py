@@ -11,6 +11,7 @@ from flux_trt.exporter.families.adapted import adapted
 from flux_trt.exporter.families.catalogue import VARIANTS
 from flux_trt.exporter.families.flux1.flux1 import Flux1
 from flux_trt.exporter.families.flux2.flux2 import Flux2
+from flux_trt.exporter.families.flux3.flux3 import Flux3
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.faults import Faults
 from flux_trt.runtime.errors import CheckpointError
@@ -18,7 +19,7 @@ from flux_trt.runtime.lora import keys
 from flux_trt.runtime.lora.file import asked, read_lora
 from flux_trt.runtime.lora.term import Lora
 
-FAMILIES = (Flux2, Flux1)
+FAMILIES = (Flux3, Flux2, Flux1)
 """A new family stands before those whose tensors it shares."""
 
 

@@ -39,6 +39,8 @@ class TowerParams:
     """Whether queries and keys are RMS-normed per head."""
     taps: tuple[int, ...]
     """Layers whose output is given, counted from 1, ascending."""
+    pad_place: int | None = None
+    """Where all padding stands; None: each where it is counted to."""
 
     @property
     def layers(self) -> int:
@@ -116,7 +118,17 @@ class Attention(nn.Module):
             self.k_norm = Norm(p.head_dim, p.eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, allowed: Tensor, alive: Tensor) -> Tensor:
-        """x [B, T, C], rotations [T, E / 2], allowed [B, 1, T, T], alive [B, T, 1] -> [B, T, C]."""
+        """Attention of tokens that are alive, to those that are allowed.
+
+        Args:
+            x: [B, T, C].
+            cos, sin: [T, E / 2], or [B, 1, T, E / 2].
+            allowed: bool [B, 1, T, T].
+            alive: [B, T, 1] of 0 and 1.
+
+        Returns:
+            [B, T, C].
+        """
         p = self.p
         q = self.q_proj(x).unflatten(-1, (p.heads, p.head_dim))
         k = self.k_proj(x).unflatten(-1, (p.kv_heads, p.head_dim))
@@ -129,7 +141,7 @@ class Attention(nn.Module):
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + E / 2): x [..., T, E], tables [T, E / 2] -> float32."""
+    """Turn the channel pairs (i, i + E / 2): x [..., T, E], tables [..., T, E / 2] -> float32."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
@@ -180,7 +192,7 @@ class Tower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids [B, T] int64, mask [B, T] int64 (1 real, 0 padding) -> text [B, T, K C] float32."""
         x, places = self.embed_tokens(ids), torch.arange(ids.shape[1])
-        turns = places.float()[:, None] * self.frequencies
+        turns = self._places(places, mask).float()[..., None] * self.frequencies
         real = mask > 0
         alive = mask.cumsum(1) > 0
         before = places[None] <= places[:, None]
@@ -193,3 +205,9 @@ class Tower(nn.Module):
             if number in self.p.taps:
                 found.append(x)
         return torch.cat(found, dim=-1).float()
+
+    def _places(self, counted: Tensor, mask: Tensor) -> Tensor:
+        """Where tokens stand: [T], or [B, 1, T] where padding stands elsewhere than it is counted to."""
+        if self.p.pad_place is None:
+            return counted
+        return torch.where(mask > 0, counted, self.p.pad_place)[:, None]

@@ -125,7 +125,27 @@ def _paste(channels: int) -> Graph:
     return [latents, source, noise, mask, sigma], [*nodes, rest, kept, painted, both], [one]
 
 
-GLUE: dict[GlueName, Callable[[int], Graph]] = {"cfg": _cfg, "mix": _mix, "edit": _edit, "paste": _paste}
+def _ab2(channels: int) -> Graph:
+    """What turns an Euler step into one of second order, from the velocity of the step before.
+
+    next_latents = latents + bend x (velocity - previous); a token with bend 0 stays as it is
+    """
+    latents, velocity, previous = (
+        _value(name, *BATCH, channels) for name in ("latents", "velocity", "previous")
+    )
+    bend = _value("bend", *BATCH, 1)
+    change = ir.node("Sub", [velocity, previous])
+    step, scaled = _step(latents, bend, change.outputs[0], _value("next_latents", *BATCH, channels))
+    return [latents, bend, velocity, previous], [change, scaled, step], []
+
+
+GLUE: dict[GlueName, Callable[[int], Graph]] = {
+    "cfg": _cfg,
+    "mix": _mix,
+    "edit": _edit,
+    "paste": _paste,
+    "ab2": _ab2,
+}
 
 
 def _noised(clean: ir.Value, noise: ir.Value, sigma: ir.Value) -> tuple[list[ir.Node], ir.Value]:

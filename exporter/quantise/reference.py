@@ -19,6 +19,7 @@ from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.stage import Stage, parameters, skeleton
 from flux_trt.exporter.quantise.stream import blocks_of, streamed
 from flux_trt.exporter.quantise.watch import Watch
+from flux_trt.runtime.bundle.flow import REFERENCES
 from flux_trt.runtime.bundle.manifest import Runs
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.errors import CheckpointError
@@ -86,13 +87,19 @@ class Reference:
         """Walk a trajectory from where `state` is: the latents, and the number of steps done."""
         levels, prompts, steps = trajectory.levels, len(trajectory.start), trajectory.steps
         known = {name: state[name].to(self._device) for name in self.texts}
-        times = torch.from_numpy(schedule.timesteps(levels)).to(self._device)
-        tables = positions.rotations(self._numbers.model.positions, self._tokens(known), trajectory.grids)
+        times = {
+            name: torch.from_numpy(told(levels, self._numbers.schedule)).to(self._device)
+            for name, told in (("timesteps", schedule.timesteps), ("targets", schedule.targets))
+        }
+        rule, tokens = self._numbers.model.positions, self._tokens(known)
+        tables = positions.rotations(rule, tokens, trajectory.grids)
+        turns = *tables, *positions.rotations(rule, tokens, [])
         known |= {
             name: torch.from_numpy(table).to(self._device)
-            for name, table in zip(("cos", "sin"), tables, strict=True)
+            for name, table in zip(("cos", "sin", "text_cos", "text_sin"), turns, strict=True)
         }
-        for tensor in (each for stage in self._those("picture") for each in stage.outputs):
+        idle = [stage for stage in self._plan if any(each.name == REFERENCES for each in stage.inputs)]
+        for tensor in (each for stage in idle for each in stage.outputs):
             dims = {"batch": prompts, "reference": 0}  # no reference pictures are painted from
             known[tensor.name] = torch.zeros(
                 [dim if isinstance(dim, int) else dims[dim] for dim in tensor.dims]
@@ -104,19 +111,25 @@ class Reference:
         now, first = state.get(LATENTS), int(state.get(STEP, 0))
         if now is None:
             now = torch.from_numpy(trajectory.start).contiguous()
-        moving = (torch.arange(now.shape[1]) < trajectory.target)[
-            :, None
-        ]  # reference tokens stay as they are
-        (conditioner,), (denoiser,) = self._those("schedule"), self._those("step")
-        condition = streamed(conditioner, self._device)
+        # Reference tokens stay as they are.
+        moving = (torch.arange(now.shape[1]) < trajectory.target)[:, None]
+        before = [(stage, streamed(stage, self._device)) for stage in self._those("schedule")]
+        (denoiser,) = (stage for stage in self._those("step") if stage not in idle)
         told = _Told(denoiser, self._watch, self._progress, first, steps)
         denoise = streamed(denoiser, self._device, max(1, AT_ONCE // len(tables[0])), told)
-        self._watch.layers(conditioner, condition)
-        self._watch.layers(denoiser, denoise)
+        for stage, module in (*before, (denoiser, denoise)):
+            self._watch.layers(stage, module)
+        made: Values = {}
         for step in range(first, steps):
-            given = known | {"timesteps": times[step : step + 1]}
-            made = _call(conditioner, condition, given)
-            given |= {tensor.name: _at_once(tensor.dims, made[tensor.name]) for tensor in conditioner.outputs}
+            given = known | {name: each[step : step + 1] for name, each in times.items()}
+            for stage, module in before:
+                if step == first or "steps" in stage.dims:
+                    made |= _call(stage, module, given | made)
+            given |= {
+                tensor.name: _at_once(tensor.dims, made[tensor.name])
+                for stage, _ in before
+                for tensor in stage.outputs
+            }
             given["dt"] = (float(levels[step + 1] - levels[step]) * moving).expand(prompts, -1, -1)
             with self._watch:
                 now = _call(denoiser, denoise, given | {LATENTS: now.to(self._device)})["next_latents"].cpu()

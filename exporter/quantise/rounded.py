@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flux_trt.exporter.quantise.e4m3 import rounded
+from flux_trt.exporter.quantise.e4m3 import LARGEST, rounded
 from flux_trt.exporter.quantise.quantize import input_scales
 
 
@@ -30,18 +30,32 @@ def _rounding(scale: float) -> Any:
     return hook
 
 
-def rounding_attention(scales: Sequence[Sequence[float]]) -> AbstractContextManager[object]:
-    """While it is entered, once, a module runs with q, k and v of each attention rounded, in their order."""
-    return _Attention(scales) if scales else nullcontext()
+def rounding_attention(
+    scales: Sequence[Sequence[float]], softmax: bool = False
+) -> AbstractContextManager[object]:
+    """While it is entered, once, a module runs with q, k and v of each attention rounded, in their order.
+
+    Args:
+        scales: of each attention's q, k and v.
+        softmax: round what softmax gives as well, as FP8 kernels do; the graph itself has no place for that.
+    """
+    return _Attention(scales, softmax) if scales else nullcontext()
 
 
 class _Attention(TorchFunctionMode):
-    def __init__(self, scales: Sequence[Sequence[float]]) -> None:
+    def __init__(self, scales: Sequence[Sequence[float]], softmax: bool) -> None:
         super().__init__()
+        self._softmax = softmax
         self._scales = iter(scales)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             pairs = zip(args[:3], next(self._scales), strict=True)
-            args = (*(rounded(x, torch.tensor(scale)) for x, scale in pairs), *args[3:])
+            q, k, v = (rounded(x, torch.tensor(scale)) for x, scale in pairs)
+            if self._softmax:
+                assert len(args) == 3
+                assert not kwargs
+                shares = F.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+                return rounded(shares, torch.tensor(1 / LARGEST)) @ v
+            args = (q, k, v, *args[3:])
         return func(*args, **(kwargs or {}))

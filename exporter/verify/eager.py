@@ -74,10 +74,16 @@ class EagerGraph:
     """A stage's module with its weights."""
 
     def __init__(
-        self, module: nn.Module, record: Stage, device: str, attention: Sequence[Sequence[float]]
+        self,
+        module: nn.Module,
+        record: Stage,
+        device: str,
+        attention: Sequence[Sequence[float]],
+        softmax: bool = False,
     ) -> None:
         self._module: nn.Module | None = module.to(device)
         self._record, self._device, self._attention = record, device, attention
+        self._softmax = softmax
 
     @torch.no_grad()
     def run(
@@ -89,7 +95,7 @@ class EagerGraph:
         if self._module is None:
             raise BackendError("the stage is closed; load the pipeline again")
         args = [_tensor(inputs[tensor.name]).to(self._device) for tensor in self._record.inputs]
-        with rounding_attention(self._attention):
+        with rounding_attention(self._attention, self._softmax):
             found = self._module(*args)
         values = found if isinstance(found, tuple) else (found,)
         named = {tensor.name: v for tensor, v in zip(self._record.outputs, values, strict=True)}
@@ -109,9 +115,22 @@ class Eager:
 
     name = "eager"
 
-    def __init__(self, model: Model, device: str = "cpu", adapters: Adapters | None = None) -> None:
-        """The checkpoint tells the modules' shapes; weights and LoRA branches are the bundle's."""
-        self.model, self.device, self._adapters = model, device, adapters
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        adapters: Adapters | None = None,
+        softmax: bool = False,
+    ) -> None:
+        """The checkpoint tells the modules' shapes; weights and LoRA branches are the bundle's.
+
+        Args:
+            model: of the checkpoint.
+            device: of torch.
+            adapters: of LoRAs.
+            softmax: round as TensorRT's engines do, not as the graph does: see `rounding_attention`.
+        """
+        self.model, self.device, self._adapters, self._softmax = model, device, adapters, softmax
 
     gpu = None
 
@@ -149,7 +168,7 @@ class Eager:
                 name for name, value in owner._parameters.items() if value is not None and value.is_meta
             ]:
                 owner._parameters[unused] = None  # of the VAE's other half
-        return EagerGraph(module, stage, self.device, attention_scales(graph))
+        return EagerGraph(module, stage, self.device, attention_scales(graph), self._softmax)
 
     def upload(self, array: npt.NDArray[Any]) -> EagerBuffer:
         """Put a copy of an array on the device."""

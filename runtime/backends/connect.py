@@ -7,7 +7,7 @@ from typing import cast
 
 from flux_trt.runtime.backends.cpus import refuse_threads, threads_of
 from flux_trt.runtime.backends.memory import MemoryMode
-from flux_trt.runtime.backends.protocols import Backend, Device
+from flux_trt.runtime.backends.protocols import Backend, Compute, Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import BackendError
 
@@ -21,6 +21,7 @@ def connect(
     memory: MemoryMode = "resident",
     check: bool = True,
     threads: int | None = None,
+    compute: Compute = "auto",
 ) -> Backend:
     """The backend of that name.
 
@@ -32,6 +33,7 @@ def connect(
         memory: what may be on a GPU at once.
         check: compare the SHA-256 of engines before they are loaded.
         threads: of a CPU backend; None: the CPUs that this process may use.
+        compute: see `OpenVino`; another than "auto" is for that backend, and for float32 in onnxruntime.
 
     Raises:
         BackendError: an unknown backend, or one that is not installed, or without such a device or mode; a
@@ -41,6 +43,7 @@ def connect(
         if device != "cpu" and (device == "cuda" or find_spec("onnxruntime")):
             found = connect("onnxruntime", device, bundle, memory, threads=threads)
             if found.gpu:
+                _refuse_compute(compute, found.name, found.device)
                 return found
         name = best_cpu_backend()
     if name == "onnxruntime":
@@ -51,24 +54,38 @@ def connect(
         runtime = OnnxRuntime(device, threads=threads_of(threads))
         if runtime.gpu:
             refuse_threads(threads, name)
+        _refuse_compute(compute, name, runtime.device)
         return runtime
     if name == "openvino":
         from flux_trt.runtime.backends.openvino import OpenVino
 
         if memory == "streaming":
             raise BackendError("openvino cannot stream weights; use --memory sequential")
-        return OpenVino(device, threads=threads_of(threads))
+        return OpenVino(device, threads=threads_of(threads), compute=compute)
     if name in ("tensorrt", "tensorrt-rtx"):
         from flux_trt.runtime.backends.tensorrt import TensorRT
         from flux_trt.runtime.bundle.flavour import FlavourName
 
         refuse_threads(threads, name)
+        _refuse_compute(compute, name, "cuda")
         if device == "cpu" or bundle is None:
             raise BackendError(
                 f"{name} runs a bundle's engines on a GPU; use --backend onnxruntime for a CPU"
             )
         return TensorRT(bundle, cast(FlavourName, name), memory, check)
     raise BackendError(f"no backend is called {name!r}; there are: {', '.join(BACKENDS)}")
+
+
+def _refuse_compute(compute: Compute, backend: str, device: str) -> None:
+    if device == "cpu" and compute == "bf16":
+        raise BackendError(
+            f"{backend} has no CPU kernels for bf16; use --backend openvino, or --compute fp32"
+        )
+    if device != "cpu" and compute != "auto":
+        raise BackendError(
+            f"on a GPU {backend} computes in what the bundle was built in; leave --compute out, or use "
+            "--device cpu"
+        )
 
 
 def best_cpu_backend() -> str:

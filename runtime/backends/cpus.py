@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, which is often fewer than the machine has."""
+"""The CPUs that this process may use, which are often fewer than the machine has, and what they can do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,33 @@ from pathlib import Path, PurePosixPath
 
 from flux_trt.runtime.errors import BackendError
 
+INFO = Path("/proc/cpuinfo")
+FEATURES = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+)
+"""Those that make neural networks faster, in the order in which CPUs got them."""
 GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def features(info: Path = INFO) -> tuple[str, ...] | None:
+    """Which of `FEATURES` all CPUs here have; None where the system does not tell.
+
+    Args:
+        info: the system's list of CPUs.
+    """
+    try:
+        lines = info.read_text().splitlines()
+    except OSError:
+        return None
+    each = [set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")]
+    return tuple(name for name in FEATURES if name in set.intersection(*each)) if each else None
 
 
 def threads_of(asked: int | None) -> int | None:

@@ -141,6 +141,11 @@ class Gpu:
         self._stream = self.call("cudaStreamCreateWithFlags", self.driver.cudaStreamNonBlocking)
         self.stream = int(self._stream)
 
+    @property
+    def recording(self) -> bool:
+        """Whether what is queued now goes into a recording."""
+        return self._recording
+
     def __str__(self) -> str:
         return f"{self.name} (sm {self.capability})"
 

@@ -16,20 +16,30 @@ from flux_trt.runtime.errors import BackendError
 class Loaded:
     """Graphs by name: all stages at once, or in sequential mode only the one that was asked for last.
 
+    Those that take turns in every step stay together even then.
+
     What is not among the first names is loaded when it is first asked for, once, whichever threads ask. Glue
     is small and stays.
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, memory: MemoryMode, names: Sequence[StageName]
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        memory: MemoryMode,
+        names: Sequence[StageName],
+        together: Sequence[StageName] = (),
     ) -> None:
         """Check the stages `names`, then load them, if they are to be there at once.
+
+        In sequential mode those of `together` may be there at once.
 
         Raises:
             BackendError: a stage that this machine cannot run, or that does not fit.
             BundleError: a partial bundle, or a graph that is not what the manifest says.
         """
         self._bundle, self._backend, self._memory = bundle, backend, memory
+        self._together = frozenset(together)
         self._graphs: dict[StageName, Graph] = {}
         self._glue: dict[GlueName, Graph] = {}
         self._closed = False
@@ -56,7 +66,7 @@ class Loaded:
             if name in GLUE:
                 return self._glue_graph(name)
             if name not in self._graphs:
-                if self._memory == "sequential":
+                if self._memory == "sequential" and not self._together >= {name, *self._graphs}:
                     self._unload()
                 self._load(name)
             return self._graphs[name]

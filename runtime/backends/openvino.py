@@ -6,6 +6,7 @@ computes a float32 graph in bfloat16 on CPUs that are faster with it.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flux_trt.runtime.backends import protocols
+from flux_trt.runtime.backends.cpus import features
 from flux_trt.runtime.bundle.manifest import Precision, Stage, Tensor
 from flux_trt.runtime.errors import BackendError
 
@@ -31,6 +33,7 @@ except ImportError:
         "openvino is not installed; install flux_trt with its extra: flux_trt[openvino]"
     ) from None
 
+_log = logging.getLogger(__name__)
 SHAPES = 64
 """Shapes per graph whose kernels are kept. By itself OpenVINO keeps 5000, in practice all: 2 MB for each size
 of picture (benchmarks/results/soak.json)."""
@@ -165,6 +168,7 @@ class OpenVino:
         device: protocols.Device = "auto",
         settings: Mapping[str, Any] | None = None,
         threads: int | None = None,
+        compute: protocols.Compute = "auto",
     ) -> None:
         """Start OpenVINO.
 
@@ -172,9 +176,11 @@ class OpenVino:
             device: "auto" or "cpu".
             settings: OpenVINO's own, which take the place of ours, such as `CPU_RUNTIME_CACHE_CAPACITY`.
             threads: that a graph computes on; None: as many as the machine has cores.
+            compute: "auto" computes a bf16 stage in bfloat16 where that is faster than float32, which takes
+                AMX, and all others in float32. "bf16" and "fp32" compute what runs every step in that.
 
         Raises:
-            BackendError: "cuda".
+            BackendError: "cuda", or bfloat16 where the CPU has none.
         """
         if device == "cuda":
             raise BackendError("openvino runs on the CPU; use --device cpu, or --backend onnxruntime")
@@ -183,6 +189,11 @@ class OpenVino:
         self._core = ov.Core()
         self._core.add_extension(ConversionExtension("QKNormRope", "flux", qk_norm_rope))
         self._able = set(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        self.compute = compute
+        self._features = features()
+        self._told = False
+        if compute == "bf16" and "BF16" not in self._able:
+            raise BackendError("this CPU does not compute in bf16; leave --compute out")
 
     def refuse(self, name: str, stage: Stage) -> None:
         """Nothing is refused. fp8 is computed as its numbers say, in the type of its base, and no faster."""
@@ -201,9 +212,8 @@ class OpenVino:
         Raises:
             BackendError, BundleError: those of `load`.
         """
-        hint, capability = _HINTS[stage.base or stage.precision]
         settings = {
-            "INFERENCE_PRECISION_HINT": hint if capability in self._able else "f32",
+            "INFERENCE_PRECISION_HINT": self._hint(stage),
             "PERFORMANCE_HINT": "LATENCY",
             "CPU_RUNTIME_CACHE_CAPACITY": SHAPES,
             **self._settings,
@@ -215,6 +225,23 @@ class OpenVino:
             return self._core.compile_model(model, "CPU", settings)
         except (RuntimeError, ValueError) as fault:  # a ValueError: what the graph names is no UTF-8
             raise _fault(f"openvino cannot load {path}", fault) from fault
+
+    def _hint(self, stage: Stage) -> str:
+        """What to compute a stage in."""
+        if self.compute != "auto" and stage.runs == "step":
+            return {"fp32": "f32", "bf16": "bf16"}[self.compute]
+        hint, capability = _HINTS[stage.base or stage.precision]
+        if hint != "bf16" or capability not in self._able:
+            return "f32"
+        if self._features is None or "amx_bf16" in self._features:
+            return hint
+        if not self._told and stage.runs == "step":
+            self._told = True
+            _log.warning(
+                "this CPU has no AMX, without which bf16 is slower: a bf16 bundle is computed in float32; "
+                "--compute bf16 computes it in bf16 all the same, in less memory"
+            )
+        return "f32"
 
     def upload(self, array: npt.NDArray[Any]) -> HostBuffer:
         """The array where it is."""

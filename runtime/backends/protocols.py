@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from flux_trt.runtime.backends.device import Gpu
 
 Device = Literal["auto", "cpu", "cuda"]
+Compute = Literal["auto", "fp32", "bf16"]
+"""What a CPU computes the loop's stage in; auto: what the bundle was built in, or what is faster here."""
 Port = tuple[str | None, list[int | str | None]]
 """An input or output as a library tells of it: NumPy's name of its type, and its dims."""
 

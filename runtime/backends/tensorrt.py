@@ -69,6 +69,8 @@ class Shaped:
     addresses: dict[str, int] = field(default_factory=dict)
     scratch: dict[str, DeviceBuffer] = field(default_factory=dict)
     """Outputs that nobody asks for; TensorRT wants an address for each."""
+    capturable: bool | None = None
+    """Whether a recording may have it; None before it has been asked."""
 
 
 class TensorRTGraph:
@@ -119,7 +121,11 @@ class TensorRTGraph:
                 self._expect(found.context.set_tensor_address(key, buffer.pointer), f"cannot bind {key}")
                 found.addresses[key] = buffer.pointer
         self._give_arena(found)
+        self._expect_capturable(found)
         self._expect(found.context.execute_async_v3(gpu.stream), "failed to run")
+        if found.capturable is None and not gpu.recording:  # a first run brings what a capture must not
+            found.capturable = self._owner.flavour.capturable(found.context, gpu.stream)
+            _log.info("%s can%s be recorded", self, "" if found.capturable else "not")
         return dict(into if into is not None else made)
 
     def close(self) -> None:
@@ -211,6 +217,11 @@ class TensorRTGraph:
         if found.arena != (memory.address, memory.nbytes):
             found.arena = memory.address, memory.nbytes
             found.context.set_device_memory(*found.arena)
+
+    def _expect_capturable(self, found: Shaped) -> None:
+        """Say why a recording cannot have it, where TensorRT has said so, instead of breaking the capture."""
+        if self._owner.gpu.recording and found.capturable is False:
+            raise BackendError(f"{self} may allocate while it runs; build it again, those of now do not")
 
     def _expect(self, good: bool, what: str) -> None:
         if not good:

@@ -222,7 +222,9 @@ def nearest(profiles: list[Profile], dims: Mapping[str, int]) -> dict[str, int]:
     """The dims that the nearest profile would take instead of those of `dims` that it does not."""
 
     def change(profile: Profile) -> float:
-        return sum(abs(math.log(dims[dim] / size)) for dim, size in _outside(profile, dims).items())
+        return sum(
+            abs(math.log(max(dims[dim], 1) / max(size, 1))) for dim, size in _outside(profile, dims).items()
+        )
 
     return _outside(min(profiles, key=change), dims)
 

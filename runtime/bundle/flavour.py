@@ -25,6 +25,8 @@ class Flavour:
     """The compute capabilities that engines can be built for; () means whatever GPU is present."""
     polygraphy: str
     """What `POLYGRAPHY_USE_TENSORRT_RTX` must be for Polygraphy to use it."""
+    builder_flags: tuple[str, ...] = ()
+    """Of `BuilderFlag`, set for every engine."""
 
     def module(self) -> ModuleType:
         """The flavour's Python module, `tensorrt` or `tensorrt_rtx`.
@@ -67,6 +69,15 @@ class Flavour:
             config.dynamic_shapes_kernel_specialization_strategy = eager
         return engine.create_execution_context(config)
 
+    def capturable(self, context: Any, stream: int) -> bool:
+        """Whether the context's runs can be recorded as part of a CUDA graph, as far as it can be asked.
+
+        Args:
+            context: an IExecutionContext with shapes, addresses and memory.
+            stream: handle of one that is not being captured.
+        """
+        return bool(context.is_stream_capturable(stream)) if self.name == "tensorrt-rtx" else True
+
 
 FLAVOURS: dict[FlavourName, Flavour] = {
     "tensorrt": Flavour("tensorrt", "tensorrt", cross_builds=False, capabilities=(), polygraphy="0"),
@@ -76,5 +87,7 @@ FLAVOURS: dict[FlavourName, Flavour] = {
         cross_builds=True,
         capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
         polygraphy="1",
+        # Else an engine may allocate while it runs, and a recording is refused (release notes of 1.2).
+        builder_flags=("REQUIRE_USER_ALLOCATION",),
     ),
 }

@@ -1,6 +1,6 @@
 """Which stages a picture needs, and in which order, told by names: what one stage takes, another gives.
 
-    prompts -> encoders -> before the loop -> denoiser, step by step -> vae_decoder
+    prompts -> encoders -> before the loop -> [each step: stages that say so -> denoiser] -> vae_decoder
 
 Only three stages are called by their names: the denoiser, and the VAE's two. What the denoiser takes is the
 loop's own (`LOOP`), or comes from a stage that has an output of that name; that stage's inputs are found
@@ -25,8 +25,12 @@ DENOISER, VAE_ENCODER, VAE_DECODER = "denoiser", "vae_encoder", "vae_decoder"
 LOOP = {"latents", "dt", "cos", "sin", "condition"}
 """What the loop itself gives the denoiser."""
 REFERENCES = "reference_latents"
-ASKED = {"timesteps", "guidance", REFERENCES, "reference_cos", "reference_sin"}
-"""What comes from the request, for stages that run before the loop."""
+SEEN = {REFERENCES, "reference_cos", "reference_sin"}
+"""Reference pictures that are no part of the sequence."""
+TURNS = {"text_cos", "text_sin"}
+"""How the tokens of the text are rotated."""
+ASKED = {"timesteps", "targets", "guidance", *SEEN, *TURNS}
+"""What comes from the request, for the stages before the denoiser."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,19 @@ class Flow:
     encoders: tuple[StageName, ...]
     before: tuple[StageName, ...]
     """What runs between the prompts and the loop, in an order in which each finds what it takes."""
+    each: tuple[StageName, ...]
+    """What runs before the denoiser in each step, in such an order, too."""
     given: Mapping[str, Tensor]
-    """All that those give, by name."""
+    """All that is there before the loop, by name."""
     conditions: tuple[str, ...]
-    """What of it the denoiser takes."""
+    """What of it the denoiser and the stages of each step take."""
+    worded: frozenset[str]
+    """What of it depends on the text."""
 
     @property
     def stages(self) -> tuple[StageName, ...]:
         """All that text-to-image needs."""
-        return (*self.encoders, *self.before, DENOISER, VAE_DECODER)
+        return (*self.encoders, *self.before, *self.each, DENOISER, VAE_DECODER)
 
     @classmethod
     def of(cls, bundle: Bundle) -> Flow:
@@ -57,14 +65,19 @@ class Flow:
         bundle.stage(VAE_DECODER)
         givers = _givers(bundle, encoders)
         before: list[StageName] = []
+        each_step: list[StageName] = []
         on_the_way: set[StageName] = set()
+        loop: dict[str, Tensor] = {}
 
-        def bring(name: StageName) -> list[str]:
-            """Put the stages that `name` needs into `before`; the names of what they give it."""
-            own = LOOP if name == DENOISER else ASKED
-            wanted = [each for each in bundle.stage(name).inputs if each.name not in own]
+        def bring(name: StageName) -> None:
+            """Put the stages that `name` needs where they run."""
+            own, stepped = LOOP if name == DENOISER else ASKED, bundle.stage(name).runs == "step"
             on_the_way.add(name)
-            for each in wanted:
+            for each in bundle.stage(name).inputs:
+                if each.name in own:
+                    if stepped and name != DENOISER:
+                        loop[each.name] = each
+                    continue
                 giver = givers.get(each.name)
                 if giver is None or giver in on_the_way:
                     raise BundleError(
@@ -72,15 +85,24 @@ class Flow:
                         f"build it without --stages"
                     )
                 _expect_same(bundle, giver, name, each)
-                if giver not in (*encoders, *before):
+                if giver not in (*encoders, *before, *each_step):
                     bring(giver)
-                    before.append(giver)
+                    (each_step if bundle.stage(giver).runs == "step" else before).append(giver)
+                if stepped and giver not in each_step:
+                    loop[each.name] = _output(bundle, giver, each.name)
             on_the_way.remove(name)
-            return [each.name for each in wanted]
 
-        conditions = tuple(bring(DENOISER))
+        bring(DENOISER)
+        _expect_before(bundle, before, each_step)
         given = {each.name: each for name in (*encoders, *before) for each in bundle.stage(name).outputs}
-        return cls(encoders, tuple(before), given, conditions)
+        worded = _worded(bundle, encoders, before)
+        return cls(encoders, tuple(before), tuple(each_step), given | loop, tuple(loop), frozenset(worded))
+
+    def in_turns(self, bundle: Bundle) -> tuple[StageName, ...]:
+        """What takes turns with the denoiser in every step, and it; () where nothing does."""
+        names = (DENOISER, *self.each) if self.each else ()
+        adapters = bundle.manifest.adapters
+        return (*names, *(adapters.stages[name] for name in names if adapters and name in adapters.stages))
 
     def text(self, values: Mapping[str, Any]) -> int:
         """Tokens of the text: the size of the dim `text` of some of what is given; 0 without."""
@@ -88,6 +110,31 @@ class Flow:
             if name in self.given and "text" in self.given[name].dims:
                 return int(value.shape[self.given[name].dims.index("text")])
         return 0
+
+
+def _output(bundle: Bundle, giver: StageName, name: str) -> Tensor:
+    (found,) = (each for each in bundle.stage(giver).outputs if each.name == name)
+    return found
+
+
+def _expect_before(bundle: Bundle, before: Sequence[StageName], each_step: Sequence[StageName]) -> None:
+    """What runs before the loop takes nothing of what is made in it."""
+    late = {each.name for name in each_step for each in bundle.stage(name).outputs}
+    for name in before:
+        if wrong := sorted(late & {each.name for each in bundle.stage(name).inputs}):
+            raise BundleError(
+                f"{bundle.root}: {name} runs before the loop and takes {wrong[0]}, which is made in it; "
+                f"build the bundle again"
+            )
+
+
+def _worded(bundle: Bundle, encoders: Sequence[StageName], before: Sequence[StageName]) -> set[str]:
+    """Names of what is another for another text, as long as it lasts."""
+    found = {*TURNS, *(each.name for name in encoders for each in bundle.stage(name).outputs)}
+    for name in before:
+        if found & {each.name for each in bundle.stage(name).inputs}:
+            found |= {each.name for each in bundle.stage(name).outputs}
+    return found
 
 
 def taken(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +146,20 @@ def taken(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
         for each in stage.inputs
         if each.name in values
     }
+
+
+def branches(
+    texts: Sequence[Mapping[str, npt.NDArray[Any]]], copies: int
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """What the encoders gave for the prompts of a batch: as one, or where they do not fit, in its `copies`.
+
+    Raises:
+        RequestError: windows of different lengths in one of these.
+    """
+    if len({tuple(each[name].shape for name in each) for each in texts}) == 1:
+        return [together(texts)]
+    rows = len(texts) // copies
+    return [together(texts[first : first + rows]) for first in range(0, len(texts), rows)]
 
 
 def together(texts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
@@ -117,11 +178,12 @@ def together(texts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.N
 
 
 def _givers(bundle: Bundle, encoders: tuple[StageName, ...]) -> dict[str, StageName]:
-    """The stage that gives each name, of those that run before the loop."""
+    """The stage that gives each name, of those that run before the denoiser."""
     found: dict[str, StageName] = {}
     instead = bundle.manifest.adapters.stages.values() if bundle.manifest.adapters else ()
     for name in dict.fromkeys((*encoders, *bundle.manifest.stages)):
-        if name in instead or bundle.stage(name).runs not in ("prompt", "schedule", "picture"):
+        runs = bundle.stage(name).runs
+        if name in (DENOISER, *instead) or runs not in ("prompt", "schedule", "picture", "step"):
             continue
         for each in bundle.stage(name).outputs:
             if found.setdefault(each.name, name) != name:
@@ -133,9 +195,9 @@ def _givers(bundle: Bundle, encoders: tuple[StageName, ...]) -> dict[str, StageN
 
 
 def _expect_same(bundle: Bundle, giver: StageName, taker: StageName, taken: Tensor) -> None:
-    """The two ends of a name must agree; the denoiser is given a row of what has a dim `steps`."""
-    (given,) = (each for each in bundle.stage(giver).outputs if each.name == taken.name)
-    stepped = taker == DENOISER and given.dims[:1] == ["steps"]
+    """The two ends of a name must agree; what runs in each step is given a row of what has a dim `steps`."""
+    given = _output(bundle, giver, taken.name)
+    stepped = bundle.stage(taker).runs == "step" and given.dims[:1] == ["steps"]
     dims = given.dims[1:] if stepped else given.dims
     if (given.dtype, dims) != (taken.dtype, taken.dims):
         raise BundleError(

@@ -63,7 +63,7 @@ __all__ = [
 SCHEMA = 2
 NAME = "bundle.json"
 
-GlueName = Literal["cfg", "mix", "edit", "paste"]
+GlueName = Literal["cfg", "mix", "edit", "paste", "ab2"]
 Task = Literal["generate", "image", "inpaint", "edit", "reference", "fill", "control"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 Runs = Literal["prompt", "schedule", "picture", "reference", "step"]

@@ -100,14 +100,34 @@ class Shrunk(Record):
     aspect: int = Field(gt=0, description="how often the short side goes into the long one at most")
 
 
+class Canvas(Record):
+    """One picture: whole, shrunk only where it must be, on a canvas of whole patches, filled by reflection.
+
+    What is painted has the canvas's size and is cropped back to the picture. Of several pictures each is
+    shrunk, then its centre cropped to whole patches.
+    """
+
+    kind: Literal["canvas"] = "canvas"
+    area: int = Field(gt=0, description="pixels of a canvas at most")
+    side: int = Field(gt=0, description="pixels of a canvas's side at most")
+    least: int = Field(gt=0, description="pixels of a canvas's side at least")
+    several: int = Field(gt=0, description="pixels of each of several pictures at most")
+
+
 class References(Record):
     """How reference pictures enter."""
 
-    enters: Literal["latents", "keys"] = Field(
-        description="as tokens behind the picture's own that stay as they are, or as keys and values that a "
-        "stage makes of them once"
+    enters: Literal["latents", "keys", "input"] = Field(
+        description="as tokens behind the picture's own that stay as they are, as keys and values that a "
+        "stage makes of them once, or as tokens of their own that a stage makes of them"
     )
-    size: Annotated[Preferred | Shrunk, Field(discriminator="kind")]
+    most: int | None = Field(default=None, gt=0, description="how many there may be; null: any number")
+    size: Annotated[Preferred | Shrunk | Canvas, Field(discriminator="kind")]
+
+    @property
+    def apart(self) -> bool:
+        """Whether a stage of their own looks at them, and they are no part of the latents."""
+        return self.enters != "latents"
 
 
 class Inpaint(Record):

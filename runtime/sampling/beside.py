@@ -1,4 +1,4 @@
-"""Reference pictures that are no part of the sequence: what a stage makes keys and values of."""
+"""Reference pictures that are no part of the latents: what a stage of their own makes of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from flux_trt.runtime.backends.loaded import Loaded
 from flux_trt.runtime.backends.memory import MemoryMode, shape
-from flux_trt.runtime.backends.protocols import Buffer
+from flux_trt.runtime.backends.protocols import Buffer, Graphs
 from flux_trt.runtime.bundle.flow import REFERENCES
 from flux_trt.runtime.bundle.manifest import Stage
 from flux_trt.runtime.bundle.record import StageName
@@ -42,7 +41,7 @@ class Kept:
 
     def run(
         self,
-        graphs: Loaded,
+        graphs: Graphs,
         name: StageName,
         stage: Stage,
         given: Mapping[str, Buffer | Floats],
@@ -90,16 +89,19 @@ def _of(given: Mapping[str, Buffer | Floats], key: str) -> str | None:
     return digest.hexdigest()
 
 
-def seen(trajectory: Trajectory, rule: Positions) -> dict[str, Floats]:
+def seen(trajectory: Trajectory, rule: Positions, copies: int) -> dict[str, Floats]:
     """The latents of a batch's reference pictures and how they are rotated, by the names that stages take.
 
-    Each picture of the batch has them as often as it goes through the denoiser at once.
+    Args:
+        trajectory: of the batch.
+        rule: of the bundle.
+        copies: how often a picture has them: as often as it goes through a stage at once.
     """
     if trajectory.beside is None:
         return {}
     target, grids = trajectory.target, (trajectory.grids[0], *trajectory.beside.grids)
     cos, sin = (table[target:] for table in rotations(rule, 0, grids))
-    latents = np.concatenate([trajectory.beside.packed] * trajectory.copies)
+    latents = np.concatenate([trajectory.beside.packed] * copies)
     return {REFERENCES: latents, "reference_cos": cos, "reference_sin": sin}
 
 

@@ -22,11 +22,16 @@ from flux_trt.runtime.errors import BackendError, GpuMemoryError
 from flux_trt.runtime.pictures.latents import Grid
 from flux_trt.runtime.sampling import positions
 from flux_trt.runtime.sampling.adapted import PLAIN, Adapted
+from flux_trt.runtime.sampling.before import Before
 from flux_trt.runtime.sampling.conditions import Condition
 from flux_trt.runtime.sampling.moves import move
-from flux_trt.runtime.sampling.trajectory import Trajectory
+from flux_trt.runtime.sampling.trajectory import Solver, Trajectory
 
 Floats = npt.NDArray[np.float32]
+
+SECOND = "_second"
+ENDS = ("", SECOND)
+"""Of the names of buffers, for each run of the denoiser."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +54,21 @@ class LoopShape:
     plain: int = 0
     """Plain steps at the end of an edit."""
     beside: tuple[Grid, ...] = ()
-    """Of reference pictures that are no part of the sequence."""
+    """Of reference pictures that are no part of the latents."""
+    solver: Solver = "euler"
     adapted: tuple[object, ...] = ()
     """The shapes of LoRAs: a recording with some stays while another without is launched."""
+    second: int | None = None
+    """Tokens of the second copies' text where they go through the denoiser by themselves; None: with the
+    first ones."""
 
     @classmethod
-    def of(cls, trajectory: Trajectory, text: int, adapted: Adapted = PLAIN) -> LoopShape:
+    def of(
+        cls, trajectory: Trajectory, text: int, adapted: Adapted = PLAIN, second: int | None = None
+    ) -> LoopShape:
         """The shape of a trajectory with so many text tokens, and LoRAs."""
         return cls(
+            second=second,
             steps=trajectory.steps,
             batch=len(trajectory.start),
             text=text,
@@ -66,6 +78,7 @@ class LoopShape:
             average=trajectory.edit.average if trajectory.edit else 0,
             plain=trajectory.edit.plain if trajectory.edit else 0,
             beside=trajectory.beside.grids if trajectory.beside else (),
+            solver=trajectory.solver,
             adapted=adapted.shapes,
         )
 
@@ -76,13 +89,23 @@ class LoopShape:
 
     @property
     def rows(self) -> int:
-        """Batch of the denoiser."""
+        """Of the latents."""
         return self.batch * self.copies
 
     @property
-    def place(self) -> tuple[int, tuple[Grid, ...]]:
+    def texts(self) -> tuple[int, ...]:
+        """Tokens of the text in each run of the denoiser for a velocity of all rows."""
+        return (self.text,) if self.second is None else (self.text, self.second)
+
+    @property
+    def at_once(self) -> int:
+        """Rows of each of these runs."""
+        return self.rows // len(self.texts)
+
+    @property
+    def place(self) -> tuple[object, ...]:
         """What the rotation tables depend on."""
-        return self.text, self.grids
+        return self.texts, self.grids, self.beside
 
 
 class Loop:
@@ -113,8 +136,8 @@ class Loop:
         self.shape = of
         self._backend, self._graphs, self._flow = backend, graphs, flow
         self._channels = manifest.model.channels
-        self._types = {each.name: np.dtype(each.dtype) for each in manifest.stages[DENOISER].inputs}
-        self._types["dt_second"] = self._types["dt"]
+        types = {each.name: np.dtype(each.dtype) for each in manifest.stages[DENOISER].inputs}
+        self._types = types | {f"{name}{SECOND}": kind for name, kind in types.items()}
         self._held: dict[str, DeviceBuffer] = {}
         self._recordable = record and backend.gpu is not None
         self._launch: Launch | None = None
@@ -122,34 +145,46 @@ class Loop:
         self._plain_at: tuple[object, ...] = ()
         self._levels: Floats | None = None
         self._rows: dict[str, list[DeviceBuffer]] = {}
-        self._conditions: dict[str, Condition] = {}
+        self._conditions: list[dict[str, Condition]] = []
         self._adapted = PLAIN
-        self.conditioning: dict[str, DeviceBuffer] | None = None
-        """On a GPU, where the stages before the loop should write, so that nothing need be copied."""
-        cos, sin = positions.rotations(manifest.model.positions, of.text, of.grids)
-        self._own = {"cos": self.put("cos", cos), "sin": self.put("sin", sin)}
+        self.conditioning: list[dict[str, DeviceBuffer]] | None = None
+        """On a GPU, where the stages before the loop should write for each run, so that nothing is copied."""
+        self._own: list[dict[str, Buffer]] = []
+        rule = manifest.model.references
+        turned = rule is not None and rule.enters == "input"
+        grids = (*of.grids, *(of.beside if turned else ()))
+        for text, end in zip(of.texts, ENDS, strict=False):
+            cos, sin = positions.rotations(manifest.model.positions, text, grids)
+            self._own.append({"cos": self.put(f"cos{end}", cos), "sin": self.put(f"sin{end}", sin)})
+        reference = sum(rows * columns for rows, columns in of.beside)
+        known = {"steps": of.steps, "batch": of.at_once, "tokens": of.tokens, "reference": reference}
+        self._before = Before(backend, manifest, flow, graphs, known | {"text": of.text})
         if backend.gpu:
-            reference = sum(rows * columns for rows, columns in of.beside)
-            known = {"steps": of.steps, "batch": of.rows, "text": of.text, "reference": reference}
-            self.conditioning = {
-                each.name: backend.gpu.empty(shape(each, known), each.dtype)
-                for name in flow.before
-                for each in manifest.stages[name].outputs
-            }
+            self.conditioning = []
+            for text in of.texts:
+                made = {
+                    each.name: backend.gpu.empty(shape(each, known | {"text": text}), each.dtype)
+                    for name in flow.before
+                    for each in manifest.stages[name].outputs
+                    if not self.conditioning or each.name in flow.worded
+                }
+                self.conditioning.append({**(self.conditioning[0] if self.conditioning else {}), **made})
 
     def begin(
         self,
         trajectory: Trajectory,
         conditions: Mapping[str, Buffer | Floats],
         adapted: Adapted = PLAIN,
+        second: Mapping[str, Buffer | Floats] | None = None,
     ) -> None:
         """Set the loop to its first step.
 
         Args:
             trajectory: of this loop's shape; its arrays stay as they are.
-            conditions: what the denoiser takes from other stages, by name: a buffer is used where it is, an
-                array is uploaded.
+            conditions: what is taken from the stages before, by name: a buffer is used where it is, an array
+                is uploaded.
             adapted: LoRAs, lent for as long as the loop walks.
+            second: likewise for the second copies, where they go through the denoiser by themselves.
         """
         self._adapted = adapted
         of = self.shape
@@ -158,24 +193,31 @@ class Loop:
             moving = (np.arange(of.tokens) < trajectory.target)[:, None]
             dt = np.diff(trajectory.levels)[:, None, None, None] * moving.astype(np.float32)
             self._dt = self.spread("dt", np.broadcast_to(dt, (of.steps, of.rows, of.tokens, 1)))
-            if of.plain:
+            if of.plain or of.second is not None:
                 self._dt_second = self.spread(
                     "dt_second", np.broadcast_to(dt, (of.steps, of.batch, of.tokens, 1))
                 )
             self._levels = trajectory.levels.copy()
-        self._conditions = {
-            name: Condition.of(
-                name,
-                self._flow.given[name].dims,
-                self._place(name, conditions[name]),
-                self._apart,
-                bool(of.plain),
-            )
-            for name in self._flow.conditions
-        }
+        given = [conditions, *([second] if second is not None else [])]
+        halved = bool(of.plain) and of.second is None
+        self._conditions = [
+            {
+                name: Condition.of(
+                    name,
+                    self._flow.given[name].dims,
+                    self._place(name, end, number, value[name]),
+                    self._apart,
+                    halved,
+                )
+                for name in self._flow.conditions
+            }
+            for number, (value, end) in enumerate(zip(given, ENDS, strict=False))
+        ]
+        self._before.begin(adapted)
         if trajectory.condition is not None:
-            condition = np.concatenate([trajectory.condition] * of.copies)
-            self._own["condition"] = self.put("condition", condition)
+            condition = np.concatenate([trajectory.condition] * (of.copies // len(of.texts)))
+            for own in self._own:
+                own["condition"] = self.put("condition", condition)
         copies = 1 if trajectory.edit else of.copies
         self._now = self.put("latents", np.concatenate([trajectory.start] * copies))
         self._spare = self.room("following", of.batch * copies)
@@ -215,16 +257,28 @@ class Loop:
         return self._last
 
     def denoise(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
-        """Queue one run of the denoiser at step `index` for all rows."""
-        given = {name: each.at(index) for name, each in self._conditions.items()}
-        self._run({**self._own, **given, "latents": now, "dt": self._dt[index]}, into)
+        """Queue the runs of the denoiser at step `index` that all rows need."""
+        if self.shape.second is None:
+            self._run(0, index, now, self._dt[index], into)
+            return
+        for half in range(2):
+            mine = {name: self.pair(buffer)[half] for name, buffer in into.items()}
+            self._run(half, index, self.pair(now)[half], self._dt_second[index], mine)
 
     def denoise_second(self, index: int, now: Buffer, into: Mapping[str, Buffer]) -> None:
         """Queue one run of the denoiser for the second half of the text alone."""
-        given = {name: each.second(index) for name, each in self._conditions.items()}
-        self._run({**self._own, **given, "latents": now, "dt": self._dt_second[index]}, into)
+        if self.shape.second is not None:
+            self._run(1, index, now, self._dt_second[index], into)
+            return
+        given = {name: each.second(index) for name, each in self._conditions[0].items()}
+        self._denoise({**self._own[0], **given, "latents": now, "dt": self._dt_second[index]}, into)
 
-    def _run(self, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
+    def _run(self, which: int, index: int, now: Buffer, dt: Buffer, into: Mapping[str, Buffer]) -> None:
+        given = {name: each.at(index) for name, each in self._conditions[which].items()}
+        given = self._before.step(index, given)
+        self._denoise({**self._own[which], **given, "latents": now, "dt": dt}, into)
+
+    def _denoise(self, inputs: Mapping[str, Buffer], into: Mapping[str, Buffer]) -> None:
         graph = self._graphs[self._adapted.stage(DENOISER)]
         graph.run({**inputs, **self._adapted.given(DENOISER)}, into)
 
@@ -257,8 +311,6 @@ class Loop:
         gpu, kind = self._backend.gpu, self._types.get(name, np.dtype(np.float32))
         if gpu is None:
             return self._backend.upload(np.array(array, kind))
-        if self.conditioning and name in self.conditioning:
-            self._held[name] = self.conditioning[name]
         if name not in self._held:
             self._held[name] = gpu.empty(array.shape, kind)
         gpu.write(self._held[name], np.ascontiguousarray(array, kind))
@@ -308,7 +360,7 @@ class Loop:
     def _where(self) -> tuple[object, ...]:
         """What a recording depends on beside the loop's own buffers."""
         gpu = self._backend.gpu
-        firsts = (each.at(0) for each in self._conditions.values())
+        firsts = (each.at(0) for conditions in self._conditions for each in conditions.values())
         own = gpu.epoch if gpu else 0, self._adapted.places
         return (*own, *(each.pointer for each in firsts if isinstance(each, DeviceBuffer)))
 
@@ -321,5 +373,9 @@ class Loop:
             self._rows[name] = rows
         return rows
 
-    def _place(self, name: str, value: Buffer | Floats) -> Buffer:
-        return self.put(name, value) if isinstance(value, np.ndarray) else value
+    def _place(self, name: str, end: str, number: int, value: Buffer | Floats) -> Buffer:
+        if not isinstance(value, np.ndarray):
+            return value
+        if self.conditioning and name in self.conditioning[number]:
+            self._held[name + end] = self.conditioning[number][name]
+        return self.put(name + end, value)

@@ -69,7 +69,12 @@ def move(loop: Queue, trajectory: Trajectory) -> Move:
     """The move of a trajectory, with all that it needs in the backend's memory."""
     if trajectory.edit:
         return Edited(loop, trajectory, trajectory.edit)
-    found = Plain() if trajectory.scale is None else Guided(loop, trajectory.scale)
+    second = trajectory.solver == "ab2"
+    found: Move
+    if trajectory.scale is not None:
+        found = Guided(loop, trajectory.scale, Bend.of_velocities(loop, trajectory) if second else None)
+    else:
+        found = Second(loop, Bend.of_latents(loop, trajectory)) if second else Plain()
     return Masked(loop, trajectory, trajectory.known, found) if trajectory.known else found
 
 
@@ -86,17 +91,93 @@ class Plain:
         return before
 
 
+class Bend:
+    """How the velocity changes: what two of them, one step apart, add to an Euler step.
+
+    The second-order Adams-Bashforth formula for steps h of any length, with v' the velocity of the step
+    before, whose length was h':
+
+        x + h v + h^2 / (2 h') (v - v')  =  x + h (v + h / (2 h') (v - v'))
+
+    So it is added to the latents after an Euler step, or to the velocity before it. There is no step before
+    the first, which is Euler's. Source: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I",
+    section III.5, k = 2.
+    """
+
+    def __init__(self, loop: Queue, trajectory: Trajectory, share: Floats) -> None:
+        """Args: share of the change for each step but the first, [steps - 1]."""
+        tokens = trajectory.start.shape[1]
+        moving = (np.arange(tokens) < trajectory.target)[:, None].astype(np.float32)
+        bend = np.append(np.float32(0), share).astype(np.float32)[:, None, None, None] * moving
+        self._bend = loop.spread("bend", np.broadcast_to(bend, (trajectory.steps, loop.rows, tokens, 1)))
+        self._velocities = loop.room("velocity", loop.rows), loop.room("previous", loop.rows)
+
+    @classmethod
+    def of_latents(cls, loop: Queue, trajectory: Trajectory) -> Bend:
+        """To be added to latents."""
+        h = np.diff(trajectory.levels)
+        return cls(loop, trajectory, h[1:] ** 2 / (2 * h[:-1]))
+
+    @classmethod
+    def of_velocities(cls, loop: Queue, trajectory: Trajectory) -> Bend:
+        """To be added to the velocities themselves."""
+        h = np.diff(trajectory.levels)
+        return cls(loop, trajectory, h[1:] / (2 * h[:-1]))
+
+    def velocity(self, index: int) -> Buffer:
+        """Where step `index` leaves its velocity: two buffers take turns."""
+        return self._velocities[index % 2]
+
+    def add(self, loop: Queue, index: int, to: Buffer, into: Buffer) -> None:
+        """Queue `into` = `to` and what the change of velocity adds; not for the first step."""
+        inputs = {
+            "latents": to,
+            "bend": self._bend[index],
+            "velocity": self.velocity(index),
+            "previous": self.velocity(index - 1),
+        }
+        loop.glue("ab2", inputs, {"next_latents": into})
+
+
+class Second:
+    """The Euler step of the denoiser's graph, then what the change of velocity adds to it."""
+
+    def __init__(self, loop: Queue, bend: Bend) -> None:
+        self._bend = bend
+        self._third = self._room = loop.room("bent", loop.rows)
+
+    def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
+        """One run of the denoiser, and after the first step one of glue; `now` stays as it is."""
+        loop.denoise(index, now, {"next_latents": spare, "velocity": self._bend.velocity(index)})
+        if index == 0:
+            self._third = self._room
+            return spare, now
+        bent, self._third = self._third, now
+        self._bend.add(loop, index, spare, bent)
+        return bent, spare
+
+    def origin(self, loop: Queue, index: int, before: Buffer) -> Buffer:
+        """The latents."""
+        return before
+
+
 class Guided:
     """True classifier-free guidance: prompt and negative as one batch (diffusers' `true_cfg_scale`)."""
 
-    def __init__(self, loop: Queue, scale: float) -> None:
+    def __init__(self, loop: Queue, scale: float, bend: Bend | None = None) -> None:
+        """Args: a `bend` of both velocities is that of their combination, which is linear in them."""
         self._scale = loop.put("scale", np.array([scale], np.float32))
-        self._velocity = loop.room("velocity", loop.rows)
+        self._bend = bend
+        self._velocity = loop.room("bent" if bend else "velocity", loop.rows)
 
     def step(self, loop: Queue, index: int, now: Buffer, spare: Buffer) -> tuple[Buffer, Buffer]:
         """Both velocities, then their combination and the Euler step for both halves."""
-        loop.denoise(index, now, {"velocity": self._velocity})
-        pairs = {"latents": now, "dt": loop.dt(index), "velocity": self._velocity}
+        velocity = self._bend.velocity(index) if self._bend else self._velocity
+        loop.denoise(index, now, {"velocity": velocity})
+        if self._bend and index:
+            self._bend.add(loop, index, velocity, self._velocity)
+            velocity = self._velocity
+        pairs = {"latents": now, "dt": loop.dt(index), "velocity": velocity}
         inputs = {name: loop.pair(buffer) for name, buffer in pairs.items()}
         loop.glue("cfg", {**inputs, "scale": self._scale}, {"next_latents": loop.pair(spare)})
         return spare, now

@@ -49,6 +49,11 @@ def timesteps(levels: Floats, rule: Schedule | None = None) -> Floats:
     return rounded(levels[:-1], rule.round if rule else None) * thousand / thousand
 
 
+def targets(levels: Floats, rule: Schedule | None = None) -> Floats:
+    """The times that steps jump to, as `timesteps` tells them: float32 [steps], 0 last."""
+    return np.append(timesteps(levels, rule)[1:], 0).astype(np.float32)
+
+
 def mu(rule: Exponential | Empirical, steps: int, tokens: int) -> float:
     """The logarithm of the shift: diffusers' `calculate_shift`, or its `compute_empirical_mu`."""
     if isinstance(rule, Exponential):

@@ -8,7 +8,7 @@ then runs what several of them have queued, the denoiser for all at once, and gl
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flux_trt.runtime.backends.device import DeviceBuffer, Launch
-from flux_trt.runtime.backends.protocols import Backend, Buffer, Graphs
-from flux_trt.runtime.bundle.manifest import Stage, StageName
+from flux_trt.runtime.backends.protocols import Backend, Buffer, Graphs, Runnable
+from flux_trt.runtime.bundle.manifest import GLUE, Stage
 from flux_trt.runtime.errors import BackendError, FluxTrtError, GpuMemoryError
 
 KEPT = 8  # stacks: their buffers, and on a GPU their recordings
@@ -71,24 +71,19 @@ class Together:
     """The denoiser, for the rows of several loops at once."""
 
     def __init__(
-        self, backend: Backend, stages: Mapping[StageName, Stage], graphs: Graphs, record: bool = True
+        self, backend: Backend, stage: Callable[[str], Stage], graphs: Graphs, record: bool = True
     ) -> None:
         """Make no buffers yet.
 
         Args:
             backend: where the graphs are.
-            stages: the denoiser's contract, and that of the one with branches for LoRAs.
+            stage: the contract of each denoiser: one with branches for LoRAs may stand beside the plain one.
             graphs: the denoiser and the glue.
             record: on a GPU, launch a stack's run as one CUDA graph from its second run on; the recording is
                 of one step, so that it serves any number of steps.
         """
-        self._backend, self._graphs = backend, graphs
+        self._backend, self._stage, self._graphs = backend, stage, graphs
         self._record = record and backend.gpu is not None
-        self._names = frozenset(stages)
-        inputs = [each for stage in stages.values() for each in stage.inputs]
-        outputs = [each for stage in stages.values() for each in stage.outputs]
-        self._batched = {each.name: each.dims[:1] == ["batch"] for each in inputs}
-        self._types = {each.name: np.dtype(each.dtype) for each in (*inputs, *outputs)}
         self._stacks: OrderedDict[Hashable, _Stack] = OrderedDict()
 
     def run(
@@ -108,7 +103,7 @@ class Together:
             groups: dict[Hashable, list[tuple[Hashable, Run]]] = {}
             for name, waiting in loops.items():
                 try:
-                    while waiting.runs and waiting.runs[0].name not in self._names:
+                    while waiting.runs and waiting.runs[0].name in GLUE:
                         self._single(waiting.runs.popleft())
                 except FluxTrtError as fault:
                     faults[name] = fault
@@ -132,8 +127,9 @@ class Together:
     def _alike(self, run: Run, place: Hashable) -> Hashable:
         """What is the same for all runs that can be one."""
         parts: list[Hashable] = [run.name, place]
+        batched = _batched(self._stage(run.name))
         for name, value in sorted(run.inputs.items()):
-            shared = name not in TABLES and not self._batched[name]
+            shared = name not in TABLES and not batched[name]
             parts.append((name, value.shape[1:], id(value) if shared else None))
         return tuple(parts)
 
@@ -164,23 +160,24 @@ class Together:
         if stack is None:
             while len(self._stacks) >= KEPT:
                 self._stacks.popitem(last=False)[1].close()
-            stack = _Stack(self._backend, self._batched, self._record)
+            stack = _Stack(self._backend, self._stage(runs[0].name), self._record)
         self._stacks[alike, rows] = stack
-        stack.run(self._graphs, runs, rows, self._types)
+        stack.run(self._graphs[runs[0].name], runs, rows)
 
 
 class _Stack:
     """Buffers in which the rows of several runs stand one under the other."""
 
-    def __init__(self, backend: Backend, batched: Mapping[str, bool], record: bool) -> None:
-        self._backend, self._batched, self._recordable = backend, batched, record
+    def __init__(self, backend: Backend, stage: Stage, record: bool) -> None:
+        self._backend, self._batched, self._recordable = backend, _batched(stage), record
+        self._types = {each.name: np.dtype(each.dtype) for each in (*stage.inputs, *stage.outputs)}
         self._held: dict[str, Buffer] = {}
         self._launch: Launch | None = None
         self._ran_at: tuple[object, ...] = ()
 
-    def run(self, graphs: Graphs, runs: Sequence[Run], rows: int, types: Mapping[str, Any]) -> None:
-        first = runs[0]
-        inputs = {name: self._table(name, first, types) for name in TABLES if name in first.inputs}
+    def run(self, graph: Runnable, runs: Sequence[Run], rows: int) -> None:
+        first, types = runs[0], self._types
+        inputs = {name: self._table(name, first) for name in TABLES if name in first.inputs}
         for name, value in first.inputs.items():
             if self._batched[name]:
                 inputs[name] = self._buffer(name, (rows, *value.shape[1:]), types[name])
@@ -194,7 +191,7 @@ class _Stack:
             name: self._buffer(f"to {name}", (rows, *buffer.shape[1:]), types[name])
             for name, buffer in sorted(asked.items())
         }
-        self._queue(graphs, first.name, inputs, into)
+        self._queue(graph, inputs, into)
         for name, buffer in into.items():
             start = 0
             for each in runs:
@@ -208,17 +205,17 @@ class _Stack:
             self._launch.close()
             self._launch = None
 
-    def _queue(self, graphs: Graphs, name: str, inputs: Values, into: Mapping[str, Buffer]) -> None:
+    def _queue(self, graph: Runnable, inputs: Values, into: Mapping[str, Buffer]) -> None:
         """Run; on a GPU the second time is recorded, and from then on it is one launch."""
         gpu = self._backend.gpu
-        loose = (each.pointer for each in inputs.values() if isinstance(each, DeviceBuffer))
+        loose = ((each.pointer, each.shape) for each in inputs.values() if isinstance(each, DeviceBuffer))
         here = (gpu.epoch if gpu else 0, *into, *loose)
         if self._launch is not None and here != self._ran_at:
             self.close()
         if gpu and self._recordable and self._launch is None and here == self._ran_at:
 
             def work() -> None:
-                graphs[name].run(inputs, into)
+                graph.run(inputs, into)
 
             try:
                 self._launch = gpu.record(work)
@@ -229,13 +226,13 @@ class _Stack:
         if self._launch is not None:
             self._launch()
         else:
-            graphs[name].run(inputs, into)
+            graph.run(inputs, into)
         self._ran_at = here
 
-    def _table(self, name: str, run: Run, types: Mapping[str, Any]) -> Buffer:
+    def _table(self, name: str, run: Run) -> Buffer:
         """One that is the same for all runs of this stack: copied once, so that it stays where it is."""
         fresh = name not in self._held
-        buffer = self._buffer(name, run.inputs[name].shape, types[name])
+        buffer = self._buffer(name, run.inputs[name].shape, self._types[name])
         if fresh:
             buffer.fill(run.inputs[name])
         return buffer
@@ -245,3 +242,8 @@ class _Stack:
             gpu = self._backend.gpu
             self._held[name] = gpu.empty(shape, kind) if gpu else self._backend.upload(np.zeros(shape, kind))
         return self._held[name]
+
+
+def _batched(stage: Stage) -> dict[str, bool]:
+    """Whether each input has a row for each row of the latents."""
+    return {each.name: each.dims[:1] == ["batch"] for each in stage.inputs}

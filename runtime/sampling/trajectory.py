@@ -6,6 +6,7 @@ Every task ends in one of these, and one loop walks them all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from flux_trt.runtime.pictures import latents
 
 Floats = npt.NDArray[np.float32]
+Solver = Literal["euler", "ab2"]
+"""How a step follows the velocity: as it is, or as it and the one before say it goes on."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Beside:
-    """Reference pictures that are no part of the sequence: the denoiser attends what a stage made of them."""
+    """Reference pictures that are no part of the latents: the denoiser attends what a stage made of them."""
 
     packed: Floats
     """float32 [batch, tokens of all of them, channels]; there may be none."""
@@ -59,18 +62,21 @@ class Trajectory:
     grids: tuple[latents.Grid, ...]
     """Of the target, then of the reference pictures."""
     beside: Beside | None = None
-    """For a model that keeps what it has seen of its reference pictures."""
+    """For a model that looks at its reference pictures with a stage of their own."""
     condition: Floats | None = None
     """What a model sees beside the latents: float32 [batch, tokens, condition channels]."""
     scale: float | None = None
     """Of true classifier-free guidance, whose negative prompts are the second half of the text."""
     known: Known | None = None
+    solver: Solver = "euler"
     edit: Edit | None = None
     """With it, the source prompts are the first half of the text and the target prompts the second."""
 
     def __post_init__(self) -> None:
         if self.edit and (self.known or self.scale is not None):
             raise ValueError("an edit has neither a mask nor a negative prompt")
+        if self.edit and self.solver != "euler":
+            raise ValueError("an edit is walked by Euler's steps")
 
     @property
     def steps(self) -> int:

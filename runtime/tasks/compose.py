@@ -31,7 +31,7 @@ def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest:
         _one(request, encoded, index, levels, manifest) for index in range(*chosen.indices(len(request)))
     ]
     starts, looked_at, conditions, known = zip(*parts, strict=True)
-    kept = manifest.model.references is not None and manifest.model.references.enters == "keys"
+    kept = manifest.model.references is not None and manifest.model.references.apart
     condition = [each for each in conditions if each is not None]
     masked = [each for each in known if each is not None]
     return Trajectory(
@@ -43,6 +43,7 @@ def compose(request: Request, encoded: EncodedPictures, chosen: slice, manifest:
         beside=Beside(np.stack(looked_at), request.grids[1:]) if kept else None,
         condition=np.stack(condition) if condition else None,
         scale=request.true_cfg,
+        solver=request.solver,
         known=_known(masked, 0 if kept else looked_at[0].shape[0]) if masked else None,
     )
 

@@ -6,13 +6,21 @@ from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.tasks.request import Request
 
 
-def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
-    """The dims of a batch of a request, by name; those of the text and of LoRAs' ranks are the largest."""
+def dims_of(request: Request, manifest: Manifest, text: int | None = None) -> dict[str, int]:
+    """The dims of a batch of a request, by their names in the manifest; of LoRAs' ranks, the largest.
+
+    Args:
+        request: what is asked for.
+        manifest: of the bundle.
+        text: tokens of the text; None: as many as there may be.
+    """
     (rows, columns), window = request.grid, manifest.text
-    text = window.most if window else 0
+    if text is None:
+        text = window.most if window else 0
     tokens, *others = (each[0] * each[1] for each in request.grids)
     rule = manifest.model.references
-    kept = sum(others) if rule is not None and rule.enters == "keys" else 0
+    kept = sum(others) if rule is not None and rule.apart else 0
+    turned = kept if rule is not None and rule.enters == "input" else 0
     tokens += sum(others) - kept
     branches = manifest.adapters.branches if manifest.adapters and request.loras else ()
     return {
@@ -21,7 +29,7 @@ def dims_of(request: Request, manifest: Manifest) -> dict[str, int]:
         "text": text,
         "tokens": tokens,
         "reference": kept,
-        "sequence": text + tokens,
+        "sequence": text + tokens + turned,
         "h": rows,
         "w": columns,
         "height": request.height,

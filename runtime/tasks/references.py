@@ -1,31 +1,52 @@
 """The sizes at which a model looks at reference pictures.
 
-Sources: diffusers FluxKontextPipeline and Flux2Pipeline `__call__`, Flux2ImageProcessor.
+Sources: diffusers FluxKontextPipeline and Flux2Pipeline `__call__`, Flux2ImageProcessor, Flux3ImageProcessor.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from PIL import Image
 
 from flux_trt.runtime.bundle.manifest import Manifest
-from flux_trt.runtime.bundle.rules import Preferred, References, Shrunk
+from flux_trt.runtime.bundle.rules import Canvas, Preferred, References, Shrunk
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.pictures import latents, picture
-from flux_trt.runtime.tasks import sizes
+from flux_trt.runtime.tasks import canvas, sizes
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 
-def prepared(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image.Image:
+def expect_number(manifest: Manifest, given: int) -> None:
+    """Refuse more reference pictures than the model takes.
+
+    Raises:
+        RequestError: that.
+    """
+    most = manifest.model.references.most if manifest.model.references else None
+    if most is not None and given > most:
+        raise RequestError(f"{given} reference pictures are given, and {most} is the most; leave some out")
+
+
+def crop_back(manifest: Manifest, given: Sequence[Image.Image], auto_resize: bool) -> canvas.Box | None:
+    """What is cut out of a picture that is painted at the size of what `prepared` made of the given ones."""
+    rule = _rule(manifest).size
+    if not (isinstance(rule, Canvas) and len(given) == 1 and auto_resize):
+        return None
+    return canvas.place(rule, given[0].size, manifest.model.patch).box
+
+
+def prepared(manifest: Manifest, given: Image.Image, auto_resize: bool, several: bool = False) -> Image.Image:
     """A reference picture as it is encoded, RGB.
 
     Args:
         manifest: of a bundle that takes them.
         given: RGB.
         auto_resize: as the bundle's rule says; False: the picture keeps its own size in whole patches.
+        several: whether it is not the only one.
 
     Raises:
         RequestError: a picture that is too small, too large or too long.
@@ -33,7 +54,12 @@ def prepared(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image
     rule, patch = _rule(manifest), manifest.model.patch
     if isinstance(rule.size, Shrunk):
         _expect_shape(rule.size, given.size)
-        found = _cropped(_shrunk(rule.size, given) if auto_resize else given, patch)
+        found = _cropped(_shrunk(rule.size.area, given) if auto_resize else given, patch)
+    elif isinstance(rule.size, Canvas):
+        if auto_resize and not several:
+            found = canvas.filled(rule.size, given, patch)
+        else:
+            found = _cropped(_shrunk(rule.size.several, given) if auto_resize else given, patch)
     else:
         size = (
             _preferred(manifest, rule.size, given.size) if auto_resize else whole_patches(given.size, patch)
@@ -58,7 +84,7 @@ def prepared(manifest: Manifest, given: Image.Image, auto_resize: bool) -> Image
 def painted_size(manifest: Manifest, reference: Image.Image) -> Size:
     """The size that is painted where none is asked for: that of the first picture, as `prepared` gave it."""
     rule = _rule(manifest)
-    if isinstance(rule.size, Shrunk):
+    if not isinstance(rule.size, Preferred):
         return reference.size
     return _preferred(manifest, rule.size, reference.size)
 
@@ -121,11 +147,11 @@ def _expect_shape(rule: Shrunk, size: Size) -> None:
         )
 
 
-def _shrunk(rule: Shrunk, given: Image.Image) -> Image.Image:
+def _shrunk(area: int, given: Image.Image) -> Image.Image:
     width, height = given.size
-    if width * height <= rule.area:
+    if width * height <= area:
         return given
-    factor = math.sqrt(rule.area / (width * height))
+    factor = math.sqrt(area / (width * height))
     return given.resize((int(width * factor), int(height * factor)), Image.Resampling.LANCZOS)
 
 

@@ -13,6 +13,7 @@ from flux_trt.runtime.bundle.manifest import Manifest, Task
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.lora.chosen import Chosen, LoraLike
 from flux_trt.runtime.pictures import latents, picture
+from flux_trt.runtime.sampling.trajectory import Solver
 from flux_trt.runtime.tasks import ability, inpaint, masks, numbers, sizes, validate
 from flux_trt.runtime.tasks import image as image_to_image
 from flux_trt.runtime.tasks import references as reference_pictures
@@ -23,6 +24,7 @@ from flux_trt.runtime.tasks.given import Given
 from flux_trt.runtime.tasks.guidance import guided, told
 from flux_trt.runtime.tasks.levels import Levels
 from flux_trt.runtime.tasks.place import Place, Whole
+from flux_trt.runtime.tasks.solver import solver_of, solver_of_edit
 from flux_trt.runtime.tasks.sources import Source
 from flux_trt.runtime.tasks.wording import Words
 
@@ -45,6 +47,7 @@ class Request:
     """None for a model without guidance input."""
     batch: int
     """How many pictures are painted at once, at most."""
+    solver: Solver = "euler"
     prompts_2: tuple[str, ...] = ()
     """What the text encoders after the first read; empty: the same."""
     negatives: tuple[str, ...] = ()
@@ -64,6 +67,8 @@ class Request:
     controls: tuple[Image.Image, ...] = ()
     references: tuple[Image.Image, ...] = ()
     """For all pictures, each of the size it is encoded at."""
+    crop: tuple[int, int, int, int] | None = None
+    """What of a painted picture is given back, (left, top, right, bottom); None: all of it."""
     leads: bool = False
     """Whether the picture that is painted into is the first of its own reference pictures."""
     edit: FlowEdit | None = None
@@ -91,6 +96,7 @@ class Request:
         steps: int | None = None,
         shift: float | None = None,
         sigmas: Sequence[float] | None = None,
+        solver: str | None = "euler",
         guidance: float | None = None,
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
@@ -132,11 +138,16 @@ class Request:
         steps = None if steps is None else validate.at_least("steps", steps)
         levels = Levels.asked(manifest.schedule, steps, manifest.defaults.steps, shift, sigmas)
         validate.expect_moves(levels.steps, strength)
+        chosen = solver_of(manifest, solver)
+        reference_pictures.expect_number(manifest, several := len(given.references))
         references = tuple(
-            reference_pictures.prepared(manifest, each, auto_resize) for each in given.references
+            reference_pictures.prepared(manifest, each, auto_resize, several > 1) for each in given.references
         )
         size = validate.size(size)
         width, height = given.painted(manifest, size, paste, references)
+        crop = None
+        if task == "reference" and size is None:
+            crop = reference_pictures.crop_back(manifest, given.references, auto_resize)
         places = given.places(size, (width, height), paste)
         pull = guided(manifest, len(texts), guidance, negative, true_cfg)
         if negative_2 is not None and not pull.negatives:
@@ -156,6 +167,7 @@ class Request:
             levels=levels,
             guidance=pull.told,
             batch=validate.at_least("batch", 1 if batch is None else batch),
+            solver=chosen,
             prompts_2=validate.each(second("prompt_2", prompt_2), count),
             negatives=validate.each(pull.negatives, count),
             negatives_2=validate.each(second("negative_2", negative_2), count),
@@ -168,6 +180,7 @@ class Request:
             paste=paste,
             controls=validate.each(given.edges(places, (width, height)), count),
             references=references,
+            crop=crop,
             places=validate.each(places, count),
             leads=task == "inpaint" and manifest.model.inpaint.source,
             patch=manifest.model.patch,
@@ -196,6 +209,7 @@ class Request:
         steps: int | None = None,
         shift: float | None = None,
         sigmas: Sequence[float] | None = None,
+        solver: str | None = "euler",
         n_min: int = 0,
         n_max: int | None = None,
         n_avg: int = 1,
@@ -217,6 +231,7 @@ class Request:
         if len(sources) != len(targets):
             raise RequestError(f"{len(sources)} sources are given for {len(targets)} targets; give as many")
         ability.expect(manifest, "edit")
+        solver_of_edit(solver)
         count = validate.at_least("count", count)
         steps = None if steps is None else validate.at_least("steps", steps)
         levels = Levels.asked(manifest.schedule, steps, STEPS, shift, sigmas)
@@ -323,6 +338,8 @@ class Request:
 
     def finished(self, painted: Image.Image, index: int) -> Image.Image:
         """What is given back of picture `index`: at its own size, where what a mask keeps is put back."""
+        if self.crop is not None:
+            return painted.crop(self.crop)
         if not self.images:
             return painted
         original, mask = self.images[index], None

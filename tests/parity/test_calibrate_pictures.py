@@ -168,7 +168,11 @@ def pictures_psnr(one: Image.Image, other: Image.Image) -> float:
     ("name", "line", "said"),
     [
         ("fill-like", {}, "line 1: a fill bundle paints into a hole of a picture"),
-        ("fill-like", {"image": "nowhere.png", "mask": "mask-0.png"}, "line 1: no picture .*nowhere.png; check the name"),
+        (
+            "fill-like",
+            {"image": "nowhere.png", "mask": "mask-0.png"},
+            "line 1: no picture .*nowhere.png; check the name",
+        ),
         ("canny-like", {"image": "0.png"}, "line 1: a .* bundle paints from a control picture"),
         (
             "dev-like",

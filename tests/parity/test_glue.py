@@ -10,9 +10,8 @@ import simulator_bundle
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from simulator_cuda import CudaSimulator
-from tiny_bundle import files
+from tiny_bundle import add_glue
 
-from flux_trt.exporter.graphs.glue import write_glue
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.bundle import Bundle
@@ -27,12 +26,7 @@ def root(tiny, tmp_path):
     """The tiny bundle with the glue that every export has."""
     root = tmp_path / "bundle"
     shutil.copytree(tiny, root)
-    glue, _ = write_glue(root, CHANNELS)
-    fields = json.loads((root / manifest.NAME).read_text())
-    fields["glue"] = {name: stage.model_dump() for name, stage in glue.items()}
-    fields["files"] = files(root)
-    (root / manifest.NAME).write_text(manifest.Manifest.model_validate(fields).dumps())
-    return root
+    return add_glue(root)
 
 
 @pytest.fixture(params=["onnxruntime", "tensorrt"])
@@ -119,6 +113,15 @@ def test_paste_puts_back_what_is_not_painted(run, level):
     kept = clean if level == 3 else steps.scale_noise(clean, steps.timesteps[level : level + 1], noise)
     found = run("paste", values)["next_latents"]
     close(found, np.where(values["mask"] > 0, values["latents"], kept.numpy()))
+
+
+def test_ab2_adds_what_the_change_of_velocity_says(run):
+    values = case("latents", "velocity", "previous")
+    values["bend"] = case("bend")["bend"][..., :1]
+    values["bend"][:, 2] = 0
+    found = run("ab2", values)["next_latents"]
+    close(found, values["latents"] + values["bend"] * (values["velocity"] - values["previous"]))
+    np.testing.assert_array_equal(found[:, 2], values["latents"][:, 2])
 
 
 def test_every_export_has_them(bundle):

@@ -62,7 +62,7 @@ def imports(path):
     [
         ("plugins", {"flux_trt.runtime", *ABOVE, *UNPICKLING}),
         ("runtime", {*ABOVE, *HEAVY, *UNPICKLING}),
-        ("serving", {*ABOVE - {"flux_trt.serving"}, *HEAVY, *UNPICKLING}),
+        ("serving", {*(ABOVE - {"flux_trt.serving"}), *HEAVY, *UNPICKLING}),
         ("exporter", {"flux_trt.bench", "flux_trt.serving", *UNPICKLING}),
     ],
 )

@@ -9,7 +9,7 @@ from import_graph import PACKAGES, ROOT, circles, draw, room, rooms
 
 ARROWS = {
     "benchmarks": ("bench", "exporter*", "runtime*", "plugins"),
-    "bench": ("runtime*",),
+    "bench": ("serving", "runtime*"),
     "serving": ("runtime*",),
     "exporter roof": (
         "exporter/verify",

@@ -145,3 +145,15 @@ def test_threads_of_a_command(tiny, tmp_path):
     assert CliRunner().invoke(main, [*asked, "--threads", "0"]).exit_code == 2
     found = CliRunner().invoke(main, [*asked, "--threads", "1", "--backend", "tensorrt-rtx"])
     assert "leave --threads out" in found.stderr
+
+
+INFO = "processor\t: {}\nflags\t\t: fpu {}\n\n"
+
+
+def test_what_the_cpus_can_do(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text(INFO.format(0, "avx2 avx512f amx_bf16") + INFO.format(1, "amx_bf16 avx2 avx_vnni"))
+    assert cpus.features(info) == ("avx2", "amx_bf16"), "what all have"
+    info.write_text("processor\t: 0\nFeatures\t: fp asimd\n")  # of ARM
+    assert cpus.features(info) is None
+    assert cpus.features(tmp_path / "none") is None

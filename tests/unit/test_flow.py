@@ -13,7 +13,7 @@ from flux_trt.runtime import Pipeline
 from flux_trt.runtime.backends.device import DeviceBuffer
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.bundle import Bundle
-from flux_trt.runtime.bundle.flow import Flow, together
+from flux_trt.runtime.bundle.flow import Flow, branches, together
 from flux_trt.runtime.errors import BundleError, RequestError
 
 HALF = {"context", "cos", "sin"}
@@ -103,8 +103,8 @@ def test_windows_as_long_as_their_prompts(tiny, tmp_path):
         lengths = [mine.encode([prompt])["text"].shape[1] for prompt in asked["prompt"]]
         assert lengths == [6, 4, 6]
         assert mine.generate(["left", "blue"], batch=2)
-        with pytest.raises(RequestError, match="4, 6 tokens long; use --batch 1"):
-            mine.generate(**asked, batch=2)
+        for one, other in zip(mine.generate(**asked, batch=2), exact.generate(**asked), strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_what_nobody_gives(tiny, tmp_path):
@@ -136,6 +136,12 @@ def test_stages_that_wait_for_each_other(tiny, tmp_path):
 
     with pytest.raises(BundleError, match="no stage gives context, which conditioner takes"):
         Flow.of(changed(tiny, tmp_path, circle))
+
+
+def test_copies_of_different_windows_are_apart():
+    texts = [{"text": np.full((1, length, 2), length)} for length in (80, 80, 160, 160)]
+    assert [each["text"].shape for each in branches(texts, 2)] == [(2, 80, 2), (2, 160, 2)]
+    assert [each["text"].shape for each in branches(texts[:2], 2)] == [(2, 80, 2)]
 
 
 def test_prompts_of_different_windows_are_not_one_batch():

@@ -13,8 +13,9 @@ from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from family_rules import FLUX2_NOISE
 
 from flux_trt.exporter.checkpoints.tokenizer import load_tokenizer
-from flux_trt.exporter.families.flux2.encoder import padding_of
-from flux_trt.exporter.families.flux2.variants import MISTRAL3, QWEN3, Language
+from flux_trt.exporter.families.encoder import padding_of
+from flux_trt.exporter.families.flux2.variants import MISTRAL3, QWEN3
+from flux_trt.exporter.families.language import Language
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.rules import Inpaint, Tokenizer
 from flux_trt.runtime.bundle.window import Window

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.bundle.adapters import Branch
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.lora.chosen import chosen
+from flux_trt.runtime.stepwise import Stepwise
+from flux_trt.runtime.tasks.request import Request
 
 SIZE, STEPS = (64, 64), 3
 ASKED: dict[str, Any] = {"prompt": "a red circle", "size": SIZE, "steps": STEPS}
@@ -290,3 +293,40 @@ def _walk(pipeline: Pipeline, lent: Any) -> Iterator[Any]:
 
 def _walked(pipeline: Pipeline, lent: Any, count: int) -> list[np.ndarray]:
     return [[np.array(step.latents.numpy()) for step in _walk(pipeline, lent)][-1] for _ in range(count)]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt"])
+def test_steps_are_shared_by_those_with_the_same_loras(
+    backend: str, files: list[Path], lora_bundle: Path, engines: Path
+) -> None:
+    """With one, another and none, they are those painted alone; what is lent comes back."""
+    cuda = CudaSimulator()
+    loaded = (
+        simulator_bundle.pipeline(engines, cuda)
+        if backend == "tensorrt"
+        else Pipeline.load(lora_bundle, backend, "cpu")
+    )
+    with loaded as pipeline:
+        contract, choices = pipeline.bundle.manifest, ([], [files[0]], [files[1]], [files[0]])
+        requests = [
+            Request.of(contract, "a red circle", size=SIZE, steps=2 + n, seed=n, lora=each)
+            for n, each in enumerate(choices)
+        ]
+        alone = [[np.asarray(each.image) for each in pipeline.paint(request)] for request in requests]
+        steps = Stepwise(pipeline)
+        courses = {steps.begin(steps.prepare(each), 0): n for n, each in enumerate(requests)}
+        found = {}
+        while going := [each for each in courses if each.left]:
+            assert steps.step(going) == {}
+            for course in [each for each in going if not each.left]:
+                found[courses[course]] = np.asarray(course.finish().image)
+        for n, (image,) in enumerate(alone):
+            np.testing.assert_array_equal(found[n], image, err_msg=f"picture {n}")
+        assert not any(slot.users for slot in pipeline.loras._slots._slots)
+        dropped = steps.begin(steps.prepare(requests[1]), 0)
+        assert sum(slot.users for slot in pipeline.loras._slots._slots) == 1
+        del dropped
+        gc.collect()
+        assert not any(slot.users for slot in pipeline.loras._slots._slots)
+        steps.close()
+    assert not cuda.faults

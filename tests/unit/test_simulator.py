@@ -20,7 +20,11 @@ ENUMS = [
     "ExecutionContextAllocationStrategy",
     "DynamicShapesKernelSpecializationStrategy",
 ]
-ONLY_RTX = {"DynamicShapesKernelSpecializationStrategy", "dynamic_shapes_kernel_specialization_strategy"}
+ONLY_RTX = {
+    "DynamicShapesKernelSpecializationStrategy",
+    "dynamic_shapes_kernel_specialization_strategy",
+    "is_stream_capturable",
+}
 
 REPORT = """
 import json, sys, numpy as np, tensorrt_rtx as trt
@@ -141,6 +145,7 @@ def test_the_simulator_refuses_what_tensorrt_refuses(tiny):
         "weights": 4096,
         "streamable": False,
         "recordable": True,
+        "user_allocation": True,
     }
     said = []
 
@@ -195,6 +200,13 @@ def test_the_simulator_refuses_what_tensorrt_refuses(tiny):
     assert context.execute_async_v3(stream)
     code, graph = cuda.cudaStreamEndCapture(stream)
     assert code == 0
+    assert context.is_stream_capturable(stream)
+    engine._plan["user_allocation"] = False
+    assert not context.is_stream_capturable(stream)
+    cuda.cudaStreamBeginCapture(stream, global_mode)
+    assert refused("capturing", context.execute_async_v3(stream)), "it may allocate, though it has run before"
+    assert cuda.cudaStreamEndCapture(stream)[0] != 0
+    engine._plan["user_allocation"] = True
     values = np.arange(12, dtype=np.int64).reshape(2, 6)
     kind = cuda.cudaMemcpyKind
     cuda.cudaMemcpyAsync(ids, values.ctypes.data, 96, kind.cudaMemcpyHostToDevice, stream)

@@ -62,6 +62,30 @@ def test_a_loop_that_cannot_be_recorded_runs_step_by_step(tiny, tmp_path, expect
     assert (cuda.calls["cudaStreamBeginCapture"], cuda.calls["cudaGraphLaunch"]) == (1, 0)
 
 
+def test_an_engine_that_may_allocate_is_not_recorded_and_says_why(tiny, tmp_path, expected, caplog):
+    """As TensorRT-RTX has it of engines built without REQUIRE_USER_ALLOCATION: asked, and not tried."""
+    shutil.copytree(tiny, tmp_path / "bundle")
+    simulator_bundle.add_engines(tmp_path / "bundle", plan={"user_allocation": False})
+    cuda = CudaSimulator()
+    caplog.set_level("INFO")
+    with simulator_bundle.pipeline(tmp_path / "bundle", cuda) as pipeline:
+        found = pixels(pipeline.generate(PROMPTS, count=2, batch=2, steps=5, size=(80, 48)))
+    np.testing.assert_array_equal(found, expected)
+    assert cuda.calls["cudaGraphLaunch"] == 0
+    assert any("denoiser" in line and "cannot be recorded" in line for line in caplog.messages)
+    (why,) = {line for line in caplog.messages if "step by step" in line}
+    assert "may allocate while it runs; build it again, those of now do not" in why
+    assert not cuda.faults
+
+
+def test_an_engine_that_can_be_recorded_says_so(engines, caplog):
+    caplog.set_level("INFO")
+    with simulator_bundle.pipeline(engines, CudaSimulator()) as pipeline:
+        pipeline.generate(PROMPTS[0], steps=2)
+    told = [line for line in caplog.messages if "denoiser" in line and "can be recorded" in line]
+    assert len(told) == 1, "asked once for a shape"
+
+
 @pytest.mark.parametrize("record", [True, False])
 def test_shapes_may_alternate_and_each_keeps_its_recording(engines, tiny, record):
     cuda = CudaSimulator()

@@ -33,6 +33,10 @@ TASKS = {
     "inpaint": {**SHARED, "image": scene(), "mask": hole(), "strength": 1.0, "paste": True},
     "guided inpaint": {**SHARED, "image": scene(), "mask": hole(), "negative": "", "true_cfg": 3.0},
 }
+SECOND = {
+    f"ab2 {name}": {**asked, "solver": "ab2"}
+    for name, asked in {"plain": {**SHARED, "steps": 5}, **TASKS}.items()
+}
 EDITS = {
     "edit": {"size": SIZE, "steps": 5, "n_max": 4, "batch": 2},
     "edit with plain steps": {"size": SIZE, "steps": 4, "n_max": 3, "n_min": 2, "n_avg": 2, "batch": 2},
@@ -81,9 +85,9 @@ def agree(engines, name, asked, memory="resident"):
     return cuda
 
 
-@pytest.mark.parametrize("task", [*TASKS, *EDITS])
+@pytest.mark.parametrize("task", [*TASKS, *SECOND, *EDITS])
 def test_tasks_are_painted_alike(engines, task):
-    cuda = agree(engines, "schnell-like" if "edit" in task else "dev-like", (TASKS | EDITS)[task])
+    cuda = agree(engines, "schnell-like" if "edit" in task else "dev-like", (TASKS | SECOND | EDITS)[task])
     assert cuda.calls["cudaGraphLaunch"] >= 2, "the loop was recorded"
 
 
@@ -92,9 +96,16 @@ def test_in_sequential_mode_too(engines, task):
     agree(engines, "schnell-like" if "edit" in task else "dev-like", (TASKS | EDITS)[task], "sequential")
 
 
+@pytest.mark.parametrize("solver", ["euler", "ab2"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_references_ride_along(engines, batch):
-    asked = {**SHARED, "batch": batch, "reference": [scene(), scene((32, 32))], "auto_resize": False}
+def test_references_ride_along(engines, batch, solver):
+    asked = {
+        **SHARED,
+        "solver": solver,
+        "batch": batch,
+        "reference": [scene(), scene((32, 32))],
+        "auto_resize": False,
+    }
     agree(engines, "kontext-like", asked)
 
 

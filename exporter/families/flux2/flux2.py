@@ -9,8 +9,8 @@ import torch
 
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.recipe import Recipe
-from flux_trt.exporter.families import vae, vae_statistics
-from flux_trt.exporter.families.flux2 import encoder, modules, reference, stages
+from flux_trt.exporter.families import encoder, vae, vae_statistics, vae_statistics_oracle
+from flux_trt.exporter.families.flux2 import modules, reference, stages
 from flux_trt.exporter.families.flux2.params import Flux2Params, flux2_params, recipes_of
 from flux_trt.exporter.families.flux2.variants import PARTS, candidates, size_of, tasks_of
 from flux_trt.exporter.families.model import Numbers
@@ -191,8 +191,8 @@ class Flux2:
             "conditioner": lambda: reference.conditioner_case(part, kind.cached),
             "references": lambda: reference.references_case(part),
             "denoiser": lambda: reference.denoiser_case(part, kind.cached),
-            "vae_encoder": lambda: reference.encoder_case(part),
-            "vae_decoder": lambda: reference.decoder_case(part),
+            "vae_encoder": lambda: vae_statistics_oracle.encoder_case(part),
+            "vae_decoder": lambda: vae_statistics_oracle.decoder_case(part),
         }
         with torch.no_grad():
             return cases[stage]()

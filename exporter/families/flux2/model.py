@@ -22,22 +22,18 @@ from torch import Tensor, nn
 from flux_trt.exporter.families.flux2.params import Flux2Params
 from flux_trt.exporter.families.layers import (
     TIME_CHANNELS,
-    Linear,
     MLPEmbedder,
     QKNorm,
     SelfAttention,
     attention,
+    gated,
     modulate,
+    plain,
     residual,
     split_heads,
     stream,
     timestep_embedding,
 )
-
-
-def plain(into: int, out: int) -> Linear:
-    """A linear layer without bias."""
-    return Linear(into, out, bias=False)
 
 
 class Modulation(nn.Module):
@@ -96,13 +92,6 @@ class Conditioner(nn.Module):
             return found
         clean = F.silu(self.time_in(timestep_embedding(torch.zeros(1))).float())[0]
         return *found, torch.cat([img(clean), single(clean)]).float()
-
-
-def gated(x: Tensor) -> Tensor:
-    """SwiGLU: [..., 2 C] -> [..., C], the first half is the gate; float16 saturates as in a linear layer."""
-    gate, value = x.chunk(2, dim=-1)
-    y = F.silu(gate) * value
-    return F.hardtanh(y, -65504.0, 65504.0) if y.dtype == torch.float16 else y
 
 
 class Gated(nn.Module):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from flux_trt.exporter.families.language import Language
 from flux_trt.runtime.bundle.manifest import StageName, Task
 from flux_trt.runtime.errors import CheckpointError
 
@@ -28,32 +29,6 @@ PARTS: Mapping[StageName, str] = {
 
 PUBLISHED = {3072: "4B", 4096: "9B"}
 """Hidden size of a klein -> what it is called."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Language:
-    """The language model that a member reads prompts with, as it is published."""
-
-    widths: tuple[int, ...]
-    """Hidden sizes."""
-    layers: int
-    taps: tuple[int, ...]
-    """Layers whose output is used, counted from 1."""
-    theta: float
-    eps: float
-    head_dim: int
-    side: Literal["left", "right"]
-    """Where prompts are padded when the tokenizer's own config does not say."""
-    pad: str
-    prefix: str
-    suffix: str
-    system: str
-    options: Mapping[str, Any]
-    """Of the chat template."""
-    marks: tuple[str, ...]
-    """Tokens of the template, by which the tokenizer is known."""
-    without: tuple[str, ...] = ()
-    """What is taken out of prompts."""
 
 
 QWEN3 = Language(

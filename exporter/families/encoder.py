@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import Key
 from flux_trt.exporter.checkpoints.tokenizer import Chat, Padding
-from flux_trt.exporter.families.flux2.variants import Language
+from flux_trt.exporter.families.language import Language
 from flux_trt.exporter.families.stage import Stage, Varying, f32
 from flux_trt.exporter.families.tower import Tower, TowerParams, tower_params
 from flux_trt.runtime.bundle.manifest import Tensor
 from flux_trt.runtime.errors import CheckpointError
 
-LENGTH = 512
-"""Tokens of a prompt, with the template around it."""
 FRONT = re.compile(r"^(language_model\.model\.|model\.language_model\.|model\.)")
 """What stands before the language model's names."""
 IGNORED = {
     r"(.*\.)?lm_head\.weight|(language_model\.)?model\.(language_model\.)?norm\.weight": "no word is guessed",
-    r"(model\.)?(vision_tower|multi_modal_projector)\..*": "prompts are text",
+    r"(model\.)?(vision_tower|multi_modal_projector|visual)\..*": "prompts are text",
     r"tekken_model": "a tokenizer, in ComfyUI's form",
 }
 FP16 = (
@@ -48,9 +48,10 @@ def tower_of(part: Part, language: Language) -> TowerParams:
         if width not in language.widths:
             taps = tuple(tap * there // language.layers for tap in taps)
         found = tower_params(config, any(name.endswith(".self_attn.q_norm.weight") for name in names), taps)
+        found = replace(found, pad_place=language.pad_place)
     except (KeyError, TypeError, ValueError, IndexError) as fault:
         raise CheckpointError(f"the text encoder lacks {fault}; copy or download it again") from None
-    if not 0 < taps[0] < taps[1] < taps[2] <= there:
+    if not all(first < second for first, second in pairwise((0, *taps))) or taps[-1] > there:
         raise CheckpointError(
             f"the text encoder has {there} layers and is read behind layer {taps[-1]}: it is cut short; "
             f"give a whole one, of {language.layers} layers, with --text-encoders"
@@ -127,4 +128,6 @@ def padding_of(language: Language) -> Padding:
         marks=language.marks,
         without=language.without,
     )
-    return Padding(LENGTH, token=language.pad, side=language.side, chat=chat)
+    return Padding(
+        language.length, token=language.pad, side=language.side, chat=chat, multiple=language.multiple
+    )
