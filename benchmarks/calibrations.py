@@ -27,23 +27,23 @@ ROOT = Path(__file__).parent.parent
 NANO = ROOT / "examples" / "flux-nano"
 ROWS: list[tuple[int, int, int]] = [  # prompts, steps, side in pixels
     (31, 12, 64),
+    (1, 1, 16),
     (4, 12, 64),
     (1, 12, 64),
-    (31, 4, 64),
-    (31, 2, 64),
+    (31, 3, 64),
     (31, 1, 64),
     (31, 12, 32),
     (31, 12, 16),
+    (4, 3, 32),
     (1, 2, 64),
-    (1, 1, 16),
 ]
 
 
-def paint(bundle: Path, prompts: list[str]) -> list[np.ndarray]:
-    """A picture of each prompt, as arrays."""
+def paint(bundle: Path, prompts: list[str]) -> np.ndarray:
+    """A picture of each prompt, uint8 [N, H, W, 3]."""
     with Pipeline.load(bundle, backend="onnxruntime", device="cpu") as pipeline:
         found = pipeline.generate(prompts, steps=12, guidance=1.0, seed=list(range(len(prompts))))
-    return [np.asarray(each) for each in found]
+    return np.stack([np.asarray(each) for each in found])
 
 
 def measure(folder: Path, pictures: int) -> Iterator[list[dict[str, Any]]]:
@@ -61,14 +61,14 @@ def measure(folder: Path, pictures: int) -> Iterator[list[dict[str, Any]]]:
         )
         build(str(NANO), folder / "fp8", precision="fp8", fp8=Fp8(base="fp32", calibration=file))
         found = paint(folder / "fp8", asked)
-        each = [psnr(one, other) for one, other in zip(found, expected, strict=True)]
+        each = psnr(found, expected)
         rows.append(
             {
                 "prompts": prompts,
                 "steps": steps,
                 "side": side,
                 "psnr": round(float(np.median(each)), 1),
-                "psnr_least": round(float(min(each)), 1),
+                "psnr_least": round(float(np.min(each)), 1),
             }
         )
         print(rows[-1], flush=True)

@@ -20,7 +20,7 @@ one, other = (numpy.asarray(PIL.Image.open(path)).astype(int) for path in sys.ar
 assert one.std() > 5 and one.shape == other.shape
 most = abs(one - other).max()
 print("pictures differ by", most, "of 255")
-sys.exit(most > 1)
+sys.exit(int(most > 1))  # a NumPy bool is no exit code of 0
 """
 
 
