@@ -149,7 +149,10 @@ def test_what_is_no_lora_is_one_line(given: Any, said: str) -> None:
 )
 def test_a_record_that_names_no_lora_is_not_painted_from(tmp_path: Path, lora: Any) -> None:
     image = Image.new("RGB", (64, 64))
-    told = {"prompt": "a", "seed": 0, "steps": 1, "width": 64, "height": 64, "task": "generate", "lora": lora}
+    told = {"prompt": "a", "seed": 0, "steps": 1, "width": 64, "height": 64, "task": "generate"} | {
+        "flux_trt": "0",
+        "lora": lora,
+    }
     image.info["flux_trt"] = json.dumps(told)
     Pipeline.save(image, tmp_path / "picture.png")
     with pytest.raises(RequestError, match="does not say its lora"):

@@ -132,7 +132,7 @@ def _idle_dora(source: Path) -> loras.State:
     """Its product is zero, and its magnitudes are not those of the weight."""
     name = "diffusion_model.double_blocks.0.img_attn.proj"
     pair = {f"{name}.lora_down.weight": torch.ones(2, 96), f"{name}.lora_up.weight": torch.zeros(96, 2)}
-    return _other("comfy")(source) | pair | {f"{name}.dora_scale": torch.ones(1, 96)}
+    return pair | {f"{name}.dora_scale": torch.ones(1, 96)}
 
 
 def _text(source: Path) -> loras.State:

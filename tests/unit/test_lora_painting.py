@@ -245,7 +245,8 @@ def test_recordings_with_a_lora_and_without_stay_beside_each_other(engines: Path
             pipeline.set_loras(each)
             pipeline.generate(**ASKED)
             launches.append(cuda.calls["cudaGraphLaunch"])
-    assert launches == [0, 0, 1, 2, 3, 4, 5]
+    # The branches need more activations: the arena moves, and the plain loop runs by steps once more.
+    assert launches == [0, 0, 0, 1, 2, 3, 4]
     assert cuda.calls["cudaStreamBeginCapture"] == 2
 
 
