@@ -39,6 +39,7 @@ GENERATE = {
     "negative_2": ("dev-like", {"negative": "b", "true_cfg": 2.0}, "b", "c"),
     "shift": ("dev-like", {}, 2.0, 3.0),
     "sigmas": ("dev-like", {}, [1.0, 0.5], [1.0, 0.25]),
+    "solver": ("dev-like", {}, "euler", "ab2"),
     "strength": ("dev-like", IMAGE, 0.5, 1.0),
     "outpaint": ("dev-like", IMAGE, (16, 0, 0, 0), (0, 0, 16, 0)),
     "mask_blur": ("dev-like", HOLE, 1.0, 2.0),
@@ -66,6 +67,10 @@ EDIT = {
 NOT_OF_A_PICTURE = {"count", "batch"}
 """How many pictures there are, and how many are painted at once: each has its seed, and comes out the
 same."""
+ELSEWHERE = {"lora"}
+"""Takes a bundle with branches: test_lora_asked."""
+NOT_OF_AN_EDIT = {"solver"}
+"""It has one choice: test_solver."""
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +86,9 @@ def told(bundle, request, index=0, tile=None):
 
 
 def test_no_argument_is_forgotten():
-    assert set(GENERATE) == set(GenerateArguments.__annotations__) - NOT_OF_A_PICTURE
-    assert set(EDIT) == set(EditArguments.__annotations__) - NOT_OF_A_PICTURE
+    others = NOT_OF_A_PICTURE | ELSEWHERE
+    assert set(GENERATE) == set(GenerateArguments.__annotations__) - others
+    assert set(EDIT) == set(EditArguments.__annotations__) - others - NOT_OF_AN_EDIT
 
 
 @pytest.mark.parametrize("name", GENERATE)
