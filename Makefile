@@ -24,8 +24,10 @@ demo: $(INSTALLED)
 	    "a blue triangle in the center on a gray background"
 	@echo "The pictures are $(OUT)/demo-0.png, $(OUT)/demo-1.png and $(OUT)/demo-2.png"
 
+# Processes that share the tests, file by file; 0: none, for a debugger.
+WORKERS ?= 2
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not gpu" --durations=25
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" --durations=25
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

@@ -160,7 +160,7 @@ def test_on_a_gpu_the_needs_are_printed_before_anything_is_loaded(tiny, tmp_path
     simulator_bundle.add_engines(tmp_path / "bundle", weights=1 << 24)
     cuda = CudaSimulator(memory=1 << 26)
 
-    def connect(name, device, bundle, memory, check, threads):
+    def connect(name, device, bundle, memory, check, threads, compute):
         assert (name, device, check) == ("tensorrt-rtx", "auto", True)
         return simulator_bundle.backend(bundle.root, cuda, memory)
 
