@@ -244,3 +244,7 @@ def _keys(path: Path | None) -> list[str]:
             'spaces; make one with python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
     return keys
+
+
+if __name__ == "__main__":
+    main()

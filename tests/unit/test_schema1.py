@@ -71,7 +71,7 @@ def test_what_it_becomes_is_what_a_build_writes(bundle):
     assert {name: each.runs for name, each in old.stages.items()} == {
         name: each.runs for name, each in new.stages.items()
     }
-    assert set(old.glue) == set(new.glue)
+    assert set(old.glue) == set(new.glue) - {"ab2"}, "a graph that no bundle of that time has"
 
 
 @pytest.mark.parametrize(

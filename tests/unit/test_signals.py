@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODULES = ["runtime", "exporter", "bench"]
+GROUPS = ["runtime", "exporter", "bench"]
+MODULES = [*GROUPS, "serving"]
+"""flux-serve hears signals in its own way: test_serving_app."""
 STEPS = 4000
 SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"]
 
@@ -133,7 +135,7 @@ def test_nohup_stays_in_force(tiny, tmp_path):
     assert (process.returncode, out.exists()) == (0, True)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", GROUPS)
 def test_every_command_line_ends_by_the_signal(module, tmp_path):
     """All groups share what hears signals; a command of each that waits is stopped."""
     code = (
