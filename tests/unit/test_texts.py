@@ -31,7 +31,7 @@ def test_the_first_prompt_waits_for_no_other():
     assert (encoder.calls, told) == ([[prompts[0]]], [(1, 3000)])
     for prompt in prompts:
         found.bring([prompt])
-        assert found.of([prompt])["text"].tolist() == [[len(prompt), 1]]
+        assert found.of([prompt])[0]["text"].tolist() == [[len(prompt), 1]]
         assert len(found._kept) <= 32
     assert encoder.calls == [[prompt] for prompt in prompts]
     assert told[-1] == (3000, 3000)
@@ -42,7 +42,7 @@ def test_a_negative_prompt_is_encoded_once_for_all():
     found, encoder, _ = texts([*prompts, "bad"], 1, 4)
     for prompt in prompts:
         found.bring([prompt, "bad"])
-        assert found.of([prompt, "bad"])["text"][:, 0].tolist() == [len(prompt), 3]
+        assert found.of([prompt, "bad"])[0]["text"][:, 0].tolist() == [len(prompt), 3]
     assert encoder.calls.count(["bad"]) == 1
     assert len(encoder.calls) == 101
 
@@ -61,7 +61,7 @@ def test_more_are_kept_when_more_are_needed_at_once():
     prompts = [f"{number}" for number in range(10)]
     found, encoder, _ = texts(prompts, 1, 2)
     found.bring(prompts)
-    assert found.of(prompts)["text"].shape == (10, 2)
+    assert found.of(prompts)[0]["text"].shape == (10, 2)
     assert len(encoder.calls) == 10
 
 
