@@ -161,24 +161,24 @@ def main(
         steps=max_steps,
         pictures=max_pictures,
     )
+    from flux_trt.serving import told
     from flux_trt.serving.app import application
     from flux_trt.serving.server import serve
 
-    models = _loaded(named, known, machine)
-    try:
-        serve(application(models, limits, keys, keep, keep_hours), host, port, drain_seconds)
-    finally:
-        for model in models:
-            model.close()
+    with told.listening():
+        models = _loaded(named, known, machine)
+        try:
+            serve(application(models, limits, keys, keep, keep_hours), host, port, drain_seconds)
+        finally:
+            for model in models:
+                model.close()
 
 
 def _loaded(named: Mapping[str, Path], aliases: Mapping[str, str], machine: Mapping[str, Any]) -> Models:
     from flux_trt.runtime.pipeline import Pipeline
     from flux_trt.runtime.stepwise import Stepwise
-    from flux_trt.serving import told
     from flux_trt.serving.models import Model, Models
 
-    told.listen()
     check = not machine["no_check"]
     options = {name: machine[name] for name in ("backend", "device", "memory", "tile", "engines", "threads")}
     found: dict[str, Model] = {}

@@ -20,12 +20,18 @@ class _Listener(logging.Handler):
             lines.append(record.getMessage())
 
 
-def listen() -> None:
-    """From now on warnings of the runtime are for `heard` alone; calling it again is harmless."""
+@contextmanager
+def listening() -> Iterator[None]:
+    """While it lasts, warnings of the runtime are for `heard` alone."""
     logger = logging.getLogger("flux_trt.runtime")
-    if not any(isinstance(each, _Listener) for each in logger.handlers):
-        logger.addHandler(_Listener(logging.WARNING))
+    listener, before = _Listener(logging.WARNING), logger.propagate
+    logger.addHandler(listener)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = before
 
 
 @contextmanager

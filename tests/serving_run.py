@@ -61,7 +61,18 @@ def running(
     **more: Any,
 ) -> Iterator[Running]:
     """Serve bundles by these names at a port of its own, until the block ends."""
-    told.listen()
+    with told.listening():
+        yield from _running(bundles, limits, keys, aliases, backend, **more)
+
+
+def _running(
+    bundles: Mapping[str, Path],
+    limits: Limits | None,
+    keys: Sequence[str],
+    aliases: Mapping[str, str] | None,
+    backend: str,
+    **more: Any,
+) -> Iterator[Running]:
     pipelines = {name: Pipeline.load(path, backend, "cpu") for name, path in bundles.items()}
     models = Models({name: Model(name, Stepwise(each), 1) for name, each in pipelines.items()}, aliases)
     app = application(models, limits, keys, **more)
