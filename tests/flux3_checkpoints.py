@@ -19,6 +19,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForCondi
 KINDS = ("base", "distilled")
 TAPS = tuple(range(1, 9))
 LENGTH = 400
+SHORT = ("a red circle", "two green squares, side by side")
+LONG = (SHORT[0], f"two green squares, side by side {'and a story about each of them ' * 4}")
+"""Of 80 and of 160 tokens or more."""
 
 
 class Processor:

@@ -9,6 +9,14 @@ def pattern(size, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8))
 
 
+def drawn(width, height, seed):
+    """A picture with slopes and edges."""
+    y, x = np.mgrid[:height, :width]
+    turn = np.random.default_rng(seed).uniform(0.05, 0.4, (3, 2))
+    waves = [127 + 120 * np.sin(a * x + b * y) * np.sign(x + 2 * y - width) for a, b in turn]
+    return Image.fromarray(np.stack(waves, -1).clip(0, 255).astype(np.uint8))
+
+
 def box(size, *corners):
     """A mask with a white rectangle."""
     mask = Image.new("L", size, 0)

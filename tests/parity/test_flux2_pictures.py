@@ -11,20 +11,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import Flux2KleinInpaintPipeline
+from given import drawn
 from PIL import Image
 
 from flux_trt.runtime import Pipeline
 
 Get = Callable[..., Path]
 PROMPTS = ("a red circle", "two green squares, side by side")
-
-
-def drawn(width: int, height: int, seed: int) -> Image.Image:
-    """A picture with slopes and edges."""
-    y, x = np.mgrid[:height, :width]
-    turn = np.random.default_rng(seed).uniform(0.05, 0.4, (3, 2))
-    waves = [127 + 120 * np.sin(a * x + b * y) * np.sign(x + 2 * y - width) for a, b in turn]
-    return Image.fromarray(np.stack(waves, -1).clip(0, 255).astype(np.uint8))
 
 
 def theirs(pipe: Any, prompts: tuple[str, ...], seed: int, **asked: Any) -> np.ndarray:

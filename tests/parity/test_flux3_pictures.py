@@ -9,22 +9,13 @@ from typing import Any
 import flux3_checkpoints as flux3
 import numpy as np
 import pytest
+from flux3_checkpoints import LONG, SHORT
+from given import drawn
 from PIL import Image
 
 from flux_trt.runtime import Pipeline
 
 Get = Callable[..., Path]
-SHORT = ("a red circle", "two green squares, side by side")
-LONG = (SHORT[0], f"two green squares, side by side {'and a story about each of them ' * 4}")
-"""Of 80 and of 160 tokens or more."""
-
-
-def drawn(width: int, height: int, seed: int) -> Image.Image:
-    """A picture with slopes and edges."""
-    y, x = np.mgrid[:height, :width]
-    turn = np.random.default_rng(seed).uniform(0.05, 0.4, (3, 2))
-    waves = [127 + 120 * np.sin(a * x + b * y) * np.sign(x + 2 * y - width) for a, b in turn]
-    return Image.fromarray(np.stack(waves, -1).clip(0, 255).astype(np.uint8))
 
 
 def agreement(ours: list[Image.Image], expected: list[np.ndarray]) -> float:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import simulator_bundle
+from flux3_checkpoints import LONG
+from given import drawn
 from PIL import Image
 from simulator_cuda import CudaSimulator
-from test_flux3_pictures import LONG, drawn
 
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.errors import BackendError
