@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,15 @@ class Running:
     engine: Engine
     pipelines: Mapping[str, Pipeline]
     key: str = "none"
+    clients: list[openai.OpenAI] = field(default_factory=list)
+    """Closed at the end: one that the collector finds open is a warning, in whatever test runs then."""
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(
+        made = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key=options.pop("key", self.key), **{"max_retries": 0, **options}
         )
+        self.clients.append(made)
+        return made
 
     def post(self, path: str, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, timeout=60, **options)
@@ -85,16 +89,19 @@ def _running(
     if app.state.served.jobs:
         app.state.served.jobs.resume()
     thread.start()
+    clients: list[openai.OpenAI] = []
     try:
         wait(lambda: server.started and engine.state[0] != "loading")
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Running(f"http://127.0.0.1:{port}", engine, pipelines, *keys[:1])
+        yield Running(f"http://127.0.0.1:{port}", engine, pipelines, *keys[:1], clients=clients)
     finally:
+        for each in clients:
+            each.close()
         engine.drain(0)
         server.should_exit = True
         thread.join(20)
-        for each in pipelines.values():
-            each.close()
+        for pipeline in pipelines.values():
+            pipeline.close()
 
 
 def wait(until: Any, seconds: float = 60) -> None:

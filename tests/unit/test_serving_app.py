@@ -236,6 +236,7 @@ def test_sigterm_paints_what_was_accepted(process):
         assert fault.value.response.headers["retry-after"]
     for each in crew:
         each.join()
+    client.close()
     assert [len(each.data) for each in found] == [10] * 4
     assert process.wait(20) == 0
     assert "secret" not in process.log.read_text()
