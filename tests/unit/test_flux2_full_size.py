@@ -10,7 +10,8 @@ import flux2_checkpoints as flux2
 import pytest
 import torch
 from diffusers import AutoencoderKLFlux2
-from full_size_flux2 import SIZES, write_checkpoint, write_sparse
+from full_size_flux2 import SIZES, write_checkpoint
+from full_size_sparse import write_sparse
 
 from flux_trt.exporter.survey import Survey, survey
 
