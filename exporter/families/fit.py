@@ -11,6 +11,13 @@ from flux_trt.exporter.families.stage import Stage, parameters
 from flux_trt.runtime.errors import CheckpointError
 
 
+def no_condition(columns: int) -> CheckpointError:
+    """Why a family whose members take no condition beside their latents refuses a LoRA that brings one."""
+    return CheckpointError(
+        f"a LoRA brings {columns} input channels, as control LoRAs of another family do; leave it out"
+    )
+
+
 def check(stage: Stage, module: nn.Module, family: str) -> None:
     """Every parameter has its tensors, and they have its shape and are numbers, not the codes of some.
 

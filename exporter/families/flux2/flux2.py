@@ -10,6 +10,7 @@ import torch
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families import encoder, vae, vae_statistics, vae_statistics_oracle
+from flux_trt.exporter.families.fit import no_condition
 from flux_trt.exporter.families.flux2 import modules, reference, stages
 from flux_trt.exporter.families.flux2.params import Flux2Params, flux2_params, recipes_of
 from flux_trt.exporter.families.flux2.variants import PARTS, candidates, size_of, tasks_of
@@ -77,9 +78,7 @@ class Flux2:
         Raises:
             CheckpointError: always.
         """
-        raise CheckpointError(
-            f"a LoRA brings {columns} input channels, as control LoRAs of another family do; leave it out"
-        )
+        raise no_condition(columns)
 
     @property
     def variant(self) -> str:

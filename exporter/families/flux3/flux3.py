@@ -10,6 +10,7 @@ import torch
 from flux_trt.exporter.checkpoints.checkpoint import Checkpoint, Part
 from flux_trt.exporter.checkpoints.recipe import Recipe
 from flux_trt.exporter.families import encoder, vae, vae_statistics
+from flux_trt.exporter.families.fit import no_condition
 from flux_trt.exporter.families.flux3 import modules, names, reference, stages
 from flux_trt.exporter.families.flux3.params import Flux3Params, flux3_params, recipes_of
 from flux_trt.exporter.families.flux3.variants import PARTS, QWEN3_VL, tasks_of, variant_of
@@ -71,9 +72,7 @@ class Flux3:
         Raises:
             CheckpointError: always.
         """
-        raise CheckpointError(
-            f"a LoRA brings {columns} input channels, as control LoRAs of another family do; leave it out"
-        )
+        raise no_condition(columns)
 
     @property
     def variant(self) -> str:
