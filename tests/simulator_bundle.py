@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import simulator_tensorrt
 from simulator_cuda import CudaSimulator
 
@@ -101,3 +103,28 @@ def backend(root: Path, cuda: CudaSimulator, memory: str = "resident", version: 
 
 def pipeline(root: Path, cuda: CudaSimulator, memory: str = "resident", record: bool = True) -> Pipeline:
     return Pipeline(Bundle.open(root), backend(root, cuda, memory), memory, record)
+
+
+def agree(
+    root: Path, paint: Callable[[Pipeline, int], Sequence[Any]], memory: str = "resident"
+) -> CudaSimulator:
+    """Three paintings, step by step, recorded and launched again, are those of onnxruntime, byte by byte.
+
+    Args:
+        root: a bundle with simulated engines.
+        paint: the pictures of a pipeline, with a seed.
+        memory: the mode.
+
+    Returns:
+        The GPU, whose calls can be counted; nothing is left on it.
+    """
+    cuda = CudaSimulator()
+    with pipeline(root, cuda, memory) as simulated, Pipeline.load(root, "onnxruntime", "cpu") as exact:
+        for seed in (1, 2, 3):
+            found, expected = (
+                [np.asarray(image) for image in paint(each, seed)] for each in (simulated, exact)
+            )
+            np.testing.assert_array_equal(found, expected)
+    assert not cuda.faults
+    assert cuda.used == 0, "closing frees everything"
+    return cuda
