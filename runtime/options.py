@@ -213,8 +213,8 @@ def of_machine(command: Command) -> Command:
                 type=click.Choice(["auto", "fp32", "bf16"]),
                 default="auto",
                 show_default=True,
-                help="What a CPU computes the loop in. bf16 takes a third of the time on CPUs with AMX, and "
-                "OpenVINO; auto is what the bundle was built in, bf16 only where it is faster.",
+                help="What a CPU computes the loop in. bf16 is meant for OpenVINO on CPUs "
+                "with AMX; auto is what the bundle was built in, bf16 only where it is faster.",
             ),
             click.option(
                 "--progress",

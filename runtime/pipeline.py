@@ -130,7 +130,7 @@ class Pipeline:
                 pictures of more than two megapixels; 0: never.
             engines: a folder with TensorRT engines beside those in the bundle.
             threads: that a CPU backend computes on. None: the CPUs that this process may use.
-            compute: what a CPU computes the loop in: "fp32" or "bf16", a third of the time on a CPU with AMX;
+            compute: what a CPU computes the loop in: "fp32" or "bf16", for CPUs with AMX;
                 "auto": what the bundle was built in, bf16 only where it is faster.
             loras: those of `set_loras`, from the start.
 
