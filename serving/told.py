@@ -24,14 +24,16 @@ class _Listener(logging.Handler):
 def listening() -> Iterator[None]:
     """While it lasts, warnings of the runtime are for `heard` alone."""
     logger = logging.getLogger("flux_trt.runtime")
-    listener, before = _Listener(logging.WARNING), logger.propagate
+    listener, before = _Listener(logging.WARNING), (logger.level, logger.propagate)
     logger.addHandler(listener)
+    logger.setLevel(logging.WARNING)  # of its own, as in `warned.lines`
     logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(listener)
-        logger.propagate = before
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 @contextmanager

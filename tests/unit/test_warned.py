@@ -3,7 +3,10 @@
 import logging
 import warnings
 
+import pytest
+
 from flux_trt.runtime import warned
+from flux_trt.serving import told
 
 
 def test_what_is_logged_and_what_python_warns_of_are_lines(capsys):
@@ -19,18 +22,32 @@ def test_what_is_logged_and_what_python_warns_of_are_lines(capsys):
     assert "warning: afterwards" not in capsys.readouterr().err
 
 
-def test_a_library_that_quiets_the_root_does_not_quiet_us(capsys):
-    """OpenVINO's `convert_model` leaves the root logger at ERROR."""
-    root, log = logging.getLogger(), logging.getLogger("flux_trt.runtime.somewhere")
+@pytest.fixture
+def quiet_root():
+    """As OpenVINO's `convert_model` leaves it."""
+    root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
-    try:
-        with warned.lines():
-            log.warning("said")
-    finally:
-        root.setLevel(before)
+    yield
+    root.setLevel(before)
+
+
+def test_a_library_that_quiets_the_root_does_not_quiet_us(quiet_root, capsys):
+    with warned.lines():
+        logging.getLogger("flux_trt.runtime.somewhere").warning("said")
     assert capsys.readouterr().err == "warning: said\n"
     assert logging.getLogger("flux_trt").level == logging.NOTSET
+
+
+def test_nor_does_it_the_server(quiet_root, caplog):
+    """What is warned of goes into the answer, and no further."""
+    log, lines = logging.getLogger("flux_trt.runtime.somewhere"), []
+    with told.listening(), told.heard(lines):
+        log.warning("said")
+        log.warning("said")
+    assert (lines, caplog.messages) == (["said"], [])
+    runtime = logging.getLogger("flux_trt.runtime")
+    assert (runtime.level, runtime.propagate, runtime.handlers) == (logging.NOTSET, True, [])
 
 
 def test_long_ones_are_cut_and_counted():
