@@ -83,7 +83,10 @@ def run(
     found: Outcome | None = None,
     start: int = 0,
 ) -> Outcome:
-    """Cases `seed:start` to `seed:cases-1` of a target, in children that are replaced when they die."""
+    """Cases `seed:start` to `seed:cases-1` of a target, in children that are replaced when they die.
+
+    They are forked: beside other threads use `hostile_sample.outcomes`.
+    """
     found, at = found or Outcome(), start
     while at < cases:
         reader, writer = os.pipe()
