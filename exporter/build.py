@@ -17,7 +17,7 @@ from flux_trt.exporter.checkpoints.tensorfile import TensorInfo
 from flux_trt.exporter.describe import describe
 from flux_trt.exporter.engines.engine import keep_engines
 from flux_trt.exporter.families.branches import MODULES, adapters, with_branches
-from flux_trt.exporter.families.stage import Stage, roughly_quantised
+from flux_trt.exporter.families.stage import Stage
 from flux_trt.exporter.faults import Faults
 from flux_trt.exporter.folder import digest, digests, refuse_full_disk, written_aside
 from flux_trt.exporter.graphs.glue import write_glue
@@ -26,6 +26,7 @@ from flux_trt.exporter.graphs.trace import trace
 from flux_trt.exporter.graphs.weights import Links, as_they_lie, attach, broken, bytes_to_write, plan_links
 from flux_trt.exporter.place import refuse_odd_name, refuse_out
 from flux_trt.exporter.prepare import prepare
+from flux_trt.exporter.quantise.chosen import roughly_quantised
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.quantize import quantize
 from flux_trt.exporter.quantise.ranges import with_ranges
@@ -33,6 +34,7 @@ from flux_trt.exporter.written import write_file
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import graph_digest
 from flux_trt.runtime.bundle.manifest import (
+    QUANTISED,
     File,
     Manifest,
     Precision,
@@ -65,7 +67,7 @@ def build(
         out: directory to be; an older bundle there is replaced, and its unchanged stages are reused.
         precision: of the bundle; T5 and the VAE stay in fp32 when it is fp16.
         stage_precisions: another precision for single stages.
-        fp8: how to quantise what is in fp8; None: with Fp8's defaults.
+        fp8: how to quantise what is in fp8 or its like; None: with Fp8's defaults.
         stages: which to build; a bundle without all of them is partial. None: all.
         variant: chooses among variants of the family whose tensors are alike.
         lora_rank: also write the stages that LoRAs change with branches, for LoRAs of up to that rank at run
@@ -150,10 +152,10 @@ def build(
 
 
 def _may_be_kept(stage: Stage, old: Manifest | None, sources: Mapping[Path, File], link: bool) -> bool:
-    """Whether a stage could be reused; of one in fp8 that is known once its ranges are."""
+    """Whether a stage could be reused; of one in fp8 and its like that is known once its ranges are."""
     there = old.stages.get(stage.name) if old else None
-    if there is None or stage.precision == "fp8":
-        return there is not None and there.precision == "fp8"
+    if there is None or stage.precision in QUANTISED:
+        return there is not None and there.precision == stage.precision
     return there.key == reuse.key(stage, sources, link)
 
 

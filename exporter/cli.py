@@ -19,8 +19,8 @@ from flux_trt.exporter.engines.options import (
 )
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
 from flux_trt.exporter.options import CASES, beside_options
-from flux_trt.exporter.quantise.options import calibration_options, fp8_options
-from flux_trt.runtime.bundle.manifest import Precision
+from flux_trt.exporter.quantise.options import calibration_options, fp8_options, refuse_idle
+from flux_trt.runtime.bundle.manifest import QUANTISED, Precision
 from flux_trt.runtime.cli import Commands as RunCommands
 from flux_trt.runtime.options import Size
 
@@ -86,7 +86,8 @@ def main() -> None:
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="Of the weights and matrix products.",
+    help="Of the weights and matrix products. w8a16 and w4a16 keep weights in INT8 and INT4 alone; fp8, int8 and "
+    "nvfp4 multiply in it, too.",
 )
 @click.option(
     "--stage-precision",
@@ -156,8 +157,11 @@ def build(
     from flux_trt.runtime.progress import bars
 
     chosen = {name: options.pop(name) for name in NAMES}
+    asked = [options["precision"], *dict(stage_precisions).values()]
+    refuse_idle(asked, base, fp8_attention, calibration)
+    base = base or "bf16"
     if backend != "onnxruntime":
-        check_targets(backend, chosen, [options["precision"], *dict(stage_precisions).values()])
+        check_targets(backend, chosen, [(each, base if each in QUANTISED else None) for each in asked])
     fp8 = Fp8(base=base, attention=fp8_attention, calibration=calibration)
     options["stage_precisions"] = dict(stage_precisions)
     if dry_run:
@@ -193,7 +197,7 @@ def _look(checkpoint: str, out: Path, engines: bool, **options: Any) -> None:
     click.echo("nothing is wrong; nothing was written")
 
 
-@main.command(short_help="Find the ranges that fp8 needs.")
+@main.command(short_help="Find the ranges that fp8, int8 and nvfp4 need.")
 @click.argument("checkpoint")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="The calibration to write, JSON."
@@ -206,7 +210,7 @@ def calibrate(checkpoint: str, out: Path, jobs: Path | None, **options: Any) -> 
     A model that paints from pictures (Fill, Canny, Depth; Kontext where it shall follow some) gets them with
     --jobs.
 
-    `flux-export build --precision fp8 --calibration FILE` takes the result. The checkpoint is read block by
+    `flux-export build --precision fp8 --calibration FILE` takes the result, and so does int8. The checkpoint is read block by
     block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
     """
     _refuse_here(*TRACES)
@@ -376,6 +380,7 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
     """
     _refuse_here(*TRACES)
     from flux_trt.exporter.inspect import show_rows
+    from flux_trt.exporter.quantise.formats import RANGED
     from flux_trt.exporter.verify.verify import verify as verify_bundle
 
     rows = list(verify_bundle(bundle, **options))
@@ -385,7 +390,7 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
         show_rows(rows)
     if failed := [row for row in rows if not row.passed]:
         what = "build the bundle again, or report it with this table"
-        if failed[0].precision == "fp8":
+        if failed[0].precision in RANGED:
             what = (
                 "its calibration may be too small or of other prompts: make a larger one with flux-export "
                 "calibrate and build again, or report it with this table"

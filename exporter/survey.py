@@ -14,14 +14,16 @@ from typing import Any, Unpack
 from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.open import Beside
 from flux_trt.exporter.checkpoints.tensorfile import AnyTensor, Decoded
-from flux_trt.exporter.families.stage import Stage, roughly_quantised
+from flux_trt.exporter.families.stage import Stage
 from flux_trt.exporter.faults import Faults
 from flux_trt.exporter.folder import existing, refuse_full_disk
 from flux_trt.exporter.graphs.weights import bytes_to_write, linkable, linked_bytes
 from flux_trt.exporter.place import refuse_out
 from flux_trt.exporter.prepare import prepare
 from flux_trt.exporter.quantise.calibration import read
+from flux_trt.exporter.quantise.chosen import apart, roughly_quantised
 from flux_trt.exporter.quantise.e4m3 import Fp8
+from flux_trt.exporter.quantise.formats import RANGED
 from flux_trt.exporter.quantise.told import told
 from flux_trt.runtime.bundle.manifest import Precision, StageName, Task
 
@@ -137,14 +139,14 @@ def survey(
         found.parts = [_part(name, model.checkpoint.parts[name]) for name in used]
         found.tokenizers = {name: each.pad.most for name, each in prepared.tokenizers.items()}
         found.tasks = model.tasks([stage.name for stage in plan])
-        found.notes += prepared.notes
+        found.notes += [*prepared.notes, *(line for stage in prepared.plan if (line := apart(stage)))]
         if out is not None:
             _weights(found, plan, out, link)
     if out is not None:
         with faults.met():
             refuse_full_disk(found.written, existing(out))
         with faults.met():
-            if any(stage.precision == "fp8" for stage in found.stages):
+            if any(stage.precision in RANGED for stage in found.stages):
                 found.notes.append(_calibration(fp8, out, prepared.plan))
     found.faults = [str(fault) for fault in faults.found]
     return found
@@ -182,8 +184,10 @@ def _calibration(fp8: Fp8, out: Path, plan: Sequence[Stage]) -> str:
     if fp8.calibration is not None:
         seen = len(read(fp8.calibration).settings.prompts)
         return f"calibration: {fp8.calibration}, {seen} prompts; a build checks that it is of these weights"
-    quantised = [stage for stage in plan if stage.precision == "fp8"]
-    if not fp8.attention and all(told(stage, fp8.per_channel) for stage in quantised):
+    quantised = [stage for stage in plan if stage.precision in RANGED]
+    if not fp8.attention and all(
+        stage.precision == "fp8" and told(stage, fp8.per_channel) for stage in quantised
+    ):
         return "calibration: none is needed, the checkpoint itself tells the ranges"
     if beside.is_file():
         return f"calibration: {beside}, if it is of these weights"

@@ -9,7 +9,7 @@ from flux_trt.runtime.backends.protocols import Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.tasks.request import Request
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def job(
@@ -30,7 +30,7 @@ def job(
     manifest = bundle.manifest
     asked = Request.of(manifest, [""] * batch, size=size, steps=steps, guidance=guidance, batch=batch)
     built_from = manifest.provenance.checkpoint
-    precision = manifest.stages["denoiser"].precision if "denoiser" in manifest.stages else "fp32"
+    precision, base = manifest.stages["denoiser"].kind if "denoiser" in manifest.stages else ("fp32", None)
     return Job(
         bundle=str(bundle.root),
         checkpoint=checkpoint or (built_from if Path(built_from).is_dir() else None),
@@ -41,6 +41,6 @@ def job(
         guidance=asked.guidance,
         batch=batch,
         text_tokens=manifest.text.most if manifest.text else 0,
-        dtype=DTYPES[precision],
+        dtype=DTYPES[base or precision],
         threads=threads,
     )

@@ -42,7 +42,7 @@ def count(
     bundle, flavour = Bundle.open(root, check=False), FLAVOURS["tensorrt-rtx"]
     found = bundle.manifest
     chosen = list(found.stages) if stages is None else list(stages)
-    refuse_targets(flavour, [capability], [bundle.stage(name).precision for name in chosen])
+    refuse_targets(flavour, [capability], [bundle.stage(name).kind for name in chosen])
     version = flavour.version()
     for name in chosen:
         stage = bundle.stage(name)

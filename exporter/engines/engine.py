@@ -21,7 +21,7 @@ from pathlib import Path
 
 from flux_trt.exporter.engines import child
 from flux_trt.exporter.engines.builder import Job
-from flux_trt.exporter.engines.preflight import refuse_short, refuse_targets
+from flux_trt.exporter.engines.preflight import Kind, refuse_short, refuse_targets
 from flux_trt.exporter.engines.profile import Shapes, default_shapes, profiles
 from flux_trt.exporter.folder import digest, lock_of, remove
 from flux_trt.exporter.lock import alone
@@ -32,7 +32,7 @@ from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.engine import FOLDER, PLAN, RECORD, Engine, Recipe, graph_digest
 from flux_trt.runtime.bundle.flavour import FLAVOURS, Flavour, FlavourName
-from flux_trt.runtime.bundle.manifest import GlueName, Precision, StageName
+from flux_trt.runtime.bundle.manifest import GlueName, StageName
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.progress import Progress, silent
 
@@ -101,7 +101,7 @@ def build_engines(
     if options.rope == "plugin" and "denoiser" in chosen:
         _refuse_inlined(bundle.root / found.stages["denoiser"].graph)
     shapes = shapes or default_shapes(found)
-    capabilities = check_targets(options, [found.graph(name).precision for name in wanted])
+    capabilities = check_targets(options, [found.graph(name).kind for name in wanted])
     recipes = [
         Recipe(
             stage=name,
@@ -183,7 +183,7 @@ def _refuse_inlined(graph: Path) -> None:
         )
 
 
-def check_targets(options: Options, precisions: Sequence[Precision]) -> tuple[str, ...]:
+def check_targets(options: Options, kinds: Sequence[Kind]) -> tuple[str, ...]:
     """The compute capabilities to build for, once it is known that they can be built for.
 
     Raises:
@@ -193,7 +193,7 @@ def check_targets(options: Options, precisions: Sequence[Precision]) -> tuple[st
     flavour, present = FLAVOURS[options.flavour], present_capabilities()
     flavour.version()
     capabilities = options.capabilities or present
-    refuse_targets(flavour, capabilities, precisions)
+    refuse_targets(flavour, capabilities, kinds)
     if not flavour.cross_builds and capabilities != present:
         here = f"sm {present[0]}" if present else "no GPU"
         raise BuildError(

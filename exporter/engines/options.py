@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from flux_trt.runtime.bundle.flavour import FlavourName
-from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.options import ENGINES, Size
 
 if TYPE_CHECKING:
@@ -129,14 +128,14 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def check_targets(backend: FlavourName, chosen: dict[str, Any], precisions: list[Precision]) -> None:
+def check_targets(backend: FlavourName, chosen: dict[str, Any], kinds: list[Kind]) -> None:
     """Refuse what cannot be built for, before any work."""
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import check_targets as check
 
     others = ("sizes", "max_batch", "max_references", "max_text", "no_wide", "no_pairs", "into")
     options = {name: value for name, value in chosen.items() if name not in others}
-    check(Options(flavour=backend, **options), precisions)
+    check(Options(flavour=backend, **options), kinds)
 
 
 def build_engines(

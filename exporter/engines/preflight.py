@@ -13,10 +13,16 @@ from flux_trt.runtime.bundle.flavour import Flavour
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.errors import BuildError
 
+Kind = tuple[Precision, Precision | None]
+"""A stage's precision, and its base where it is quantised."""
 LEAST: dict[Precision, tuple[float, str]] = {
     "bf16": (8.0, "--precision fp16"),
-    "fp8": (8.9, "--precision bf16 or fp16"),
+    "fp8": (8.9, "--precision bf16, fp16, or int8"),
+    "w4a16": (8.0, "--precision w8a16 --base fp16"),
+    "nvfp4": (10.0, "--precision fp8, int8 or w4a16"),
 }
+LEAST_BASE: dict[Precision, tuple[float, str]] = {"bf16": (8.0, "--base fp16")}
+"""The compute capability that has a type, and what to take on an older one."""
 PLAN = 1.05
 """Bytes of a plan for each byte of weights."""
 MEMORY = 2.0
@@ -43,13 +49,13 @@ class Estimate:
         return cls(PLAN * weights, MEMORY_BASE + MEMORY * weights, SECONDS_BASE + SECONDS * weights)
 
 
-def refuse_targets(flavour: Flavour, capabilities: Sequence[str], precisions: Sequence[Precision]) -> None:
+def refuse_targets(flavour: Flavour, capabilities: Sequence[str], kinds: Sequence[Kind]) -> None:
     """Check the targets against the flavour and the precisions.
 
     Args:
         flavour: of the engines.
         capabilities: such as ["8.9"].
-        precisions: of the stages.
+        kinds: of the stages.
 
     Raises:
         BuildError: a target that the flavour does not build for, or that lacks a precision.
@@ -63,10 +69,15 @@ def refuse_targets(flavour: Flavour, capabilities: Sequence[str], precisions: Se
                 f"it builds for {', '.join(flavour.capabilities)}"
                 + ("; use --backend tensorrt on such a GPU" if flavour.cross_builds else "")
             )
-        for precision in precisions:
+        for precision, base in kinds:
             least, way_out = LEAST.get(precision, (0.0, ""))
             if float(sm) < least:
                 raise BuildError(f"{precision} needs sm {least} or newer, not {sm}; use {way_out}")
+            least, way_out = LEAST_BASE.get(base, (0.0, "")) if base else (0.0, "")
+            if float(sm) < least:
+                raise BuildError(
+                    f"{precision} with {base} around it needs sm {least} or newer, not {sm}; use {way_out}"
+                )
 
 
 def refuse_short(recipes: Sequence[tuple[Recipe, int]], folder: Path) -> None:
@@ -99,7 +110,8 @@ def refuse_short(recipes: Sequence[tuple[Recipe, int]], folder: Path) -> None:
 def smaller(precision: Precision) -> str:
     """What needs less memory than a stage in this precision."""
     more = "a machine with more memory"
-    return more if precision == "fp8" else f"--precision fp8, or {more}"
+    small = {"fp8": "w4a16", "int8": "w4a16", "w8a16": "w4a16", "w4a16": None, "nvfp4": None}.get(precision, "fp8")
+    return f"--precision {small}, or {more}" if small else more
 
 
 def available_memory() -> int | None:

@@ -13,7 +13,7 @@ from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import Key
 from flux_trt.exporter.checkpoints.tokenizer import Chat, Padding
 from flux_trt.exporter.families.language import Language
-from flux_trt.exporter.families.stage import Stage, Varying, f32
+from flux_trt.exporter.families.stage import OF_TEXTS, Stage, Varying, f32
 from flux_trt.exporter.families.tower import Tower, TowerParams, tower_params
 from flux_trt.runtime.bundle.manifest import Tensor
 from flux_trt.runtime.errors import CheckpointError
@@ -100,7 +100,7 @@ def text_stage(part: Part, language: Language) -> Stage:
         # What a tapped layer writes goes to the transformer as it is, so it is not rounded to fp8.
         fp8_layers=tuple(f"layers.{i}." for i in range(p.layers) if i not in tapped),
         in_fp8=True,
-        safer={"fp16": "fp32"},
+        safer=OF_TEXTS,
         refuses={"fp16": FP16},
     )
 

@@ -13,7 +13,7 @@ from flux_trt.exporter.families.fit import check, check_whole
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.stage import Stage, skeleton, unbuildable
 from flux_trt.exporter.faults import Faults
-from flux_trt.runtime.bundle.manifest import Precision, StageName
+from flux_trt.runtime.bundle.manifest import QUANTISED, Precision, StageName
 from flux_trt.runtime.errors import BuildError, CheckpointError
 
 
@@ -32,7 +32,7 @@ def make_stages(
         precision: of the bundle.
         wanted: names of stages; None: all.
         chosen: another precision for single stages.
-        base: with fp8, the precision of all that is not quantised.
+        base: with fp8 and its like, the precision of all that is not quantised.
         faults: where they are collected, and stages with one left out; None: the first is raised.
 
     Raises:
@@ -110,18 +110,20 @@ def in_precision(
 ) -> Stage:
     """The stage in the precision that it has in a bundle asked for in `precision`.
 
-    A stage that loses too much in a precision has a safer one unless `chosen` says otherwise. Of an fp8
-    bundle the stages that are made for it are quantised, and all else is as in a bundle of the base
+    A stage that loses too much in a precision has a safer one unless `chosen` says otherwise. Of a
+    quantised bundle the stages that are made for it are quantised, and all else is as in a bundle of the base
     precision.
 
     Raises:
-        BuildError: a precision that the stage refuses, or fp8 where nothing is to be quantised.
+        BuildError: a precision that the stage refuses, or a quantised one where nothing is to be quantised.
     """
-    whole = precision if precision != "fp8" or stage.in_fp8 else base
+    whole = precision if precision not in QUANTISED or stage.in_fp8 else base
     found = chosen.get(stage.name, stage.safer.get(whole, whole))
     safer = stage.safer.get(base, base)
     if found in stage.refuses:
         raise BuildError(stage.refuses[found])
-    if found == "fp8" and not stage.fp8_layers:
-        raise BuildError(f"{stage.name} has no fp8; nothing in it is quantised: use {stage.name}={safer}")
-    return replace(stage, precision=found, base=safer if found == "fp8" else None).typed()
+    if found in QUANTISED and not stage.fp8_layers:
+        raise BuildError(
+            f"{stage.name} has no {found}; nothing in it is quantised: use {stage.name}={safer}"
+        )
+    return replace(stage, precision=found, base=safer if found in QUANTISED else None).typed()

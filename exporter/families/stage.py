@@ -15,6 +15,14 @@ from flux_trt.exporter.checkpoints.recipe import Recipe, Tensors
 from flux_trt.runtime.bundle.manifest import Precision, Runs, StageName, Tensor
 from flux_trt.runtime.bundle.record import Dtype
 
+OF_TEXTS: Mapping[Precision, Precision] = {
+    "fp16": "fp32",
+    "int8": "w8a16",
+    "w4a16": "w8a16",
+    "nvfp4": "fp8",
+}
+"""Precision of a bundle -> what its large text encoder has instead: the inputs of its layers have outliers that
+no static scale of INT8 holds, and a prompt that is rounded to 4 bits cannot be mended by any step."""
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,8 +45,10 @@ class Varying:
 class Quantisation:
     """What of a stage is quantised, and the largest value that each tensor is expected to have."""
 
-    inputs: Mapping[str, float]
-    """Linear layer -> of its input. Its weight, `<layer>.weight`, is quantised too."""
+    layers: Mapping[str, Precision]
+    """Linear layer -> the format of its weight, `<layer>.weight`, and of its input."""
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    """Linear layer -> of its input, where the format rounds that."""
     attention: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """Block -> of q, k and v, in the order of the graph's Attention nodes; empty: not quantised."""
     per_channel: bool = True
@@ -46,7 +56,7 @@ class Quantisation:
     @property
     def weights(self) -> frozenset[str]:
         """The quantised parameters."""
-        return frozenset(f"{layer}.weight" for layer in self.inputs)
+        return frozenset(f"{layer}.weight" for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +80,9 @@ class Stage:
     blocks: tuple[str, ...] = ()
     """Lists of blocks, which may be loaded one at a time."""
     fp8_layers: tuple[str, ...] = ()
-    """How the names of the linear layers begin that fp8 quantises; empty: it has no fp8."""
+    """How the names of the linear layers begin that fp8 and its like quantise; empty: nothing is quantised."""
     in_fp8: bool = False
-    """Whether an fp8 bundle has it in fp8 without being asked for it by name."""
+    """Whether a quantised bundle has it quantised without being asked for it by name."""
     fp8_attention: bool = False
     """Whether its attention may be quantised too."""
     safer: Mapping[Precision, Precision] = field(default_factory=dict)
@@ -81,9 +91,9 @@ class Stage:
     """Precision -> why the stage cannot have it, and what to take."""
     precision: Precision = "fp32"
     base: Precision | None = None
-    """Of fp8: the precision of all that is not quantised."""
+    """Where it is quantised: the precision of all that is not."""
     quantisation: Quantisation | None = None
-    """Of fp8: what is quantised; known when a calibration is."""
+    """What is quantised; known when a calibration is, if that is needed."""
     shares: StageName | None = None
     """The stage whose weights it uses, which is built before it."""
     inline: bool = False
@@ -140,16 +150,9 @@ def parameters(stage: Stage, module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def large_layers(stage: Stage) -> list[str]:
-    """The linear layers of a stage that fp8 quantises, in the module's order."""
+    """The linear layers of a stage that are quantised, in the module's order."""
     linears = (name for name, module in skeleton(stage).named_modules() if isinstance(module, nn.Linear))
     return [name for name in linears if name.startswith(stage.fp8_layers)]
-
-
-def roughly_quantised(stage: Stage) -> Stage:
-    """The stage with the sizes that fp8 gives it, while its ranges are not known yet."""
-    if stage.precision != "fp8":
-        return stage
-    return replace(stage, quantisation=Quantisation(inputs=dict.fromkeys(large_layers(stage), 1.0)))
 
 
 def f32(name: str, *dims: int | str) -> Tensor:

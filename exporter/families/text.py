@@ -17,7 +17,7 @@ from flux_trt.exporter.checkpoints.checkpoint import Part
 from flux_trt.exporter.checkpoints.recipe import Key, Recipe
 from flux_trt.exporter.families.lora_oracle import MERGED, with_loras
 from flux_trt.exporter.families.oracle import BATCH, TEXT, Case, Values, filled, opened
-from flux_trt.exporter.families.stage import Stage, Varying, f32
+from flux_trt.exporter.families.stage import OF_TEXTS, Stage, Varying, f32
 from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.errors import CheckpointError
 
@@ -170,7 +170,7 @@ def t5_stage(part: Part) -> Stage:
         blocks=("encoder.block",),
         fp8_layers=("encoder.block.",),
         in_fp8=True,
-        safer={"fp16": "fp32"},
+        safer=OF_TEXTS,
         refuses={"fp16": "T5 overflows in fp16 and its text turns into nan; use t5=bf16 or t5=fp32"},
     )
 

@@ -3,7 +3,7 @@
 A parameter that the checkpoint already holds in the right dtype is used where it lies, by a hard link of
 the checkpoint's file into the bundle (onnxruntime refuses a symlink that leaves the bundle). All others are
 made by their recipes, one tensor at a time, in a safetensors file of the stage's own; what is quantised lies
-there as F8_E4M3, `<name>`, with its scale, `<name>_scale`.
+there as codes, `<name>`, with their scale, `<name>_scale`, and what that may be scaled by, `<name>_scale_2`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from flux_trt.exporter.checkpoints.recipe import Key
 from flux_trt.exporter.checkpoints.tensorfile import TensorInfo, Writer, read_header
 from flux_trt.exporter.families.stage import Stage, parameters, skeleton
-from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE, quantize_weight
+from flux_trt.exporter.quantise.format import SCALE, Shape, Weights
+from flux_trt.exporter.quantise.formats import FORMATS
 from flux_trt.exporter.quantise.kept import kept
 from flux_trt.runtime.bundle.manifest import File
 from flux_trt.runtime.errors import BuildError
@@ -114,19 +115,32 @@ def _quantised(stage: Stage) -> frozenset[str]:
 
 
 def _entries(stage: Stage, names: Iterable[str]) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-    """The tensors of `<stage>.safetensors` in their order: plain ones, E4M3 weights, then these' scales.
+    """The tensors of `<stage>.safetensors` in their order: plain ones, then codes, each with what scales its
+    blocks behind it, then the scales that are small.
 
-    So each begins at a multiple of its element's size, and the scales are known when their turn comes.
+    So each begins at a multiple of its element's size, and only small ones wait for their turn.
     """
-    plan, plain, small, scales = stage.quantisation, [], [], []
+    plain, codes, small = [], [], []
     for name in names:
         shape = stage.recipes[name].shape(stage.tensors)
-        if plan is None or name not in plan.weights:
+        if name not in _quantised(stage):
             plain.append((name, stage.dtype, shape))
-        else:
-            small.append((name, E4M3, shape))
-            scales.append((name + SCALE, stage.dtype, shape[:1] if plan.per_channel else ()))
-    return plain + small + scales
+            continue
+        for suffix, (dtype, part) in _parts(stage, name, shape).items():
+            (codes if len(part) == len(shape) else small).append((name + suffix, dtype, part))
+    return plain + codes + small
+
+
+def _format(stage: Stage, name: str) -> Weights:
+    """How a quantised weight is kept."""
+    assert stage.quantisation is not None
+    return FORMATS[stage.quantisation.layers[name.removesuffix(".weight")]].weights
+
+
+def _parts(stage: Stage, name: str, shape: Shape) -> Mapping[str, tuple[torch.dtype, Shape]]:
+    """What a quantised weight becomes, by what is added to its name."""
+    assert stage.quantisation is not None
+    return _format(stage, name).parts(shape, stage.dtype, stage.quantisation.per_channel)
 
 
 def bytes_to_write(stage: Stage, links: Links) -> int:
@@ -160,7 +174,12 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: 
         CheckpointError: a checkpoint file ends early.
     """
     made, placed = [], {}
-    scales = {name + SCALE for name in _quantised(stage)}
+    scales = {
+        name + suffix
+        for name in _quantised(stage)
+        for suffix in _parts(stage, name, stage.recipes[name].shape(stage.tensors))
+        if suffix
+    }
     for name, value in model.graph.initializers.items():
         if value.const_value is not None or name in scales:
             continue
@@ -185,12 +204,13 @@ def attach(model: ir.Model, stage: Stage, folder: Path, links: Links, progress: 
     for name, (info, inside) in placed.items():
         value = model.graph.initializers[name]
         assert value.dtype is not None
+        assert value.shape is not None
         value.const_value = ir.ExternalTensor(
             inside,
             info.offset,
             info.nbytes,
             value.dtype,
-            shape=ir.Shape(info.shape),
+            shape=value.shape,
             name=name,
             base_dir=folder,
         )
@@ -222,19 +242,22 @@ def broken(names: Sequence[str]) -> str:
 
 def _write(writer: Writer, stage: Stage, progress: Progress) -> None:
     """Make every announced tensor and write it, one at a time."""
-    scales: dict[str, torch.Tensor] = {}
+    made: dict[str, torch.Tensor] = {}
     for name, info in writer.entries.items():
-        if name in scales:
-            writer.write(name, scales[name])
-            continue
-        tensor = stage.recipes[name].load(stage.tensors)
-        tensor = tensor.float() if info.dtype == E4M3 else tensor.to(info.dtype)
-        if not _finite(tensor):
-            raise BuildError(_not_finite(stage, name))
-        if info.dtype == E4M3:
-            assert stage.quantisation is not None
-            how = stage.dtype, stage.quantisation.per_channel
-            had = kept(stage.recipes[name], stage.tensors, *how)
-            tensor, scales[name + SCALE] = had or quantize_weight(tensor, *how)
-        writer.write(name, tensor)
+        if name not in made:
+            tensor, small = stage.recipes[name].load(stage.tensors), name in _quantised(stage)
+            tensor = tensor.float() if small else tensor.to(info.dtype)
+            if not _finite(tensor):
+                raise BuildError(_not_finite(stage, name))
+            made |= _encoded(stage, name, tensor) if small else {name: tensor}
+        writer.write(name, made.pop(name))
         progress(stage.name, writer.nbytes, writer.total)
+
+
+def _encoded(stage: Stage, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a quantised weight becomes, by the names in the file."""
+    assert stage.quantisation is not None
+    how, weights = (stage.dtype, stage.quantisation.per_channel), _format(stage, name)
+    had = kept(stage.recipes[name], stage.tensors, *how) if weights.kind == FORMATS["fp8"].weights.kind else None
+    parts = {"": had[0], SCALE: had[1]} if had else weights.encode(weight, *how)
+    return {name + suffix: part for suffix, part in parts.items()}

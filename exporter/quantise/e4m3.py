@@ -12,48 +12,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from flux_trt.exporter.quantise import scaled
+from flux_trt.exporter.quantise.scaled import Scaled
 from flux_trt.runtime.bundle.manifest import Precision
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
-SCALE = "_scale"
-"""Added to a weight's name: the name of its scale."""
-
 Statistic = Literal["amax", "p99_9", "p99_99", "p99_999"]
-BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fp8:
-    """How a bundle is to be quantised, where its precision is fp8."""
+    """How a bundle is to be quantised, where its precision is fp8 or one like it."""
 
     base: Precision = "bf16"
     """The type of all that is not quantised: bf16, fp16 or fp32."""
     attention: bool = False
-    """Also the queries, keys and values of the denoiser's attention."""
+    """Also the queries, keys and values of the denoiser's attention, in E4M3."""
     calibration: Path | None = None
     """A file of `flux-export calibrate`; None: the bundle calibrates by itself."""
     per_channel: bool = True
     """A weight has a scale for each output channel; False: one."""
     statistic: Statistic = "amax"
-    """What of an activation fits into E4M3; what is larger saturates."""
+    """What of an activation fits into the codes; what is larger saturates."""
 
 
 def scale_of(amax: Tensor, dtype: torch.dtype) -> Tensor:
-    """The smallest scale in `dtype` that brings amax into E4M3: float32 of any shape -> the same shape.
-
-    A tensor of zeros has the scale 1. In float16 the scale is at most 65504 / 448, so that no value becomes
-    inf when it is scaled back.
-    """
-    exact = amax.float() / LARGEST
-    scale = exact.to(dtype)
-    up = (scale.view(BITS[dtype]) + 1).view(dtype)  # the next larger, for what is not negative
-    scale = torch.where(scale.float() < exact, up, scale)
-    scale = torch.where(amax == 0, torch.ones_like(scale), scale)
-    return scale.clamp(max=torch.finfo(dtype).max / LARGEST)
+    """The smallest scale in `dtype` that brings amax into E4M3."""
+    return scaled.scale_of(amax, dtype, LARGEST)
 
 
 def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
@@ -61,13 +51,11 @@ def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
     return (x.float() / scale.float()).clamp_(-LARGEST, LARGEST).to(E4M3)
 
 
-def rounded(x: Tensor, scale: Tensor) -> Tensor:
-    """x as QuantizeLinear and DequantizeLinear leave it, in x's dtype."""
-    return to_e4m3(x, scale).to(x.dtype) * scale.to(x.dtype)
+SCALED = Scaled(ir.DataType.FLOAT8E4M3FN, E4M3, LARGEST, to_e4m3, "e4m3")
+rounded = SCALED.rounded
 
 
 def quantize_weight(weight: Tensor, dtype: torch.dtype, per_channel: bool) -> tuple[Tensor, Tensor]:
     """A linear layer's weight [out, in] -> E4M3 [out, in], and its scale in `dtype`: [out], or []."""
-    low, high = weight.aminmax(dim=1) if per_channel else weight.aminmax()  # abs() would copy the weight
-    scale = scale_of(torch.maximum(-low, high), dtype)
-    return to_e4m3(weight, scale[:, None] if per_channel else scale), scale
+    codes, scale = SCALED.encode(weight, dtype, per_channel).values()
+    return codes, scale

@@ -1,13 +1,14 @@
-"""The command line's words for fp8, of `build` and of `calibrate`."""
+"""The command line's words for fp8 and its like, of `build` and of `calibrate`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from flux_trt.runtime.bundle.manifest import QUANTISED, Precision
 from flux_trt.runtime.options import Size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -16,15 +17,15 @@ _FP8 = (
     click.option(
         "--base",
         type=click.Choice(["bf16", "fp16", "fp32"]),
-        default="bf16",
-        show_default=True,
-        help="With fp8: the precision of all that is not quantised.",
+        help="Where linear layers are quantised (fp8, int8, w8a16, w4a16, nvfp4): the precision of all else.  "
+        "[default: bf16]",
     ),
-    click.option("--fp8-attention", is_flag=True, help="With fp8: queries, keys and values too."),
+    click.option("--fp8-attention", is_flag=True, help="With fp8 or nvfp4: queries, keys and values in fp8, too."),
     click.option(
         "--calibration",
         type=click.Path(path_type=Path),
-        help="With fp8: a file of flux-export calibrate.  [default: calibrate, and keep it beside --out]",
+        help="With fp8, int8 or nvfp4: a file of flux-export calibrate, the same for each.  [default: calibrate, "
+        "and keep it beside --out]",
     ),
 )
 _CALIBRATION = (
@@ -55,6 +56,27 @@ _CALIBRATION = (
 def fp8_options(command: Command) -> Command:
     """How `build` quantises."""
     return _with(command, _FP8)
+
+
+def refuse_idle(
+    precisions: Collection[Precision], base: Precision | None, attention: bool, calibration: Path | None
+) -> None:
+    """Refuse options that say something of a precision that is not asked for.
+
+    Args:
+        precisions: of the bundle and of single stages.
+        base, attention, calibration: as given; None and False: not given.
+
+    Raises:
+        click.UsageError: naming the option.
+    """
+    for option, given, of in (
+        ("--base", base is not None, QUANTISED),
+        ("--calibration", calibration is not None, ("fp8", "int8", "nvfp4")),
+        ("--fp8-attention", attention, ("fp8", "nvfp4")),
+    ):
+        if given and not set(of) & set(precisions):
+            raise click.UsageError(f"{option} goes with --precision {', '.join(of[:-1])} or {of[-1]}.")
 
 
 def calibration_options(command: Command) -> Command:

@@ -1,4 +1,4 @@
-"""The ranges of an FP8 build: read from a calibration, or calibrated now, and given to the stages."""
+"""The ranges of a quantised build: read from a calibration, or calibrated now, and given to the stages."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ import torch
 from flux_trt.exporter.checkpoints.open import Beside, open_checkpoint
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.recognise import recognise
-from flux_trt.exporter.families.stage import Quantisation, Stage, large_layers
+from flux_trt.exporter.families.stage import Quantisation, Stage
 from flux_trt.exporter.folder import digests
 from flux_trt.exporter.quantise.calibrate import Painting, calibrate, from_text, settings_of, usual
 from flux_trt.exporter.quantise.calibration import ATTENTION, HEADS, Calibration, digest_of, read
+from flux_trt.exporter.quantise.chosen import apart, formats_of
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.enough import warning
+from flux_trt.exporter.quantise.formats import RANGED
 from flux_trt.exporter.quantise.told import told
-from flux_trt.runtime.bundle.manifest import File
+from flux_trt.runtime.bundle.manifest import QUANTISED, File, Precision
 from flux_trt.runtime.errors import BuildError
 from flux_trt.runtime.lines import lines
 from flux_trt.runtime.progress import Progress, silent
+
+ATTENTIVE: tuple[Precision, ...] = ("fp8", "nvfp4")
+"""The precisions that attention in fp8 goes with: GPUs that have them have FP8, too."""
 
 
 def with_ranges(
@@ -34,7 +39,7 @@ def with_ranges(
     tell: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
 ) -> list[Stage]:
-    """The stages, those in fp8 with their quantisation.
+    """The stages, those that are quantised with their quantisation.
 
     Args:
         plan: all stages.
@@ -46,15 +51,25 @@ def with_ranges(
         progress: told (what, done, total).
 
     Raises:
-        BuildError: a calibration that is not one, or of other weights.
+        BuildError: a calibration that is not one, or of other weights; attention in fp8 of what has none.
         CheckpointError: nothing to calibrate with.
     """
+    for stage in plan:
+        if fp8.attention and stage.fp8_attention and stage.precision in set(QUANTISED) - set(ATTENTIVE):
+            raise BuildError(
+                f"{stage.name} is in {stage.precision}, and attention in fp8 goes with {' or '.join(ATTENTIVE)}; "
+                "leave --fp8-attention out"
+            )
     plan = [_by_itself(stage, fp8) for stage in plan]
     for stage in plan:
         if stage.quantisation is not None:
             layers = len(stage.quantisation.inputs)
             tell(f"{stage.name}: the checkpoint itself tells the ranges of {layers} layers")
-    quantised = [stage for stage in plan if stage.precision == "fp8" and stage.quantisation is None]
+    plan = [_by_weights(stage, fp8) for stage in plan]
+    for stage in plan:
+        if line := apart(stage):
+            tell(line)
+    quantised = [stage for stage in plan if stage.precision in RANGED and stage.quantisation is None]
     if not quantised:
         return plan
     weights = identity(model, sources, progress)
@@ -88,6 +103,15 @@ def _by_itself(stage: Stage, fp8: Fp8) -> Stage:
     if stage.precision != "fp8" or fp8.calibration is not None or (fp8.attention and stage.fp8_attention):
         return stage
     return replace(stage, quantisation=told(stage, fp8.per_channel))
+
+
+def _by_weights(stage: Stage, fp8: Fp8) -> Stage:
+    """The stage with its quantisation, where that is of weights alone and needs no ranges."""
+    if stage.precision not in QUANTISED or stage.precision in RANGED:
+        return stage
+    return replace(
+        stage, quantisation=Quantisation(layers=formats_of(stage), per_channel=fp8.per_channel)
+    )
 
 
 def calibrate_checkpoint(
@@ -164,14 +188,16 @@ def quantisation(stage: Stage, found: Calibration, fp8: Fp8) -> Quantisation:
     Raises:
         BuildError: the calibration lacks a layer.
     """
-    inputs = found.sizes(stage.name, large_layers(stage), fp8.statistic)
+    layers = formats_of(stage)
+    ranged = [layer for layer, precision in layers.items() if precision in RANGED]
+    inputs = found.sizes(stage.name, ranged, fp8.statistic)
     attention: dict[str, tuple[float, float, float]] = {}
     if fp8.attention and stage.fp8_attention:
-        for block in dict.fromkeys(".".join(layer.split(".")[:2]) for layer in inputs):
+        for block in dict.fromkeys(".".join(layer.split(".")[:2]) for layer in layers):
             names = [f"{block}.{ATTENTION}.{head}" for head in HEADS]
             q, k, v = found.sizes(stage.name, names, fp8.statistic).values()
             attention[block] = q, k, v
-    return Quantisation(inputs=inputs, attention=attention, per_channel=fp8.per_channel)
+    return Quantisation(layers=layers, inputs=inputs, attention=attention, per_channel=fp8.per_channel)
 
 
 def identity(

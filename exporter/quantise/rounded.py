@@ -1,4 +1,4 @@
-"""Torch modules that round as their FP8 graphs do: what is E4M3 in the graph takes its values here too."""
+"""Torch modules that round as their graphs do: what is quantised in the graph takes its values here too."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flux_trt.exporter.quantise.e4m3 import LARGEST, rounded
-from flux_trt.exporter.quantise.quantize import input_scales
+from flux_trt.exporter.quantise.format import Inputs
+from flux_trt.exporter.quantise.formats import ROUNDED
+from flux_trt.exporter.quantise.quantize import rounded_inputs
 
 
 def round_inputs(module: nn.Module, model: ir.Model) -> None:
     """Round the inputs of the linear layers that the graph quantises, with the graph's scales."""
-    for weight, scale in input_scales(model).items():
-        module.get_submodule(weight.removesuffix(".weight")).register_forward_pre_hook(_rounding(scale))
+    for weight, (kind, scale) in rounded_inputs(model).items():
+        layer = module.get_submodule(weight.removesuffix(".weight"))
+        layer.register_forward_pre_hook(_rounding(ROUNDED[kind], scale))
 
 
-def _rounding(scale: float) -> Any:
+def _rounding(inputs: Inputs, scale: float) -> Any:
     def hook(layer: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x, *rest = args
-        return rounded(x.to(layer.weight.dtype), torch.tensor(scale)), *rest
+        return inputs.rounded(x.to(layer.weight.dtype), torch.tensor(scale)), *rest
 
     return hook
 

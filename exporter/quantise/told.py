@@ -22,4 +22,6 @@ def told(stage: Stage, per_channel: bool) -> Quantisation | None:
             return None
         if coded:
             inputs[layer] = LARGEST * max(scales)
-    return Quantisation(inputs=inputs, per_channel=per_channel) if inputs else None
+    if not inputs:
+        return None
+    return Quantisation(layers=dict.fromkeys(inputs, "fp8"), inputs=inputs, per_channel=per_channel)

@@ -22,12 +22,20 @@ from flux_trt.exporter.families.branches import branched
 from flux_trt.exporter.families.model import Model
 from flux_trt.exporter.families.plan import make_stages
 from flux_trt.exporter.families.stage import skeleton
-from flux_trt.exporter.quantise.e4m3 import E4M3, SCALE
+from flux_trt.exporter.quantise.format import SCALE, SCALE_2
+from flux_trt.exporter.quantise.formats import STORED
 from flux_trt.exporter.quantise.quantize import attention_scales
 from flux_trt.exporter.quantise.rounded import round_inputs, rounding_attention
 from flux_trt.runtime.backends import protocols
 from flux_trt.runtime.bundle.manifest import Adapters, Stage
 from flux_trt.runtime.errors import BackendError
+
+CODES = {
+    ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.INT4: torch.uint8,
+    ir.DataType.FLOAT4E2M1: torch.uint8,
+}
 
 
 @dataclass(frozen=True)
@@ -150,18 +158,18 @@ class Eager:
         if takes and plain != name:
             traced = branched(traced, [each for each in takes.branches if each.stage == plain])
         module, graph = skeleton(traced), ir.load(path)
-        weights = {
-            parameter: _read(value.const_value, traced.dtype)
-            for parameter, value in graph.graph.initializers.items()
+        stored = {
+            name: value.const_value
+            for name, value in graph.graph.initializers.items()
             if isinstance(value.const_value, ir.ExternalTensor)
         }
-        for parameter, tensor in weights.items():
-            if tensor.dtype == E4M3:
-                scale = weights[parameter + SCALE].unsqueeze(-1)  # [out, 1], or [1]
-                tensor = tensor.to(traced.dtype) * scale
-            if parameter.removesuffix(SCALE) == parameter or parameter.removesuffix(SCALE) not in weights:
-                holder, _, attribute = parameter.rpartition(".")
-                setattr(module.get_submodule(holder), attribute, nn.Parameter(tensor, requires_grad=False))
+        parts = {name + suffix for name in stored for suffix in (SCALE, SCALE_2)}
+        for parameter, tensor in stored.items():
+            if parameter in parts:
+                continue
+            weight = _weight(stored, parameter, tensor, traced.dtype)
+            holder, _, attribute = parameter.rpartition(".")
+            setattr(module.get_submodule(holder), attribute, nn.Parameter(weight, requires_grad=False))
         round_inputs(module, graph)
         for owner in module.modules():
             for unused in [
@@ -179,8 +187,19 @@ def _tensor(value: protocols.Buffer | npt.NDArray[Any]) -> torch.Tensor:
     return value.tensor if isinstance(value, EagerBuffer) else torch.from_numpy(np.array(value))
 
 
+def _weight(
+    stored: Mapping[str, ir.ExternalTensor], name: str, tensor: ir.ExternalTensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """A parameter in the stage's dtype, as the graph makes it of what is stored."""
+    if tensor.dtype not in STORED:
+        return _read(tensor, dtype)
+    there = {suffix: stored[name + suffix] for suffix in ("", SCALE, SCALE_2) if name + suffix in stored}
+    return STORED[tensor.dtype].decode({suffix: _read(each, dtype) for suffix, each in there.items()}, dtype)
+
+
 def _read(tensor: ir.ExternalTensor, dtype: torch.dtype) -> torch.Tensor:
-    """The bytes that an initializer points at: E4M3, or in the stage's dtype."""
-    kind = E4M3 if tensor.dtype == ir.DataType.FLOAT8E4M3FN else dtype
-    shape = tuple(tensor.shape.numpy())
+    """The bytes that an initializer points at: codes, packed where they have four bits, or of the stage's dtype."""
+    kind, shape = CODES.get(tensor.dtype, dtype), tuple(tensor.shape.numpy())
+    if kind == torch.uint8:
+        shape = *shape[:-1], shape[-1] // 2
     return TensorInfo(Path(tensor.path), kind, shape, tensor.offset or 0, tensor.length or 0).read()

@@ -23,7 +23,10 @@ from flux_trt.runtime.bundle.manifest import Precision, Stage, StageName, Tensor
 from flux_trt.runtime.errors import BackendError, CheckpointError
 
 # Rounding once costs 2^-24, 2^-11, 2^-8 and 2^-4; a network of some hundred layers loses a few bits more.
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1}
+TOLERANCE: dict[Precision, float] = {
+    **{"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "fp8": 3e-1},
+    **{"int8": 3e-1, "w8a16": 1e-1, "w4a16": 6e-1, "nvfp4": 6e-1},
+}
 PIXEL = 1 / 255
 
 Arrays = dict[str, np.ndarray]

@@ -34,7 +34,7 @@ if _wrong := misfit("onnxruntime", "onnxruntime-gpu"):
     raise BackendError(_wrong)
 
 PLAIN_QDQ = {"session.disable_quant_qdq": "1"}
-"""Q/DQ pairs are carried out as they stand, and constant ones once, at loading.
+"""Of fp8: Q/DQ pairs are carried out as they stand, and constant ones once, at loading.
 
 Left on, onnxruntime before 1.32 fuses pairs of E4M3 on the CPU into its kernels for 8-bit integers and then
 cannot load the graph; 1.32 dequantises every weight anew in every run. Its fusions are for the CPU provider
@@ -241,7 +241,7 @@ class OnnxRuntime:
         entries = {"session.force_spinning_stop": "1"}
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.gpu is None:
-            entries |= PLAIN_QDQ
+            entries |= PLAIN_QDQ if stage.precision == "fp8" else {}
             options.intra_op_num_threads = self._threads or 0
         else:
             providers.insert(0, ("CUDAExecutionProvider", {"user_compute_stream": str(self.gpu.stream)}))

@@ -29,6 +29,7 @@ from flux_trt.runtime.bundle.rules import (
 from flux_trt.runtime.errors import BundleError
 
 __all__ = [
+    "QUANTISED",
     "Adapters",
     "Branch",
     "Defaults",
@@ -65,7 +66,9 @@ NAME = "bundle.json"
 
 GlueName = Literal["cfg", "mix", "edit", "paste", "ab2"]
 Task = Literal["generate", "image", "inpaint", "edit", "reference", "fill", "control"]
-Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "w8a16", "w4a16", "nvfp4"]
+QUANTISED: tuple[Precision, ...] = ("fp8", "int8", "w8a16", "w4a16", "nvfp4")
+"""Those in which large linear layers are quantised and all else has a precision of its own, the base."""
 Runs = Literal["prompt", "schedule", "picture", "reference", "step"]
 """Once for each prompt, for all steps of a batch, for a batch, for a given picture, or for each step."""
 GLUE: tuple[GlueName, ...] = get_args(GlueName)
@@ -77,11 +80,16 @@ class Stage(Record):
     graph: BundlePath
     weights: list[BundlePath]
     precision: Precision
-    base: Precision | None = Field(default=None, description="of fp8: the type of all that is not quantised")
+    base: Precision | None = Field(default=None, description="of QUANTISED: the type of all that is not quantised")
     inputs: list[Tensor]
     outputs: list[Tensor]
     runs: Runs | None = Field(default=None, description="null for glue, which runs as moves need it")
     key: str = Field(description="digest of everything the stage was built from")
+
+    @property
+    def kind(self) -> tuple[Precision, Precision | None]:
+        """The precision, and the base of a quantised one."""
+        return self.precision, self.base
 
 
 class Model(Record):
