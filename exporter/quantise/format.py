@@ -29,6 +29,10 @@ class Weights(Protocol):
     def kind(self) -> ir.DataType:
         """Of the codes in the graph."""
 
+    @property
+    def turned(self) -> bool:
+        """Whether the codes lie as [in, out], which backends multiply as they stand without a copy."""
+
     def parts(self, shape: Shape, base: torch.dtype, per_channel: bool) -> Mapping[str, tuple[Any, Shape]]:
         """Dtype and shape in the file of everything that a weight [out, in] becomes."""
 
@@ -39,7 +43,10 @@ class Weights(Protocol):
         """The weight that the graph makes of them, in `base`, the type around it."""
 
     def draw(self, to: Drawing, weight: ir.Value, before: ir.Node, per_channel: bool) -> ir.Value:
-        """Nodes, and initializers without values, that do the same; `weight` becomes the codes."""
+        """Nodes, and initializers without values, that do the same; `weight` becomes the codes.
+
+        What they give is [out, in], or [in, out] where the codes lie so.
+        """
 
 
 class Inputs(Protocol):

@@ -72,6 +72,7 @@ class Fp4:
     """Weights and inputs in NVFP4."""
 
     kind = ir.DataType.FLOAT4E2M1
+    turned = False
 
     def parts(
         self, shape: Shape, base: torch.dtype, per_channel: bool

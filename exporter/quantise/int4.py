@@ -1,8 +1,9 @@
 """INT4: sixteen evenly spaced numbers, with a scale for each block of channels of a weight's row.
 
-    codes ------> DequantizeLinear (axis 1, block_size) -> Transpose -> MatMul
-    scales [out, in / block] --^
+    codes [in, out] --------> DequantizeLinear (axis 0, block_size) -> MatMul
+    scales [in / block, out] --^
 
+Both lie as MatMul takes them, which is what onnxruntime and OpenVINO multiply without unpacking the weight first.
 Two codes lie in a byte, the first in its low half (ONNX's INT4, ml_dtypes' int4).
 """
 
@@ -40,26 +41,26 @@ class Blocks:
 
     block: int = BLOCK
     kind = ir.DataType.INT4
+    turned = True
 
     def parts(
         self, shape: Shape, base: torch.dtype, per_channel: bool
     ) -> Mapping[str, tuple[torch.dtype, Shape]]:
         """Codes, two in a byte, and scales in `base`."""
         out, into = shape
-        return {"": (torch.uint8, (out, into // 2)), SCALE: (base, (out, into // self.block))}
+        return {"": (torch.uint8, (into, out // 2)), SCALE: (base, (into // self.block, out))}
 
     def encode(self, weight: Tensor, base: torch.dtype, per_channel: bool) -> Mapping[str, Tensor]:
         """A weight [out, in], float32; each block takes the scale that loses least of those that are tried."""
-        blocks = weight.unflatten(-1, (-1, self.block))
-        scale = scale_of(blocks.abs().amax(-1), base, LARGEST)
-        codes = _codes(blocks, scale)
-        return {"": packed(codes.flatten(-2).view(torch.uint8)), SCALE: scale}
+        blocks = weight.T.unflatten(0, (-1, self.block))
+        scale = scale_of(blocks.abs().amax(1), base, LARGEST)
+        return {"": packed(_codes(blocks, scale).flatten(0, 1).view(torch.uint8)), SCALE: scale}
 
     def decode(self, parts: Mapping[str, Tensor], base: torch.dtype) -> Tensor:
         """The weight [out, in] in `base`."""
         codes = unpacked(parts[""]).view(torch.int8)
         signed = torch.where(codes > 7, codes - 16, codes).to(base)
-        return (signed.unflatten(-1, (-1, self.block)) * parts[SCALE][..., None]).flatten(-2)
+        return (signed.unflatten(0, (-1, self.block)) * parts[SCALE][:, None]).flatten(0, 1).T
 
     def draw(self, to: Drawing, weight: ir.Value, before: ir.Node, per_channel: bool) -> ir.Value:
         """See `Weights.draw`."""
@@ -67,12 +68,13 @@ class Blocks:
         assert weight.name is not None
         name, base = weight.name, KINDS[to.base]
         out, into = (int(dim) for dim in weight.shape.numpy())
-        scale = to.part(name + SCALE, base, [out, into // self.block])
-        weight.type = ir.TensorType(self.kind)
-        outputs, how = [(f"{name}_rounded", base)], {"axis": 1, "block_size": self.block}
+        scale = to.part(name + SCALE, base, [into // self.block, out])
+        weight.type, weight.shape = ir.TensorType(self.kind), ir.Shape([into, out])
+        outputs, how = [(f"{name}_rounded", base)], {"axis": 0, "block_size": self.block}
         (after,) = to.node("DequantizeLinear", [weight, scale], outputs, before, weight.shape, **how)
         return after
 
 
 def _codes(blocks: Tensor, scale: Tensor) -> Tensor:
-    return (blocks / scale.float()[..., None]).round_().clamp_(-8, LARGEST).to(torch.int8)
+    """blocks [n, block, out] and their scales [n, out]."""
+    return (blocks / scale.float()[:, None]).round_().clamp_(-8, LARGEST).to(torch.int8)

@@ -20,4 +20,4 @@ def to_int8(x: Tensor, scale: Tensor) -> Tensor:
     return (x.float() / scale.float()).round_().clamp_(-128, LARGEST).to(torch.int8)
 
 
-SCALED = Scaled(ir.DataType.INT8, torch.int8, LARGEST, to_int8, "int8")
+SCALED = Scaled(ir.DataType.INT8, torch.int8, LARGEST, to_int8, "int8", turned=True)

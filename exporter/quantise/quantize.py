@@ -53,7 +53,10 @@ def quantize(model: ir.Model, stage: Stage) -> None:
         users = list(weight.uses())
         after = kept.weights.draw(drawing, weight, users[0].node, plan.per_channel)
         for user in users:
-            user.node.replace_input_with(user.idx, after)
+            if kept.weights.turned:
+                _take_turned(model.graph, user, after)
+            else:
+                user.node.replace_input_with(user.idx, after)
     for node, sizes in zip(attentions, plan.attention.values(), strict=False):
         for index, amax in enumerate(sizes):
             _round_input(drawing, e4m3.SCALED, node, index, amax)
@@ -63,6 +66,18 @@ def _round_input(drawing: Drawing, inputs: Inputs, node: ir.Node, index: int, am
     value = node.inputs[index]
     assert value is not None
     node.replace_input_with(index, inputs.draw_input(drawing, value, node, amax))
+
+
+def _take_turned(graph: ir.Graph, user: ir.Usage, weight: ir.Value) -> None:
+    """A weight that lies as [in, out] is not turned any more before it is multiplied."""
+    if user.node.op_type == "Transpose":
+        user.node.outputs[0].replace_all_uses_with(weight)
+        graph.remove(user.node, safe=True)
+        return
+    assert user.node.op_type == "Gemm"
+    assert user.node.attributes.get_int("transB") == 1
+    user.node.attributes["transB"] = ir.AttrInt64("transB", 0)
+    user.node.replace_input_with(user.idx, weight)
 
 
 def rounded_inputs(model: ir.Model) -> dict[str, tuple[ir.DataType, float]]:

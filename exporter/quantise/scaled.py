@@ -47,22 +47,26 @@ class Scaled:
     """ONNX's QuantizeLinear: of x and its scale, the codes."""
     suffix: str
     """Of the names of what is rounded."""
+    turned: bool = False
+    """Whether a weight's codes lie as [in, out]."""
 
     def parts(
         self, shape: Shape, base: torch.dtype, per_channel: bool
     ) -> Mapping[str, tuple[torch.dtype, Shape]]:
-        """Codes [out, in] and a scale in `base`, [out] or []."""
-        return {"": (self.dtype, shape), SCALE: (base, shape[:1] if per_channel else ())}
+        """Codes, and a scale in `base`, [out] or []."""
+        return {"": (self.dtype, shape[::-1] if self.turned else shape), SCALE: (base, shape[:1] if per_channel else ())}
 
     def encode(self, weight: Tensor, base: torch.dtype, per_channel: bool) -> Mapping[str, Tensor]:
         """A weight [out, in], float32."""
         low, high = weight.aminmax(dim=1) if per_channel else weight.aminmax()  # abs() would copy the weight
         scale = scale_of(torch.maximum(-low, high), base, self.largest)
-        return {"": self.coded(weight, scale[:, None] if per_channel else scale), SCALE: scale}
+        codes = self.coded(weight, scale[:, None] if per_channel else scale)
+        return {"": codes.T if self.turned else codes, SCALE: scale}
 
     def decode(self, parts: Mapping[str, Tensor], base: torch.dtype) -> Tensor:
         """The weight [out, in] in `base`."""
-        return parts[""].to(base) * parts[SCALE].unsqueeze(-1)  # [out, 1], or [1]
+        codes = parts[""].T if self.turned else parts[""]
+        return codes.to(base) * parts[SCALE].unsqueeze(-1)  # [out, 1], or [1]
 
     def draw(self, to: Drawing, weight: ir.Value, before: ir.Node, per_channel: bool) -> ir.Value:
         """See `Weights.draw`."""
@@ -71,7 +75,9 @@ class Scaled:
         name, base = weight.name, KINDS[to.base]
         scale = to.part(name + SCALE, base, [weight.shape[0]] if per_channel else [])
         weight.type = ir.TensorType(self.kind)
-        axis = {"axis": 0} if per_channel else {}
+        axis = {"axis": int(self.turned)} if per_channel else {}
+        if self.turned:
+            weight.shape = ir.Shape(weight.shape[::-1])
         outputs = [(f"{name}_rounded", base)]
         (after,) = to.node("DequantizeLinear", [weight, scale], outputs, before, weight.shape, **axis)
         return after
