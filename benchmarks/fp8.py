@@ -179,14 +179,14 @@ def main() -> None:
                 "group": row.group,
                 "runner": row.runner,
                 "score": dataclasses.asdict(Rates.of(judged[row.name])),
-                **_losses(judged["fp32"], judged[row.name]),
-                **({} if row.name == "fp32" else _distances(found, exact)),
+                **losses(judged["fp32"], judged[row.name]),
+                **({} if row.name == "fp32" else distances(found, exact)),
             }
         )
     if args.only:
         _replace(args.out / "fp8.json", args.prompts, rows[1:])
         return
-    more = {"prompts": args.more, **_losses(larger["fp32"], larger["fp8"])} if larger else None
+    more = {"prompts": args.more, **losses(larger["fp32"], larger["fp8"])} if larger else None
     asked = {"prompts": args.prompts, "calibration_prompts": CALIBRATED, "base": "fp32"}
     asked |= {"steps": STEPS, "guidance": GUIDANCE, "seed": SEED, "size": SIZE}
     seconds = round(time.perf_counter() - started)
@@ -224,7 +224,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _losses(exact: Sequence[Report], found: Sequence[Report]) -> dict[str, float]:
+def losses(exact: Sequence[Report], found: Sequence[Report]) -> dict[str, float]:
     """What the checker takes off, in points of 100: of all marks, and of pictures that are all right.
 
     `chance` is how likely so uneven a split of lost and won pictures is when none is better (McNemar's exact
@@ -249,7 +249,8 @@ def _marks(reports: Sequence[Report]) -> float:
     return right / sum(1 + 3 * len(report.objects) for report in reports)
 
 
-def _distances(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+def distances(found: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """How far uint8 pictures [N, H, W, 3] are from others."""
     decibels, alike = psnr(found, exact), ssim(found, exact)
     return {
         "psnr_db_median": round(float(np.median(decibels)), 2),

@@ -64,6 +64,10 @@ def repository(
     names = [*(stages or found.stages), *(() if stages else found.glue)]
     served: dict[str, Served] = {}
     if backend == "onnxruntime":
+        if only := [name for name in names if found.graph(name).precision == "nvfp4"]:
+            raise BuildError(
+                f"{only[0]} is nvfp4, for which only TensorRT has operators; use --backend tensorrt"
+            )
         served = {name: of_graph(opened, name) for name in names}
     else:
         for folder in build_engines(bundle, cast(FlavourName, backend), list(stages or found.stages), chosen):

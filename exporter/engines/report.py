@@ -43,6 +43,8 @@ class Kernel:
     """Read and written, constants included."""
     takes: tuple[str, ...]
     """Types of what it reads, but for constants."""
+    keeps: tuple[str, ...] = ()
+    """Types of its constants, the largest first."""
 
 
 class Counts(Record):
@@ -56,6 +58,8 @@ class Counts(Record):
     """Matrix products by the type of what comes in."""
     attentions: dict[str, int]
     """Fused attentions, likewise."""
+    weights: dict[str, int] = {}
+    """Matrix products by the type of the weight that they read as it is stored."""
 
     @classmethod
     def of(cls, log: str) -> Counts:
@@ -74,6 +78,8 @@ class Counts(Record):
         def types(kind: Kind) -> dict[str, int]:
             return dict(sorted(Counter(each.takes[0] for each in found if each.kind == kind).items()))
 
+        stored = Counter(each.keeps[0] for each in found if each.kind == "product" and each.keeps)
+
         return cls(
             kernels=len(found),
             elementwise_mb=megabytes("elementwise"),
@@ -81,6 +87,7 @@ class Counts(Record):
             attention_mb=megabytes("attention"),
             products=types("product"),
             attentions=types("attention"),
+            weights=dict(sorted(stored.items())),
         )
 
 
@@ -97,7 +104,9 @@ def kernels(log: str) -> Iterator[Kernel]:
         inside = line[match.end() :].partition(", TacticName:")[0]
         inputs, *rest = PARTS.split(inside)
         taken = [(each["dims"], each["type"]) for each in TENSOR.finditer(inputs)]
+        parts = dict(zip(rest[::2], rest[1::2], strict=True))
         others = [(each["dims"], each["type"]) for part in rest for each in TENSOR.finditer(part)]
+        kept = [(each["dims"], each["type"]) for each in TENSOR.finditer(parts.get("Constants", ""))]
         kind: Kind = "product" if match["kind"] in PRODUCTS else "elementwise"
         if ATTENTION in match["name"]:
             kind = "attention"
@@ -106,10 +115,15 @@ def kernels(log: str) -> Iterator[Kernel]:
             kind,
             sum(_bytes(*each) for each in [*taken, *others]),
             tuple(each for _, each in taken),
+            tuple(type_ for _, type_ in sorted(kept, key=lambda each: -_elements(each[0]))),
         )
+
+
+def _elements(dims: str) -> int:
+    return math.prod(int(each) for each in dims.split(",") if each)
 
 
 def _bytes(dims: str, kind: str) -> int:
     if kind not in BITS:
         raise ValueError(f"the builder's report has the type {kind!r}, which is not known here")
-    return -(-math.prod(int(each) for each in dims.split(",") if each) * BITS[kind] // 8)
+    return -(-_elements(dims) * BITS[kind] // 8)

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 SHAPES = 64
 """Shapes per graph whose kernels are kept. By itself OpenVINO keeps 5000, in practice all: 2 MB for each size
 of picture (benchmarks/results/soak.json)."""
+WEIGHTS_ALONE = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+"""Of w8a16 and w4a16: by itself OpenVINO rounds what such weights are multiplied with to 8 bits, too."""
 _HINTS: dict[Precision, tuple[str, str]] = {
     "fp32": ("f32", "FP32"),
     "bf16": ("bf16", "BF16"),
@@ -196,7 +198,8 @@ class OpenVino:
             raise BackendError("this CPU does not compute in bf16; leave --compute out")
 
     def refuse(self, name: str, stage: Stage) -> None:
-        """Nothing is refused. fp8 is computed as its numbers say, in the type of its base, and no faster."""
+        """Refuse nvfp4. fp8 is computed as its numbers say, in the type of its base, and no faster."""
+        protocols.refuse_nvfp4(name, stage)
 
     def weight_bytes(self, path: Path, name: str, stage: Stage) -> int:
         """Bytes of the graph's file and of the files beside it that hold its weights."""
@@ -216,8 +219,10 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": self._hint(stage),
             "PERFORMANCE_HINT": "LATENCY",
             "CPU_RUNTIME_CACHE_CAPACITY": SHAPES,
+            **(WEIGHTS_ALONE if stage.precision in ("w8a16", "w4a16") else {}),
             **self._settings,
         }
+        self.refuse(name, stage)
         try:
             model = self._core.read_model(path)
             protocols.agree(path, "input", stage.inputs, _found(model.inputs))

@@ -40,6 +40,10 @@ Left on, onnxruntime before 1.32 fuses pairs of E4M3 on the CPU into its kernels
 cannot load the graph; 1.32 dequantises every weight anew in every run. Its fusions are for the CPU provider
 alone, so a GPU gains nothing, and would hold the weights in the type around fp8, twice as large.
 """
+WEIGHTS_ALONE = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Of w8a16 and w4a16: by itself onnxruntime rounds what such weights are multiplied with to 8 bits, too."""
+QDQ = {"fp8": PLAIN_QDQ, "w8a16": WEIGHTS_ALONE, "w4a16": WEIGHTS_ALONE}
+"""How a CPU session treats the Q/DQ of a precision."""
 _ERRORS_ONLY = 3
 _NUMPY = {
     "tensor(float)": "float32",
@@ -219,7 +223,8 @@ class OnnxRuntime:
         self.device = "cuda" if self.gpu else "cpu"
 
     def refuse(self, name: str, stage: Stage) -> None:
-        """Refuse bf16 on the CPU: onnxruntime would fail late and unclearly."""
+        """Refuse bf16 on the CPU, and nvfp4: onnxruntime would fail late and unclearly."""
+        protocols.refuse_nvfp4(name, stage)
         if self.device == "cpu" and "bf16" in (stage.precision, stage.base):
             way_out = "--precision fp32 or fp16" if stage.base is None else "--base fp32 or fp16"
             raise BackendError(
@@ -241,7 +246,7 @@ class OnnxRuntime:
         entries = {"session.force_spinning_stop": "1"}
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.gpu is None:
-            entries |= PLAIN_QDQ if stage.precision == "fp8" else {}
+            entries |= QDQ.get(stage.precision, {})
             options.intra_op_num_threads = self._threads or 0
         else:
             providers.insert(0, ("CUDAExecutionProvider", {"user_compute_stream": str(self.gpu.stream)}))

@@ -164,3 +164,16 @@ def agree(path: Path, kind: str, expected: list[Tensor], found: Mapping[str, Por
 def _differ(expected: list[int | str], found: list[int | str | None]) -> bool:
     """A fixed dim of the graph must be that of the manifest; a dim that varies may be anything."""
     return any(isinstance(there, int) and there != dim for dim, there in zip(expected, found, strict=True))
+
+
+def refuse_nvfp4(name: str, stage: Stage) -> None:
+    """Refuse what only TensorRT has an operator for.
+
+    Raises:
+        BackendError: naming the stage.
+    """
+    if stage.precision == "nvfp4":
+        raise BackendError(
+            f"the stage {name} is nvfp4, for which only TensorRT has operators; use --backend tensorrt-rtx or "
+            "tensorrt on a GPU of compute capability 10.0 or newer, or build with --precision fp8 or w4a16"
+        )
