@@ -1,12 +1,13 @@
 """What each quantised precision costs in quality, and what it makes of an engine: fp8's kin side by side.
 
-    python benchmarks/quantised.py [--prompts 64] [--only pictures|engines] [--work DIR] [--out benchmarks/results]
+    python benchmarks/quantised.py [--prompts 64] [--only pictures|engines|cpu] [--work DIR] [--out benchmarks/results]
 
 Pictures: flux-nano, from the same seeds as fp32, all rows with one calibration; what is not quantised is in
 fp32, so that what is measured is the loss by quantisation alone. INT8 and INT4 run in onnxruntime; NVFP4's
 operator is TensorRT's alone, so it runs in torch, which rounds as the graph's nodes do (exporter/quantise).
 Engines: denoisers built by TensorRT-RTX without a GPU, for the oldest GPU that a precision is for, flux-nano
 whole and one block of each kind at FLUX.1's width; sizes of the plans, and the types of products.
+CPU: a transformer of 56 M at 1152 tokens, in turns with fp32 in one process; memory in a process for each.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +32,8 @@ from fp8 import GUIDANCE, NANO, SEED, SIZE, STEPS, distances, losses, paint
 from fp8 import Row as Painted
 from full_size_engines import write_random
 from machine import describe, write
+from turns import summary, take_turns, times_as_fast
+from walk import SIZES, Task, checkpoint, ours
 
 from flux_trt.exporter.build import build
 from flux_trt.exporter.engines.count import count
@@ -36,9 +41,13 @@ from flux_trt.exporter.engines.engine import Options, build_engines
 from flux_trt.exporter.engines.profile import Shapes
 from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
+from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.bundle import manifest
 from flux_trt.runtime.bundle.engine import PLAN
 from flux_trt.runtime.bundle.manifest import Precision
 
+MID = SIZES["mid"]
+ON_CPU: tuple[Precision, ...] = ("fp32", "int8", "w8a16", "w4a16")
 NAME, CALIBRATED = "quantised.json", 64
 PAINTED = (
     Painted("fp32", "precision", "fp32"),
@@ -132,16 +141,75 @@ def engine(row: Built, folder: Path) -> dict[str, Any]:
     return {"sm": row.sm, "plan_mb": round(megabytes, 2), **counts.model_dump(mode="json")}
 
 
+def cpu(folder: Path, rounds: int) -> dict[str, Any]:
+    """Each precision beside fp32 on both backends."""
+    source = checkpoint(MID, folder / MID.name)
+    calibration = folder / "mid.json"
+    made_up(str(source), calibration)
+    bundles = {precision: folder / f"mid-{precision}" for precision in ON_CPU}
+    for precision, bundle in bundles.items():
+        fp8 = Fp8(base="fp32", calibration=calibration)
+        stages = ["conditioner", "denoiser"]
+        build(str(source), bundle, precision=precision, stages=stages, fp8=fp8)
+    found, task = {}, Task.of(MID, source)
+    for backend in ("onnxruntime", "openvino"):
+        used = connect(backend, "cpu")
+        walks = {precision: ours(bundle, used, task) for precision, bundle in bundles.items()}
+        seconds = take_turns(walks, rounds, patience=0)
+        memory = {precision: _memory(bundle, backend) for precision, bundle in bundles.items()}
+        for precision in ON_CPU[1:]:
+            found[f"{precision}, {backend}"] = {
+                "times_as_fast_as_fp32": times_as_fast(seconds, precision, "fp32"),
+                "ms_per_step": round(1000 * summary(seconds[precision])["median"] / MID.steps, 1),
+                "ms_per_step_fp32": round(1000 * summary(seconds["fp32"])["median"] / MID.steps, 1),
+                "memory_mb": memory[precision],
+                "memory_mb_fp32": memory["fp32"],
+            }
+    return found
+
+
+def _memory(bundle: Path, backend: str) -> float:
+    """Megabytes that a process gains by the denoiser, loaded and run."""
+    command = [sys.executable, __file__, "--memory", str(bundle), backend]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def say_memory(bundle: Path, backend: str) -> None:
+    """In a process of its own."""
+    used, stage = connect(backend, "cpu"), manifest.read(bundle).stages["denoiser"]
+    tokens, text = MID.side**2, MID.text
+    sizes = {"batch": 1, "tokens": tokens, "text": text, "sequence": tokens + text}
+    rng = np.random.default_rng(0)
+    inputs = {
+        each.name: rng.standard_normal([sizes.get(str(dim), dim) for dim in each.dims]).astype(np.float32)
+        for each in stage.inputs
+    }
+    before = _resident()
+    graph = used.load(bundle / stage.graph, "denoiser", stage)
+    for _ in range(2):
+        graph.run(inputs)
+    print(round((_resident() - before) / 1e6, 1))
+
+
 def main() -> None:
     """Paint, build, and write the result file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--only", choices=["pictures", "engines"], help="leave the other half as it is")
+    parser.add_argument("--only", choices=["pictures", "engines", "cpu"], help="leave the rest as it is")
+    parser.add_argument("--rounds", type=int, default=3, help="of the timing on a CPU")
+    parser.add_argument("--memory", nargs=2, metavar=("BUNDLE", "BACKEND"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help="a folder on a disk with 5 GB free")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
+    if args.memory:
+        say_memory(Path(args.memory[0]), args.memory[1])
+        return
     sys.path.insert(0, str(NANO))
     started, path = time.perf_counter(), args.out / NAME
     before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -149,17 +217,20 @@ def main() -> None:
     def tell(what: str) -> None:
         print(f"{time.perf_counter() - started:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    rows, engines = before.get("rows", []), dict(before.get("engines", {}))
+    rows, engines, on_cpu = (before.get(name, none) for name, none in (("rows", []), ("engines", {}), ("cpu", {})))
     asked = {name: before[name] for name in ("prompts", "calibration_prompts") if name in before}
     with tempfile.TemporaryDirectory(dir=args.work) as scratch:
-        if args.only != "engines":
+        if args.only in (None, "pictures"):
             rows = pictures(args.prompts, Path(scratch), tell)
             asked = {"prompts": args.prompts, "calibration_prompts": CALIBRATED}
-        for row in BUILT if args.only != "pictures" else ():
+        for row in BUILT if args.only in (None, "engines") else ():
             engines[row.name] = engine(row, Path(scratch))
             tell(f"{row.name}: {engines[row.name]}")
+        if args.only in (None, "cpu"):
+            on_cpu = cpu(Path(scratch), args.rounds)
+            tell(str(on_cpu))
     settings = {"base": "fp32", "steps": STEPS, "guidance": GUIDANCE, "seed": SEED, "size": SIZE}
-    write(path, {**describe(), **asked, **settings, "rows": rows, "engines": engines})
+    write(path, {**describe(), **asked, **settings, "rows": rows, "engines": engines, "cpu": on_cpu})
 
 
 if __name__ == "__main__":

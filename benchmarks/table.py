@@ -42,6 +42,7 @@ FILES: dict[str, Rows] = {
     "tasks.json": pictures.tasks,
     "fp8.json": pictures.fp8,
     "fp8_qdq.json": pictures.fp8_qdq,
+    "quantised.json": pictures.quantised,
     "solver.json": pictures.solver,
     "counted.json": building.counted,
 }

@@ -8,6 +8,7 @@ import pytest
 
 RANDOM = {
     "dev-like": {"heads": 2, "axes": (16, 16, 16), "depth": 1, "single": 2, "guidance": True, "seed": 1},
+    "wide-like": {"heads": 4, "axes": (8, 12, 12), "depth": 1, "single": 2, "guidance": True, "seed": 11},
     "kontext-like": {
         "heads": 1,
         "axes": (8, 12, 12),
@@ -220,6 +221,38 @@ def fp8_bundle(
             fp8 = Fp8(base=base, attention=attention, calibration=calibration)
             source = str(checkpoint("dev-like"))
             build(source, out, precision="fp8", fp8=fp8, stages=["t5", "denoiser"])
+        return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def wide_calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small calibration of wide-like."""
+    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
+
+    folder = tmp_path_factory.mktemp("wide-calibration")
+    (folder / "prompts.txt").write_text("a red circle\na blue square on a white background\n")
+    out, prompts = folder / "wide-like.json", folder / "prompts.txt"
+    calibrate_checkpoint(str(checkpoint("wide-like")), out, prompts=prompts, size=(64, 64), steps=3)
+    return out
+
+
+@pytest.fixture(scope="session")
+def quantised_denoiser(
+    checkpoint: Callable[[str], Path], wide_calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """wide-like's denoiser, whose layers are wide enough for every format, built once per precision and base."""
+    from flux_trt.exporter.build import build
+    from flux_trt.exporter.quantise.e4m3 import Fp8
+
+    root = tmp_path_factory.mktemp("quantised")
+
+    def get(precision: str, base: str = "fp32") -> Path:
+        out = root / f"{precision}-{base}"
+        if not out.exists():
+            fp8 = Fp8(base=base, calibration=wide_calibration)
+            build(str(checkpoint("wide-like")), out, precision=precision, fp8=fp8, stages=["denoiser"])
         return out
 
     return get

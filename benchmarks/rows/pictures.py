@@ -74,6 +74,34 @@ def fp8(found: Results) -> Iterator[Row]:
         yield f"the same in fp8, on {more['prompts']} prompts", _lost(more), goal + missed
 
 
+def quantised(found: Results) -> Iterator[Row]:
+    """What each quantised precision costs, and what it makes of engines and of a CPU's step."""
+    for row in found["rows"]:
+        if row["name"] == "fp32":
+            continue
+        yield (
+            f"flux-nano in {row['name']}, {found['prompts']} prompts ({row['runner']})",
+            f"{_lost(row)}; PSNR to fp32 {row['psnr_db_median']:.1f} dB; denoiser {row['denoiser_mb']:.1f} MB",
+            "",
+        )
+    for name, row in found["engines"].items():
+        types = ", ".join(f"{number} {kind}" for kind, number in row["products"].items())
+        weights = ", ".join(f"{number} {kind}" for kind, number in row["weights"].items())
+        yield (
+            f"Denoiser of {name}: what TensorRT-RTX makes of it",
+            f"plan {row['plan_mb']:.1f} MB, {row['kernels']} kernels; elementwise {row['elementwise_mb']:.0f} MB, "
+            f"products {row['product_mb']:.0f} MB; products of {types}, weights in {weights}",
+            "",
+        )
+    for name, row in found.get("cpu", {}).items():
+        yield (
+            f"A step of a transformer of 56 M, 1152 tokens, {name}",
+            f"{row['times_as_fast_as_fp32']:.2f} times as fast as fp32 in the same run, "
+            f"{row['memory_mb']:.0f} MB of memory beside {row['memory_mb_fp32']:.0f} MB",
+            "",
+        )
+
+
 def fp8_qdq(found: Results) -> Iterator[Row]:
     """Q/DQ pairs as they stand beside onnxruntime's fusions of them, and which versions load what."""
     ours, *others = found["rows"]

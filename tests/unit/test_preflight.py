@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,23 +25,29 @@ RECIPE = Recipe(
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "precision", "message"),
+    ("capabilities", "kind", "message"),
     [
-        (["8.6"], "fp8", "fp8 needs sm 8.9 or newer, not 8.6; use --precision bf16"),
-        (["7.5"], "bf16", "bf16 needs sm 8.0 or newer, not 7.5; use --precision fp16"),
-        (["8.9", "9.0"], "fp16", "no engines for sm 9.0; it builds for 7.5, .*; use --backend tensorrt"),
-        ([], "fp16", "no GPU .* --sm 8.9"),
+        (["8.6"], ("fp8", "bf16"), "fp8 needs sm 8.9 or newer, not 8.6; use --precision bf16"),
+        (["7.5"], ("bf16", None), "bf16 needs sm 8.0 or newer, not 7.5; use --precision fp16"),
+        (["8.9", "9.0"], ("fp16", None), "no engines for sm 9.0; it builds for 7.5, .*; use --backend tensorrt"),
+        ([], ("fp16", None), "no GPU .* --sm 8.9"),
+        (["7.5"], ("int8", "bf16"), "int8 with bf16 around it needs sm 8.0 or newer, not 7.5; use --base fp16"),
+        (["7.5"], ("w8a16", "bf16"), "w8a16 with bf16 around it needs sm 8.0"),
+        (["7.5"], ("w4a16", "fp16"), "w4a16 needs sm 8.0 .*; use --precision w8a16 --base fp16"),
+        (["12.0", "8.9"], ("nvfp4", "bf16"), "nvfp4 needs sm 10.0 or newer, not 8.9"),
     ],
 )
-def test_refused_targets(capabilities: list[str], precision: str, message: str) -> None:
+def test_refused_targets(capabilities: list[str], kind: Any, message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        refuse_targets(RTX, capabilities, [precision])
+        refuse_targets(RTX, capabilities, [kind])
 
 
 def test_good_targets() -> None:
-    refuse_targets(RTX, ["8.9", "12.0"], ["fp8", "bf16"])
-    refuse_targets(RTX, ["7.5"], ["fp16", "fp32"])
-    refuse_targets(FLAVOURS["tensorrt"], ["9.0"], ["fp8"])
+    refuse_targets(RTX, ["8.9", "12.0"], [("fp8", "bf16"), ("bf16", None)])
+    refuse_targets(RTX, ["7.5"], [("fp16", None), ("fp32", None), ("int8", "fp16")])
+    refuse_targets(RTX, ["12.0", "12.1"], [("nvfp4", "bf16")])
+    refuse_targets(FLAVOURS["tensorrt"], ["9.0"], [("fp8", "bf16")])
+    refuse_targets(FLAVOURS["tensorrt"], ["10.0"], [("nvfp4", "bf16")])
 
 
 def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
