@@ -1,6 +1,6 @@
 """What each quantised precision costs in quality, and what it makes of an engine: fp8's kin side by side.
 
-    python benchmarks/quantised.py [--prompts 64] [--only pictures|engines|cpu] [--work DIR] [--out benchmarks/results]
+    python benchmarks/quantised.py [--prompts 64] [--only pictures|engines|cpu] [--work DIR] [--out DIR]
 
 Pictures: flux-nano, from the same seeds as fp32, all rows with one calibration; what is not quantised is in
 fp32, so that what is measured is the loss by quantisation alone. INT8 and INT4 run in onnxruntime; NVFP4's
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,16 @@ from flux_trt.runtime.bundle.manifest import Precision
 
 MID = SIZES["mid"]
 ON_CPU: tuple[Precision, ...] = ("fp32", "int8", "w8a16", "w4a16")
-NAME, CALIBRATED = "quantised.json", 64
+NAME = "quantised.json"
 PAINTED = (
     Painted("fp32", "precision", "fp32"),
     Painted("fp8", "precision"),
     Painted("int8", "precision", "int8"),
-    Painted("int8, T5 too", "ablation", "int8", stages={"t5": "int8"}),
     Painted("w8a16", "precision", "w8a16"),
     Painted("w4a16", "precision", "w4a16"),
-    Painted("w4a16, T5 too", "ablation", "w4a16", stages={"t5": "w4a16"}),
     Painted("nvfp4", "precision", "nvfp4", "torch"),
+    Painted("int8, T5 too", "ablation", "int8", stages={"t5": "int8"}),
+    Painted("w4a16, T5 too", "ablation", "w4a16", stages={"t5": "w4a16"}),
 )
 
 
@@ -90,19 +90,18 @@ WIDE = "FLUX.1-dev, 1+1 blocks"
 BUILT = tuple(Built(model, *kind) for model in ("flux-nano", WIDE) for kind in KINDS)
 
 
-def pictures(prompts: int, folder: Path, tell: Any) -> list[dict[str, Any]]:
+def pictures(prompts: int, calibrated: int, folder: Path, tell: Any) -> Iterator[dict[str, Any]]:
     """A row for each precision: its score, and its distance to fp32."""
     from nano.checker import Rates, check
     from nano.scene import sample_split, test_prompts
 
     asked, rng = test_prompts(prompts), np.random.default_rng(SEED)
     texts, ranges = folder / "prompts.txt", folder / "calibration.json"
-    captions = [sample_split(rng, held_out=False).caption for _ in range(CALIBRATED)]
+    captions = [sample_split(rng, held_out=False).caption for _ in range(calibrated)]
     texts.write_text("\n".join(captions), encoding="utf-8")
     calibrate_checkpoint(str(NANO), ranges, prompts=texts, size=SIZE, steps=STEPS, guidance=GUIDANCE)
     tell("calibrated")
     found: dict[str, np.ndarray] = {}
-    rows = []
     for row in PAINTED:
         bundle = folder / row.name
         if row.precision != "fp32":  # what is not quantised is taken over, not built again
@@ -112,11 +111,14 @@ def pictures(prompts: int, folder: Path, tell: Any) -> list[dict[str, Any]]:
         found[row.name] = paint(row, bundle, asked)
         exact, mine = (list(map(check, found[name], asked)) for name in ("fp32", row.name))
         size = (bundle / "denoiser.safetensors").stat().st_size
-        told = {"name": row.name, "group": row.group, "runner": row.runner, "denoiser_mb": round(size / 1e6, 2)}
+        told = {
+            "name": row.name,
+            "group": row.group,
+            "runner": row.runner,
+            "denoiser_mb": round(size / 1e6, 2),
+        }
         told |= {"score": dataclasses.asdict(Rates.of(mine)), **losses(exact, mine)}
-        rows.append(told | ({} if row.name == "fp32" else distances(found[row.name], found["fp32"])))
-        tell(f"{row.name}: {rows[-1]}")
-    return rows
+        yield told | ({} if row.name == "fp32" else distances(found[row.name], found["fp32"]))
 
 
 def engine(row: Built, folder: Path) -> dict[str, Any]:
@@ -201,6 +203,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--calibrated", type=int, default=64, help="prompts of the calibration")
     parser.add_argument("--only", choices=["pictures", "engines", "cpu"], help="leave the rest as it is")
     parser.add_argument("--rounds", type=int, default=3, help="of the timing on a CPU")
     parser.add_argument("--memory", nargs=2, metavar=("BUNDLE", "BACKEND"), help=argparse.SUPPRESS)
@@ -217,20 +220,25 @@ def main() -> None:
     def tell(what: str) -> None:
         print(f"{time.perf_counter() - started:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    rows, engines, on_cpu = (before.get(name, none) for name, none in (("rows", []), ("engines", {}), ("cpu", {})))
-    asked = {name: before[name] for name in ("prompts", "calibration_prompts") if name in before}
+    settings = {"base": "fp32", "steps": STEPS, "guidance": GUIDANCE, "seed": SEED, "size": SIZE}
+    found: dict[str, Any] = {"rows": [], "engines": {}, "cpu": {}, **before, **settings}
+
+    def keep(what: str) -> None:
+        write(path, {**found, **describe()})
+        print(f"{time.perf_counter() - started:6.0f} s  {what}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory(dir=args.work) as scratch:
         if args.only in (None, "pictures"):
-            rows = pictures(args.prompts, Path(scratch), tell)
-            asked = {"prompts": args.prompts, "calibration_prompts": CALIBRATED}
-        for row in BUILT if args.only in (None, "engines") else ():
-            engines[row.name] = engine(row, Path(scratch))
-            tell(f"{row.name}: {engines[row.name]}")
+            found |= {"prompts": args.prompts, "calibration_prompts": args.calibrated, "rows": []}
+            for row in pictures(args.prompts, args.calibrated, Path(scratch), tell):
+                found["rows"].append(row)
+                keep(str(row))
+        for built in BUILT if args.only in (None, "engines") else ():
+            found["engines"][built.name] = engine(built, Path(scratch))
+            keep(f"{built.name}: {found['engines'][built.name]}")
         if args.only in (None, "cpu"):
-            on_cpu = cpu(Path(scratch), args.rounds)
-            tell(str(on_cpu))
-    settings = {"base": "fp32", "steps": STEPS, "guidance": GUIDANCE, "seed": SEED, "size": SIZE}
-    write(path, {**describe(), **asked, **settings, "rows": rows, "engines": engines, "cpu": on_cpu})
+            found["cpu"] = cpu(Path(scratch), args.rounds)
+            keep(str(found["cpu"]))
 
 
 if __name__ == "__main__":

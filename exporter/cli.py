@@ -19,8 +19,8 @@ from flux_trt.exporter.engines.options import (
 )
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
 from flux_trt.exporter.options import CASES, beside_options
-from flux_trt.exporter.quantise.options import calibration_options, fp8_options, refuse_idle
-from flux_trt.runtime.bundle.manifest import QUANTISED, Precision
+from flux_trt.exporter.quantise.options import calibration_options, fp8_options, kinds_of
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
 from flux_trt.runtime.options import Size
 
@@ -86,8 +86,7 @@ def main() -> None:
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="Of the weights and matrix products. w8a16 and w4a16 keep weights in INT8 and INT4 alone; fp8, int8 and "
-    "nvfp4 multiply in it, too.",
+    help="Of the weights and matrix products; of w8a16 and w4a16 of the weights alone.",
 )
 @click.option(
     "--stage-precision",
@@ -157,12 +156,10 @@ def build(
     from flux_trt.runtime.progress import bars
 
     chosen = {name: options.pop(name) for name in NAMES}
-    asked = [options["precision"], *dict(stage_precisions).values()]
-    refuse_idle(asked, base, fp8_attention, calibration)
-    base = base or "bf16"
+    kinds = kinds_of(options["precision"], stage_precisions, base, fp8_attention, calibration)
     if backend != "onnxruntime":
-        check_targets(backend, chosen, [(each, base if each in QUANTISED else None) for each in asked])
-    fp8 = Fp8(base=base, attention=fp8_attention, calibration=calibration)
+        check_targets(backend, chosen, kinds)
+    fp8 = Fp8(base=base or "bf16", attention=fp8_attention, calibration=calibration)
     options["stage_precisions"] = dict(stage_precisions)
     if dry_run:
         _look(checkpoint, out, backend != "onnxruntime", fp8=fp8, **options)
@@ -210,8 +207,8 @@ def calibrate(checkpoint: str, out: Path, jobs: Path | None, **options: Any) -> 
     A model that paints from pictures (Fill, Canny, Depth; Kontext where it shall follow some) gets them with
     --jobs.
 
-    `flux-export build --precision fp8 --calibration FILE` takes the result, and so does int8. The checkpoint is read block by
-    block, in every step, so it may be larger than memory. A run that was stopped goes on where it was.
+    `flux-export build --calibration FILE` takes the result. The checkpoint is read block by block, in every
+    step, so it may be larger than memory. A run that was stopped goes on where it was.
     """
     _refuse_here(*TRACES)
     from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
@@ -380,7 +377,6 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
     """
     _refuse_here(*TRACES)
     from flux_trt.exporter.inspect import show_rows
-    from flux_trt.exporter.quantise.formats import RANGED
     from flux_trt.exporter.verify.verify import verify as verify_bundle
 
     rows = list(verify_bundle(bundle, **options))
@@ -390,7 +386,7 @@ def verify(bundle: Path, as_json: bool, **options: Any) -> None:
         show_rows(rows)
     if failed := [row for row in rows if not row.passed]:
         what = "build the bundle again, or report it with this table"
-        if failed[0].precision in RANGED:
+        if failed[0].precision in ("fp8", "int8", "nvfp4"):
             what = (
                 "its calibration may be too small or of other prompts: make a larger one with flux-export "
                 "calibrate and build again, or report it with this table"

@@ -242,7 +242,7 @@ def wide_calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest
 def quantised_denoiser(
     checkpoint: Callable[[str], Path], wide_calibration: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """wide-like's denoiser, whose layers are wide enough for every format, built once per precision and base."""
+    """wide-like's denoiser, whose layers are wide enough for every format, built once per precision."""
     from flux_trt.exporter.build import build
     from flux_trt.exporter.quantise.e4m3 import Fp8
 

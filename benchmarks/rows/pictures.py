@@ -81,7 +81,7 @@ def quantised(found: Results) -> Iterator[Row]:
             continue
         yield (
             f"flux-nano in {row['name']}, {found['prompts']} prompts ({row['runner']})",
-            f"{_lost(row)}; PSNR to fp32 {row['psnr_db_median']:.1f} dB; denoiser {row['denoiser_mb']:.1f} MB",
+            f"{_lost(row)}; PSNR to fp32 {row['psnr_db_median']:.1f} dB, denoiser {row['denoiser_mb']} MB",
             "",
         )
     for name, row in found["engines"].items():
@@ -89,8 +89,9 @@ def quantised(found: Results) -> Iterator[Row]:
         weights = ", ".join(f"{number} {kind}" for kind, number in row["weights"].items())
         yield (
             f"Denoiser of {name}: what TensorRT-RTX makes of it",
-            f"plan {row['plan_mb']:.1f} MB, {row['kernels']} kernels; elementwise {row['elementwise_mb']:.0f} MB, "
-            f"products {row['product_mb']:.0f} MB; products of {types}, weights in {weights}",
+            f"plan {row['plan_mb']:.1f} MB, {row['kernels']} kernels; elementwise "
+            f"{row['elementwise_mb']:.0f} MB, products {row['product_mb']:.0f} MB; products of {types}, "
+            f"weights in {weights}",
             "",
         )
     for name, row in found.get("cpu", {}).items():

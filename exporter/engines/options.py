@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from flux_trt.runtime.bundle.flavour import FlavourName
+from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.options import ENGINES, Size
 
 if TYPE_CHECKING:
@@ -128,8 +129,10 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def check_targets(backend: FlavourName, chosen: dict[str, Any], kinds: list[Kind]) -> None:
-    """Refuse what cannot be built for, before any work."""
+def check_targets(
+    backend: FlavourName, chosen: dict[str, Any], kinds: list[tuple[Precision, Precision | None]]
+) -> None:
+    """Refuse what cannot be built for, before any work; kinds are precisions with their bases."""
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import check_targets as check
 

@@ -110,7 +110,9 @@ def refuse_short(recipes: Sequence[tuple[Recipe, int]], folder: Path) -> None:
 def smaller(precision: Precision) -> str:
     """What needs less memory than a stage in this precision."""
     more = "a machine with more memory"
-    small = {"fp8": "w4a16", "int8": "w4a16", "w8a16": "w4a16", "w4a16": None, "nvfp4": None}.get(precision, "fp8")
+    small = {"fp8": "w4a16", "int8": "w4a16", "w8a16": "w4a16", "w4a16": None, "nvfp4": None}.get(
+        precision, "fp8"
+    )
     return f"--precision {small}, or {more}" if small else more
 
 

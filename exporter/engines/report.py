@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from flux_trt.runtime.bundle.record import Record
 
 KERNEL = re.compile(r"Name: (?P<name>\S+), LayerType: (?P<kind>\w+), Inputs: \[")
@@ -58,7 +60,7 @@ class Counts(Record):
     """Matrix products by the type of what comes in."""
     attentions: dict[str, int]
     """Fused attentions, likewise."""
-    weights: dict[str, int] = {}
+    weights: dict[str, int] = Field(default_factory=dict)
     """Matrix products by the type of the weight that they read as it is stored."""
 
     @classmethod

@@ -123,7 +123,5 @@ def in_precision(
     if found in stage.refuses:
         raise BuildError(stage.refuses[found])
     if found in QUANTISED and not stage.fp8_layers:
-        raise BuildError(
-            f"{stage.name} has no {found}; nothing in it is quantised: use {stage.name}={safer}"
-        )
+        raise BuildError(f"{stage.name} has no {found}; nothing in it is quantised: use {stage.name}={safer}")
     return replace(stage, precision=found, base=safer if found in QUANTISED else None).typed()

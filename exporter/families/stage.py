@@ -21,8 +21,8 @@ OF_TEXTS: Mapping[Precision, Precision] = {
     "w4a16": "w8a16",
     "nvfp4": "fp8",
 }
-"""Precision of a bundle -> what its large text encoder has instead: the inputs of its layers have outliers that
-no static scale of INT8 holds, and a prompt that is rounded to 4 bits cannot be mended by any step."""
+"""Precision of a bundle -> what its large text encoder has instead: the inputs of its layers have outliers
+that no static scale of INT8 holds, and a prompt that is rounded to 4 bits cannot be mended by any step."""
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,7 +80,7 @@ class Stage:
     blocks: tuple[str, ...] = ()
     """Lists of blocks, which may be loaded one at a time."""
     fp8_layers: tuple[str, ...] = ()
-    """How the names of the linear layers begin that fp8 and its like quantise; empty: nothing is quantised."""
+    """How the names of the linear layers begin that fp8 and its like quantise; empty: none are."""
     in_fp8: bool = False
     """Whether a quantised bundle has it quantised without being asked for it by name."""
     fp8_attention: bool = False

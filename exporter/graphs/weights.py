@@ -30,6 +30,7 @@ from flux_trt.runtime.progress import Progress, silent
 WORTH_LINKING = 0.5
 FICLONE = 0x40049409
 Links = Mapping[Path, str]
+Entry = tuple[str, torch.dtype, Shape]
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,15 @@ def _quantised(stage: Stage) -> frozenset[str]:
     return stage.quantisation.weights if stage.quantisation else frozenset()
 
 
-def _entries(stage: Stage, names: Iterable[str]) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+def _entries(stage: Stage, names: Iterable[str]) -> list[Entry]:
     """The tensors of `<stage>.safetensors` in their order: plain ones, then codes, each with what scales its
     blocks behind it, then the scales that are small.
 
     So each begins at a multiple of its element's size, and only small ones wait for their turn.
     """
-    plain, codes, small = [], [], []
+    plain: list[Entry] = []
+    codes: list[Entry] = []
+    small: list[Entry] = []
     for name in names:
         shape = stage.recipes[name].shape(stage.tensors)
         if name not in _quantised(stage):
@@ -258,6 +261,10 @@ def _encoded(stage: Stage, name: str, weight: torch.Tensor) -> dict[str, torch.T
     """What a quantised weight becomes, by the names in the file."""
     assert stage.quantisation is not None
     how, weights = (stage.dtype, stage.quantisation.per_channel), _format(stage, name)
-    had = kept(stage.recipes[name], stage.tensors, *how) if weights.kind == FORMATS["fp8"].weights.kind else None
+    had = (
+        kept(stage.recipes[name], stage.tensors, *how)
+        if weights.kind == FORMATS["fp8"].weights.kind
+        else None
+    )
     parts = {"": had[0], SCALE: had[1]} if had else weights.encode(weight, *how)
     return {name + suffix: part for suffix, part in parts.items()}

@@ -44,4 +44,5 @@ def apart(stage: Stage) -> str | None:
     if not others:
         return None
     told = ", ".join(f"{count} in {each}" for each, count in sorted(Counter(others.values()).items()))
-    return f"{stage.name}: of {len(layers)} layers {told}: they are no multiple of {FORMATS[stage.precision].block} wide"
+    block = FORMATS[stage.precision].block
+    return f"{stage.name}: of {len(layers)} layers {told}: they are no multiple of {block} wide"

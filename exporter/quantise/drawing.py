@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -52,13 +52,15 @@ class Drawing:
         before: ir.Node,
         shape: ir.Shape | None = None,
         domain: str = "",
-        **attributes: Any,
+        attributes: Mapping[str, Any] | None = None,
     ) -> Sequence[ir.Value]:
         """A node before another; its outputs, of which the first one has `shape`."""
         made = [ir.Value(name=name, type=ir.TensorType(kind)) for name, kind in outputs]
         made[0].shape = shape
         name = f"{outputs[0][0]}_{op}"
-        self.graph.insert_before(before, [ir.node(op, inputs, attributes, domain=domain, outputs=made, name=name)])
+        self.graph.insert_before(
+            before, [ir.node(op, inputs, attributes or {}, domain=domain, outputs=made, name=name)]
+        )
         if domain:
             self.model.opset_imports.setdefault(domain, 1)
         return made

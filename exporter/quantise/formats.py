@@ -18,5 +18,7 @@ FORMATS: dict[Precision, Format] = {
 RANGED: tuple[Precision, ...] = tuple(name for name, each in FORMATS.items() if each.inputs is not None)
 """Those that need a calibration: the ranges of what enters each layer."""
 STORED: dict[ir.DataType, Weights] = {each.weights.kind: each.weights for each in FORMATS.values()}
-ROUNDED: dict[ir.DataType, Inputs] = {each.inputs.kind: each.inputs for each in FORMATS.values() if each.inputs}
+ROUNDED: dict[ir.DataType, Inputs] = {
+    each.inputs.kind: each.inputs for each in FORMATS.values() if each.inputs
+}
 """By the type of the codes in a graph."""

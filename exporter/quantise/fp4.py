@@ -6,8 +6,8 @@
     x -> TRT_FP4DynamicQuantize (scalar) -> codes and scales, and the same two DequantizeLinear
 
 E2M1 (2 bits of exponent, 1 of mantissa) has 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. An activation's
-blocks are scaled while the layer runs, by an operator that only TensorRT has, on GPUs of compute capability 10
-and newer; its scalar is static. Source: NVIDIA TensorRT, "Working with quantized types", block quantisation.
+blocks are scaled while the layer runs, by an operator that only TensorRT has, on GPUs of compute capability
+10 and newer; its scalar is static. Source: NVIDIA TensorRT, "Working with quantized types", of blocks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ DOMAIN, DYNAMIC = "trt", "TRT_FP4DynamicQuantize"
 VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 _UP = torch.tensor([0.75, 1.75, 3.5]).nextafter(torch.tensor(0.0))
 """Ties that go to the upper neighbour, which is the even one."""
-EDGES = torch.stack([torch.tensor(0.25), _UP[0], torch.tensor(1.25), _UP[1], torch.tensor(2.5), _UP[2], torch.tensor(5.0)])
+EDGES = torch.stack(
+    [torch.tensor(0.25), _UP[0], torch.tensor(1.25), _UP[1], torch.tensor(2.5), _UP[2], torch.tensor(5.0)]
+)
 
 
 def to_e2m1(x: Tensor) -> Tensor:
@@ -105,7 +107,9 @@ class Fp4:
     def draw_input(self, to: Drawing, value: ir.Value, before: ir.Node, amax: float) -> ir.Value:
         """The dynamic operator, and what makes numbers of its codes again."""
         scalar = scalar_of(torch.tensor(amax), to.base)
-        return to.once(("fp4", value.name, float(scalar)), lambda: self._drawn_input(to, value, before, scalar))
+        return to.once(
+            ("fp4", value.name, float(scalar)), lambda: self._drawn_input(to, value, before, scalar)
+        )
 
     def _drawn_input(self, to: Drawing, value: ir.Value, before: ir.Node, scalar: Tensor) -> ir.Value:
         assert value.dtype is not None
@@ -113,7 +117,7 @@ class Fp4:
         told = to.constant(f"{name}_told", scalar.float())
         outputs = [(name, self.kind), (f"{name}{SCALE}", ir.DataType.FLOAT8E4M3FN)]
         how = {"axis": -1, "block_size": BLOCK, "scale_type": int(ir.DataType.FLOAT8E4M3FN)}
-        codes, scale = to.node(DYNAMIC, [value, told], outputs, before, domain=DOMAIN, **how)
+        codes, scale = to.node(DYNAMIC, [value, told], outputs, before, domain=DOMAIN, attributes=how)
         own = to.constant(f"{name}{SCALE_2}", scalar)
         return _drawn(to, codes, scale, own, f"{name}_rounded", value.dtype, before, -1)
 
@@ -136,7 +140,9 @@ def _drawn(
     """Two DequantizeLinear: of the scales, and with these of the codes."""
     (scales,) = to.node("DequantizeLinear", [scale, scalar], [(f"{name}_scales", kind)], before)
     blocks = {"axis": axis, "block_size": BLOCK}
-    (after,) = to.node("DequantizeLinear", [codes, scales], [(name, kind)], before, codes.shape, **blocks)
+    (after,) = to.node(
+        "DequantizeLinear", [codes, scales], [(name, kind)], before, codes.shape, attributes=blocks
+    )
     return after
 
 

@@ -3,8 +3,8 @@
     codes [in, out] --------> DequantizeLinear (axis 0, block_size) -> MatMul
     scales [in / block, out] --^
 
-Both lie as MatMul takes them, which is what onnxruntime and OpenVINO multiply without unpacking the weight first.
-Two codes lie in a byte, the first in its low half (ONNX's INT4, ml_dtypes' int4).
+Both lie as MatMul takes them, which is what onnxruntime and OpenVINO multiply without unpacking the weight
+first. Two codes lie in a byte, the first in its low half (ONNX's INT4, ml_dtypes' int4).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Blocks:
         return {"": (torch.uint8, (into, out // 2)), SCALE: (base, (into // self.block, out))}
 
     def encode(self, weight: Tensor, base: torch.dtype, per_channel: bool) -> Mapping[str, Tensor]:
-        """A weight [out, in], float32; each block takes the scale that loses least of those that are tried."""
+        """A weight [out, in], float32."""
         blocks = weight.T.unflatten(0, (-1, self.block))
         scale = scale_of(blocks.abs().amax(1), base, LARGEST)
         return {"": packed(_codes(blocks, scale).flatten(0, 1).view(torch.uint8)), SCALE: scale}
@@ -71,7 +71,7 @@ class Blocks:
         scale = to.part(name + SCALE, base, [into // self.block, out])
         weight.type, weight.shape = ir.TensorType(self.kind), ir.Shape([into, out])
         outputs, how = [(f"{name}_rounded", base)], {"axis": 0, "block_size": self.block}
-        (after,) = to.node("DequantizeLinear", [weight, scale], outputs, before, weight.shape, **how)
+        (after,) = to.node("DequantizeLinear", [weight, scale], outputs, before, weight.shape, attributes=how)
         return after
 
 

@@ -13,6 +13,7 @@ nodes a format has is said beside its numbers. Where a format keeps weights alon
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
 
@@ -68,7 +69,7 @@ def _round_input(drawing: Drawing, inputs: Inputs, node: ir.Node, index: int, am
     node.replace_input_with(index, inputs.draw_input(drawing, value, node, amax))
 
 
-def _take_turned(graph: ir.Graph, user: ir.Usage, weight: ir.Value) -> None:
+def _take_turned(graph: ir.Graph, user: Any, weight: ir.Value) -> None:
     """A weight that lies as [in, out] is not turned any more before it is multiplied."""
     if user.node.op_type == "Transpose":
         user.node.outputs[0].replace_all_uses_with(weight)
@@ -81,7 +82,7 @@ def _take_turned(graph: ir.Graph, user: ir.Usage, weight: ir.Value) -> None:
 
 
 def rounded_inputs(model: ir.Model) -> dict[str, tuple[ir.DataType, float]]:
-    """What every quantised layer's input is rounded to, and its scale, read off a graph, by the layer's weight."""
+    """What the inputs of layers are rounded to, and their scales, read off a graph, by the layer's weight."""
     found = {}
     for node, weight in _linears(model):
         after = node.inputs[0].producer() if node.inputs[0] is not None else None

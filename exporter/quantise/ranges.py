@@ -57,8 +57,8 @@ def with_ranges(
     for stage in plan:
         if fp8.attention and stage.fp8_attention and stage.precision in set(QUANTISED) - set(ATTENTIVE):
             raise BuildError(
-                f"{stage.name} is in {stage.precision}, and attention in fp8 goes with {' or '.join(ATTENTIVE)}; "
-                "leave --fp8-attention out"
+                f"{stage.name} is in {stage.precision}, and attention in fp8 goes with "
+                f"{' or '.join(ATTENTIVE)}; leave --fp8-attention out"
             )
     plan = [_by_itself(stage, fp8) for stage in plan]
     for stage in plan:
@@ -109,9 +109,7 @@ def _by_weights(stage: Stage, fp8: Fp8) -> Stage:
     """The stage with its quantisation, where that is of weights alone and needs no ranges."""
     if stage.precision not in QUANTISED or stage.precision in RANGED:
         return stage
-    return replace(
-        stage, quantisation=Quantisation(layers=formats_of(stage), per_channel=fp8.per_channel)
-    )
+    return replace(stage, quantisation=Quantisation(layers=formats_of(stage), per_channel=fp8.per_channel))
 
 
 def calibrate_checkpoint(

@@ -25,8 +25,8 @@ BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: 
 def scale_of(amax: Tensor, dtype: torch.dtype, largest: float) -> Tensor:
     """The smallest scale in `dtype` that brings amax to `largest`: float32 of any shape -> the same shape.
 
-    A tensor of zeros has the scale 1. In float16 the scale is at most 65504 / largest, so that no value becomes
-    inf when it is scaled back.
+    A tensor of zeros has the scale 1. In float16 the scale is at most 65504 / largest, so that no value
+    becomes inf when it is scaled back.
     """
     exact = amax.float() / largest
     scale = exact.to(dtype)
@@ -54,7 +54,10 @@ class Scaled:
         self, shape: Shape, base: torch.dtype, per_channel: bool
     ) -> Mapping[str, tuple[torch.dtype, Shape]]:
         """Codes, and a scale in `base`, [out] or []."""
-        return {"": (self.dtype, shape[::-1] if self.turned else shape), SCALE: (base, shape[:1] if per_channel else ())}
+        return {
+            "": (self.dtype, shape[::-1] if self.turned else shape),
+            SCALE: (base, shape[:1] if per_channel else ()),
+        }
 
     def encode(self, weight: Tensor, base: torch.dtype, per_channel: bool) -> Mapping[str, Tensor]:
         """A weight [out, in], float32."""
@@ -73,13 +76,15 @@ class Scaled:
         assert weight.shape is not None
         assert weight.name is not None
         name, base = weight.name, KINDS[to.base]
-        scale = to.part(name + SCALE, base, [weight.shape[0]] if per_channel else [])
+        scale = to.part(name + SCALE, base, [int(weight.shape.numpy()[0])] if per_channel else [])
         weight.type = ir.TensorType(self.kind)
         axis = {"axis": int(self.turned)} if per_channel else {}
         if self.turned:
             weight.shape = ir.Shape(weight.shape[::-1])
         outputs = [(f"{name}_rounded", base)]
-        (after,) = to.node("DequantizeLinear", [weight, scale], outputs, before, weight.shape, **axis)
+        (after,) = to.node(
+            "DequantizeLinear", [weight, scale], outputs, before, weight.shape, attributes=axis
+        )
         return after
 
     def draw_input(self, to: Drawing, value: ir.Value, before: ir.Node, amax: float) -> ir.Value:
@@ -90,7 +95,10 @@ class Scaled:
     def _pair(self, to: Drawing, value: ir.Value, before: ir.Node, scale: Tensor) -> ir.Value:
         assert value.dtype is not None
         name = f"{value.name}_{self.suffix}"
-        of = [to.constant(f"{name}{SCALE}", scale), to.constant(f"{name}_zero", torch.zeros((), dtype=self.dtype))]
+        of = [
+            to.constant(f"{name}{SCALE}", scale),
+            to.constant(f"{name}_zero", torch.zeros((), dtype=self.dtype)),
+        ]
         (inside,) = to.node("QuantizeLinear", [value, *of], [(name, self.kind)], before, value.shape)
         outputs = [(f"{name}_rounded", value.dtype)]
         (after,) = to.node("DequantizeLinear", [inside, *of], outputs, before, value.shape)

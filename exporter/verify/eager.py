@@ -198,7 +198,7 @@ def _weight(
 
 
 def _read(tensor: ir.ExternalTensor, dtype: torch.dtype) -> torch.Tensor:
-    """The bytes that an initializer points at: codes, packed where they have four bits, or of the stage's dtype."""
+    """The bytes that an initializer points at: codes, packed if they have four bits, or the stage's dtype."""
     kind, shape = CODES.get(tensor.dtype, dtype), tuple(tensor.shape.numpy())
     if kind == torch.uint8:
         shape = *shape[:-1], shape[-1] // 2

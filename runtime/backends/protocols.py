@@ -174,6 +174,6 @@ def refuse_nvfp4(name: str, stage: Stage) -> None:
     """
     if stage.precision == "nvfp4":
         raise BackendError(
-            f"the stage {name} is nvfp4, for which only TensorRT has operators; use --backend tensorrt-rtx or "
-            "tensorrt on a GPU of compute capability 10.0 or newer, or build with --precision fp8 or w4a16"
+            f"the stage {name} is nvfp4, for which only TensorRT has operators; use --backend tensorrt-rtx "
+            "or tensorrt on a GPU of compute capability 10.0 or newer, or build with --precision fp8 or w4a16"
         )

@@ -80,7 +80,9 @@ class Stage(Record):
     graph: BundlePath
     weights: list[BundlePath]
     precision: Precision
-    base: Precision | None = Field(default=None, description="of QUANTISED: the type of all that is not quantised")
+    base: Precision | None = Field(
+        default=None, description="of QUANTISED: the type of all that is not quantised"
+    )
     inputs: list[Tensor]
     outputs: list[Tensor]
     runs: Runs | None = Field(default=None, description="null for glue, which runs as moves need it")

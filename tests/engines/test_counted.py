@@ -27,7 +27,9 @@ rtx = pytest.mark.skipif(
 
 def as_committed(name: str, folder: Path) -> None:
     found, committed = counted.counted(MADE[name], folder), RESULTS["rows"][name]
-    expected = Counts.model_validate({each: committed[each] for each in Counts.model_fields if each in committed})
+    expected = Counts.model_validate(
+        {each: committed[each] for each in Counts.model_fields if each in committed}
+    )
     assert found.products == expected.products
     assert found.attentions == expected.attentions
     assert found.kernels <= expected.kernels, "a fusion is lost; if that is meant: benchmarks/counted.py"

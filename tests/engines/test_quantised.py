@@ -56,7 +56,16 @@ def test_other_gpus_are_refused_before_any_work(
 ) -> None:
     with pytest.raises(BuildError, match=said):
         dict(count(quantised_denoiser(precision, base), ["denoiser"], sm, (64, 64)))
-    command = ["build", "examples/flux-nano", "--out", str(tmp_path / "b"), "--precision", precision, "--base", base]
+    command = [
+        "build",
+        "examples/flux-nano",
+        "--out",
+        str(tmp_path / "b"),
+        "--precision",
+        precision,
+        "--base",
+        base,
+    ]
     done = CliRunner().invoke(main, [*command, "--backend", "tensorrt-rtx", "--sm", sm])
     assert done.exit_code == 1
     assert said in done.output

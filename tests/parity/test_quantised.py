@@ -73,13 +73,18 @@ def numbers(file: object, name: str, precision: str) -> np.ndarray:
     return halves.view(ml_dtypes.float4_e2m1fn).astype(np.float32) * np.repeat(blocks, 16, 1)
 
 
-@pytest.mark.parametrize(("precision", "lost"), [("int8", 0.01), ("w8a16", 0.01), ("w4a16", 0.12), ("nvfp4", 0.12)])
+@pytest.mark.parametrize(
+    ("precision", "lost"), [("int8", 0.01), ("w8a16", 0.01), ("w4a16", 0.12), ("nvfp4", 0.12)]
+)
 def test_the_file_has_the_checkpoint_s_weights(
     quantised_denoiser: Get, checkpoint: Get, precision: str, lost: float
 ) -> None:
     name, theirs = "single_blocks.1.linear2.weight", "single_transformer_blocks.1.proj_out.weight"
     source = checkpoint("wide-like") / "transformer/diffusion_pytorch_model.safetensors"
-    with safe_open(quantised_denoiser(precision) / "denoiser.safetensors", "pt") as file, safe_open(source, "pt") as of:
+    with (
+        safe_open(quantised_denoiser(precision) / "denoiser.safetensors", "pt") as file,
+        safe_open(source, "pt") as of,
+    ):
         found, exact = numbers(file, name, precision), of.get_tensor(theirs).float().numpy()
     apart_by = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert lost / 10 < apart_by < lost
@@ -129,7 +134,7 @@ def test_a_narrower_layer_takes_what_fits(checkpoint: Get) -> None:
     model = recognise(open_checkpoint(str(checkpoint("dev-like"))))
     (t5,) = make_stages(model, "fp32", ["t5"], {"t5": "w4a16"}, "fp32")
     assert set(formats_of(t5).values()) == {"w8a16"}
-    assert apart(t5) == f"t5: of 14 layers 14 in w8a16: they are no multiple of 64 wide"
+    assert apart(t5) == "t5: of 14 layers 14 in w8a16: they are no multiple of 64 wide"
     (t5,) = make_stages(model, "fp32", ["t5"], {"t5": "nvfp4"}, "fp32")
     assert set(formats_of(t5).values()) == {"nvfp4"}
     assert apart(t5) is None
@@ -172,18 +177,26 @@ def test_weights_alone_need_no_calibration_and_take_loras(checkpoint: Get, tmp_p
     assert [row for row in rows if not row.passed] == []
 
 
-def test_what_needs_a_precision_is_refused_without(checkpoint: Get, wide_calibration: Path, tmp_path: Path) -> None:
+def test_what_needs_a_precision_is_refused_without(
+    checkpoint: Get, wide_calibration: Path, tmp_path: Path
+) -> None:
     command = ["build", str(checkpoint("wide-like")), "--out", str(tmp_path / "b")]
     for options, said in (
-        (["--precision", "w8a16", "--calibration", str(wide_calibration)], "--calibration goes with --precision fp8, int8"),
+        (
+            ["--precision", "w8a16", "--calibration", str(wide_calibration)],
+            "--calibration goes with --precision fp8, int8",
+        ),
         (["--precision", "int8", "--fp8-attention"], "--fp8-attention goes with --precision fp8 or nvfp4."),
-        (["--precision", "bf16", "--base", "fp16"], "--base goes with --precision fp8, int8, w8a16, w4a16 or nvfp4."),
+        (
+            ["--precision", "bf16", "--base", "fp16"],
+            "--base goes with --precision fp8, int8, w8a16, w4a16 or nvfp4.",
+        ),
     ):
         done = CliRunner().invoke(main, [*command, *options])
         assert done.exit_code == 2
         assert said in done.output
-    with pytest.raises(BuildError, match="denoiser is in int8, and attention in fp8 goes with fp8 or nvfp4; leave"):
-        fp8 = Fp8(base="fp32", attention=True, calibration=wide_calibration)
+    fp8 = Fp8(base="fp32", attention=True, calibration=wide_calibration)
+    with pytest.raises(BuildError, match="is in int8, and attention in fp8 goes with fp8 or nvfp4; leave"):
         build(str(checkpoint("wide-like")), tmp_path / "b", precision="int8", fp8=fp8, stages=["denoiser"])
     assert list(tmp_path.iterdir()) == []
 

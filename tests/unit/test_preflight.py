@@ -29,9 +29,17 @@ RECIPE = Recipe(
     [
         (["8.6"], ("fp8", "bf16"), "fp8 needs sm 8.9 or newer, not 8.6; use --precision bf16"),
         (["7.5"], ("bf16", None), "bf16 needs sm 8.0 or newer, not 7.5; use --precision fp16"),
-        (["8.9", "9.0"], ("fp16", None), "no engines for sm 9.0; it builds for 7.5, .*; use --backend tensorrt"),
+        (
+            ["8.9", "9.0"],
+            ("fp16", None),
+            "no engines for sm 9.0; it builds for 7.5, .*; use --backend tensorrt",
+        ),
         ([], ("fp16", None), "no GPU .* --sm 8.9"),
-        (["7.5"], ("int8", "bf16"), "int8 with bf16 around it needs sm 8.0 or newer, not 7.5; use --base fp16"),
+        (
+            ["7.5"],
+            ("int8", "bf16"),
+            "int8 with bf16 around it needs sm 8.0 or newer, not 7.5; use --base fp16",
+        ),
         (["7.5"], ("w8a16", "bf16"), "w8a16 with bf16 around it needs sm 8.0"),
         (["7.5"], ("w4a16", "fp16"), "w4a16 needs sm 8.0 .*; use --precision w8a16 --base fp16"),
         (["12.0", "8.9"], ("nvfp4", "bf16"), "nvfp4 needs sm 10.0 or newer, not 8.9"),
