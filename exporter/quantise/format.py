@@ -56,6 +56,9 @@ class Inputs(Protocol):
     def kind(self) -> ir.DataType:
         """Of the codes in the graph."""
 
+    def scale_of(self, amax: float, base: torch.dtype) -> Tensor:
+        """The scale, in `base`, of a value whose largest is expected to be `amax`."""
+
     def draw_input(self, to: Drawing, value: ir.Value, before: ir.Node, amax: float) -> ir.Value:
         """Nodes that round a value whose largest is expected to be `amax`."""
 

@@ -104,9 +104,13 @@ class Fp4:
         weight.type = ir.TensorType(self.kind)
         return _drawn(to, weight, scale, scalar, f"{name}_rounded", base, before, 1)
 
+    def scale_of(self, amax: float, base: torch.dtype) -> Tensor:
+        """See `Inputs.scale_of`."""
+        return scalar_of(torch.tensor(amax), base)
+
     def draw_input(self, to: Drawing, value: ir.Value, before: ir.Node, amax: float) -> ir.Value:
         """The dynamic operator, and what makes numbers of its codes again."""
-        scalar = scalar_of(torch.tensor(amax), to.base)
+        scalar = self.scale_of(amax, to.base)
         return to.once(
             ("fp4", value.name, float(scalar)), lambda: self._drawn_input(to, value, before, scalar)
         )

@@ -87,9 +87,13 @@ class Scaled:
         )
         return after
 
+    def scale_of(self, amax: float, base: torch.dtype) -> Tensor:
+        """See `Inputs.scale_of`."""
+        return scale_of(torch.tensor(amax), base, self.largest)
+
     def draw_input(self, to: Drawing, value: ir.Value, before: ir.Node, amax: float) -> ir.Value:
         """Q and DQ of what enters a layer."""
-        scale = scale_of(torch.tensor(amax), to.base, self.largest)
+        scale = self.scale_of(amax, to.base)
         return to.once((self.suffix, value.name, float(scale)), lambda: self._pair(to, value, before, scale))
 
     def _pair(self, to: Drawing, value: ir.Value, before: ir.Node, scale: Tensor) -> ir.Value:
