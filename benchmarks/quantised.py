@@ -62,16 +62,16 @@ ON_CPU: tuple[Precision, ...] = ("fp32", "int8", "w8a16", "w4a16")
 NAME, CALIBRATED = "quantised.json", 64
 PAINTED = (
     Painted("fp32", "precision", "fp32"),
-    Painted("fp8", "precision"),
-    Painted("int8", "precision", "int8"),
     Painted("w8a16", "precision", "w8a16"),
     Painted("w4a16", "precision", "w4a16"),
     Painted("nvfp4", "precision", "nvfp4"),
+    Painted("int8", "precision", "int8"),
+    Painted("nvfp4, single blocks in fp8", "ablation", "nvfp4", fp8={"kept": ("single_blocks.",)}),
+    Painted("nvfp4, double blocks in fp8", "ablation", "nvfp4", fp8={"kept": ("double_blocks.",)}),
+    Painted("fp8", "precision"),
     Painted("int8, T5 too", "ablation", "int8", stages={"t5": "int8"}),
     Painted("w4a16, T5 too", "ablation", "w4a16", stages={"t5": "w4a16"}),
     Painted("nvfp4, T5 too", "ablation", "nvfp4", stages={"t5": "nvfp4"}),
-    Painted("nvfp4, single blocks in fp8", "ablation", "nvfp4", fp8={"kept": ("single_blocks.",)}),
-    Painted("nvfp4, double blocks in fp8", "ablation", "nvfp4", fp8={"kept": ("double_blocks.",)}),
 )
 
 
