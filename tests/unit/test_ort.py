@@ -60,11 +60,18 @@ def test_q_dq_are_carried_out_as_they_stand_on_a_cpu_alone(tiny, stages):
             return getattr(onnxruntime, name)
 
     plain, cuda = ("session.disable_quant_qdq", "1"), CudaSimulator()
-    OnnxRuntime("cpu", Library()).load(tiny / "clip.onnx", "clip", stages["clip"])
-    assert plain in seen
+    alone = ("session.qdq_matmulnbits_accuracy_level", "1")
+
+    def of(precision):
+        return stages["clip"].model_copy(update={"precision": precision, "base": "fp32"})
+
+    for precision, told in (("fp8", {plain}), ("w8a16", {alone}), ("w4a16", {alone}), ("int8", set())):
+        seen.clear()
+        OnnxRuntime("cpu", Library()).load(tiny / "clip.onnx", "clip", of(precision))
+        assert {plain, alone} & set(seen) == told, precision
     seen.clear()
     settings = {"session.disable_quant_qdq": "0"}
-    OnnxRuntime("cpu", Library(), settings=settings).load(tiny / "clip.onnx", "clip", stages["clip"])
+    OnnxRuntime("cpu", Library(), settings=settings).load(tiny / "clip.onnx", "clip", of("fp8"))
     assert plain not in seen
     assert ("session.disable_quant_qdq", "0") in seen
     seen.clear()
