@@ -17,6 +17,7 @@ from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER
 from flux_trt.runtime.pictures import texts
 from flux_trt.runtime.pictures.vae import Tiling
+from flux_trt.runtime.tasks.boxes import as_given
 from flux_trt.runtime.tasks.request import Request
 
 MACHINE = ("backend", "backend_version", "compute", "device", "flux_trt")
@@ -66,6 +67,8 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
         "width": request.width,
         "height": request.height,
     }
+    if request.boxes:
+        found |= {"boxes": as_given(request.boxes[index])}
     if request.prompts_2:
         found |= {"prompt_2": request.prompts_2[index]}
     if request.negatives_2:
