@@ -110,7 +110,8 @@ def lengths(windows: Sequence[Window], words: Words) -> tuple[int, ...]:
 
 def longest(bundle: Bundle, prompts: Iterable[Words]) -> int | None:
     """Tokens of the longest of these prompts, with padding; None: as many whatever the prompt."""
-    specs = [bundle.tokenizer(each.tokenizer) for each in bundle.manifest.encoders]
+    there = bundle.manifest.tokenizers
+    specs = [there[each.tokenizer] for each in bundle.manifest.encoders if each.tokenizer in there]
     if all(spec.pad.multiple == spec.pad.most for spec in specs):
         return None
     windows = [Window(bundle.root, spec) for spec in specs]
