@@ -316,10 +316,10 @@ class Request:
         """The prompts that these pictures go through the denoiser with, in its order."""
         if self.edit:
             return (*self.edit.sources[chosen], *self.prompts[chosen])
-        prompts = self.prompts[chosen]
+        texts = self.prompts[chosen]
         if self.boxes:
-            prompts = tuple(map(placed, prompts, self.boxes[chosen]))
-        prompts = _words(prompts, self.prompts_2[chosen])
+            texts = tuple(map(placed, texts, self.boxes[chosen]))
+        prompts = _words(texts, self.prompts_2[chosen])
         return (*prompts, *_words(self.negatives[chosen], self.negatives_2[chosen]))
 
     def guidances(self, chosen: slice) -> npt.NDArray[np.float32] | None:

@@ -46,13 +46,13 @@ def literal(prompts: Sequence[Words]) -> Iterator[str]:
 
 
 def sparse(prompts: Sequence[str], least: int) -> Iterator[str]:
-    """A line where prompts say less than a model's own captions do."""
-    counts = [len(WORD.findall(text)) for text in dict.fromkeys(prompts)]
+    """A line where prompts say less than a model's own captions do; an empty one is meant."""
+    counts = [len(WORD.findall(text)) for text in dict.fromkeys(prompts) if text]
     if few := [count for count in counts if count < least]:
         words = f"{min(few)} word{'s' * (min(few) != 1)}"
-        short = f"the prompt has {words}" if len(counts) == 1 else f"a prompt has {words}"
+        which = "the" if len(counts) == 1 else "a"
         yield (
-            f"{short}, and this model is meant for captions of {least} and more; "
+            f"{which} prompt has {words}, and this model is meant for captions of {least} and more; "
             "say medium, scene, places, colours and light"
         )
 
