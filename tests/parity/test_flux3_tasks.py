@@ -14,9 +14,14 @@ from given import drawn
 from PIL import Image
 
 from flux_trt.runtime import Pipeline
+from flux_trt.runtime.backends.memory import picture_bytes
 from flux_trt.runtime.bundle import manifest
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.tasks import sizes
+from flux_trt.runtime.tasks.dims import dims_of
 from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.texts import longest
 
 Get = Callable[..., Path]
 SIZE = (48, 64)
@@ -146,3 +151,22 @@ def test_a_prompt_that_is_shorter_than_captions_are_is_told_of(
     Request.of(found, "word " * 50, reference=[drawn(48, 48, 1)])
     Request.of(manifest.read(bundle("dev-like")), "a fox")
     assert "captions" not in caplog.text
+
+
+def test_memory_is_counted_for_the_windows_that_are_used(flux3_bundle: Get, bundle: Get) -> None:
+    """Not for the longest that there may be; a fixed window is as it is."""
+    opened = Bundle.open(flux3_bundle("distilled"), check=False)
+    assert [longest(opened, [each]) for each in LONG] == [80, 240]
+    assert longest(opened, LONG) == 240
+    assert longest(Bundle.open(bundle("dev-like"), check=False), LONG) is None
+    request = Request.of(opened.manifest, LONG[0], boxes=[{"bbox": [0, 0, 1, 1], "desc": "word " * 20}])
+    seen = longest(opened, request.texts(slice(None)))
+    assert seen is not None
+    assert seen > 80, "the rows behind the prompt are read, too"
+    used, most = (
+        picture_bytes(opened.manifest.stages.values(), dims_of(request, opened.manifest, text))
+        for text in (seen, None)
+    )
+    assert used < most
+    assert " tokens and 320 of text: up to " in sizes.said((64, 64), opened.manifest)
+    assert " of text" not in sizes.said((64, 64), manifest.read(bundle("dev-like")))
