@@ -22,6 +22,8 @@ from flux_trt.runtime.tasks.request import Request
 
 MACHINE = ("backend", "backend_version", "compute", "device", "flux_trt")
 """Parameters that say where a picture was painted: the same ones elsewhere ask for the same picture."""
+BOXES = "boxes"
+"""The parameter that is a layout: a list, as `tasks.boxes` takes it."""
 LORA = "lora"
 """The parameter that is LoRAs: a list of records of `sha256`, `path` and `strength`."""
 PICTURES = ("image", "mask", "control", "reference")
@@ -68,7 +70,7 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
         "height": request.height,
     }
     if request.boxes:
-        found |= {"boxes": as_given(request.boxes[index])}
+        found |= {BOXES: as_given(request.boxes[index])}
     if request.prompts_2:
         found |= {"prompt_2": request.prompts_2[index]}
     if request.negatives_2:

@@ -154,6 +154,26 @@ def test_boxes_on_the_command_line_in_jobs_and_again(flux3_bundle: Get, tmp_path
     assert "outside of the picture" in (tmp_path / "jobs.results.jsonl").read_text()
 
 
+@pytest.mark.parametrize("said", ["/dev/zero", {"id": "a"}, 3])
+def test_a_record_names_no_file_of_boxes(tmp_path: Path, said: Any) -> None:
+    from flux_trt.runtime.pictures import texts, written
+
+    told = {
+        "task": "generate",
+        "prompt": "a",
+        "seed": 0,
+        "steps": 1,
+        "width": 16,
+        "height": 16,
+        "boxes": said,
+    }
+    picture = drawn(16, 16, 1)
+    picture.info[texts.OURS] = json.dumps({**told, "flux_trt": "0.2", "boxes": said})
+    written.write(picture, tmp_path / "out.png")
+    with pytest.raises(RequestError, match="does not say its boxes"):
+        recorded(tmp_path / "out.png")
+
+
 def drawn_from(path: Path) -> Any:
     from PIL import Image
 
