@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from rows import building, headlines, pictures, speed
@@ -25,8 +26,11 @@ Rows = Callable[[Results], Iterator[Row]]
 FILES: dict[str, Rows] = {
     "full_size.json": building.full_size,
     "full_size_engines.json": building.engines,
-    "full_size_flux2.json": building.full_size_flux2,
-    "full_size_engines_flux2.json": building.engines_flux2,
+    "full_size_flux2.json": partial(building.full_size_of, "FLUX.2"),
+    "full_size_engines_flux2.json": partial(building.engines_of, "FLUX.2"),
+    "full_size_flux3.json": partial(building.full_size_of, "FLUX.3"),
+    "full_size_engines_flux3.json": partial(building.engines_of, "FLUX.3"),
+    "savings_flux3.json": building.savings,
     "build.json": building.build,
     "decode.json": building.decode,
     "cold_start.json": speed.cold_start,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.painted import LORA, PICTURES
+from flux_trt.runtime.painted import BOXES, LORA, PICTURES
 from flux_trt.runtime.pictures import picture, texts
 from flux_trt.runtime.tasks.arguments import EditArguments, GenerateArguments
 from flux_trt.runtime.tasks.request import Request
@@ -217,11 +217,16 @@ def recorded(path: str | Path) -> Recorded:
     for name, kind in needed.items():
         if not isinstance(found.parameters.get(name), kind):
             raise RequestError(f"{path} does not say its {name}; it cannot be painted again from its file")
-    for name in (*PICTURES, LORA):
+    for name in (*PICTURES, LORA, BOXES):
         value = found.parameters.get(name)
-        if value and not all(map(_names_a_file, value if isinstance(value, list) else [value])):
+        known = isinstance(value, list) if name == BOXES else _name_files(value)  # no file's name is opened
+        if value and not known:
             raise RequestError(f"{path} does not say its {name}; it cannot be painted again from its file")
     return found
+
+
+def _name_files(value: Any) -> bool:
+    return all(map(_names_a_file, value if isinstance(value, list) else [value]))
 
 
 def _names_a_file(record: Any) -> bool:

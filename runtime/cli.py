@@ -83,6 +83,12 @@ def main() -> None:
     multiple=True,
     help="What the second text encoder (T5) reads, and only it: one for all, or one for each PROMPT.",
 )
+@click.option(
+    "--boxes",
+    type=PICTURE,
+    metavar="FILE",
+    help="Where things are to be, a JSON list; of bundles that know boxes (docs/tasks.md).",
+)
 @click.option("--negative", metavar="PROMPT", help="What to keep away from; needs --true-cfg.")
 @click.option("--negative-2", metavar="PROMPT", help="What the second text encoder reads of it.")
 @click.option("--true-cfg", type=float, help="Scale of true classifier-free guidance; twice the time.")

@@ -48,6 +48,7 @@ def _fields(parameters: Mapping[str, Any], family: str) -> dict[str, Any]:
         "Denoising strength": _number(parameters.get("strength")),
         "Lora hashes": ", ".join(f"{_name(each)}: {each['tensors'][:12]}" for each in loras) or None,
         "Task": parameters["task"],
+        "Boxes": json.dumps(boxes, ensure_ascii=False) if (boxes := parameters.get("boxes")) else None,
         "Version": f"flux_trt {parameters['flux_trt']}",
     }
     return {name: value for name, value in found.items() if value is not None}

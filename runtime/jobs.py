@@ -51,6 +51,7 @@ class Fields(BaseModel):
     guidance: float | None = None
     seed: int | None = None
     prompt_2: str | None = None
+    boxes: Path | list[dict[str, Any]] | None = Field(None, description="a file, or the list in it")
     negative: str | None = None
     negative_2: str | None = None
     true_cfg: float | None = None
@@ -159,8 +160,8 @@ def _inside(fields: Fields, folder: Path) -> Fields:
     """The same, with paths that start at `folder`."""
     found: dict[str, Any] = {"reference": tuple(folder / each for each in fields.reference)}
     found["lora"] = tuple(str(folder / each) for each in fields.lora)
-    for name in ("output", "image", "mask", "control", "canny"):
-        if (value := getattr(fields, name)) is not None:
+    for name in ("output", "image", "mask", "control", "canny", "boxes"):
+        if isinstance(value := getattr(fields, name), Path):
             found[name] = folder / value
     return fields.model_copy(update=found)
 

@@ -17,10 +17,13 @@ from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER
 from flux_trt.runtime.pictures import texts
 from flux_trt.runtime.pictures.vae import Tiling
+from flux_trt.runtime.tasks.boxes import as_given
 from flux_trt.runtime.tasks.request import Request
 
 MACHINE = ("backend", "backend_version", "compute", "device", "flux_trt")
 """Parameters that say where a picture was painted: the same ones elsewhere ask for the same picture."""
+BOXES = "boxes"
+"""The parameter that is a layout: a list, as `tasks.boxes` takes it."""
 LORA = "lora"
 """The parameter that is LoRAs: a list of records of `sha256`, `path` and `strength`."""
 PICTURES = ("image", "mask", "control", "reference")
@@ -66,6 +69,8 @@ def parameters(bundle: Bundle, request: Request, index: int, tiling: Tiling) -> 
         "width": request.width,
         "height": request.height,
     }
+    if request.boxes:
+        found |= {BOXES: as_given(request.boxes[index])}
     if request.prompts_2:
         found |= {"prompt_2": request.prompts_2[index]}
     if request.negatives_2:

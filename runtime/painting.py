@@ -34,12 +34,11 @@ from flux_trt.runtime.sampling.together import Waiting
 from flux_trt.runtime.sampling.trajectory import Trajectory
 from flux_trt.runtime.step import Step, Walk, expect_finite, walked
 from flux_trt.runtime.taken import expect_taken
-from flux_trt.runtime.tasks import wording
 from flux_trt.runtime.tasks.compose import compose
 from flux_trt.runtime.tasks.encoded import encode_pictures
 from flux_trt.runtime.tasks.request import Request
 from flux_trt.runtime.tasks.wording import Words
-from flux_trt.runtime.texts import Encoded, Texts
+from flux_trt.runtime.texts import Encoded, Texts, lengths
 from flux_trt.runtime.turn import Turn
 
 Floats = npt.NDArray[np.float32]
@@ -346,12 +345,6 @@ class Painting:
         for index, image in zip(range(pictures)[batch.chosen], images, strict=True):
             done, to = request.finished(image, index), self._to
             yield Painted.of(done, to.bundle, request, index, batch.seconds, to.backend, to.tiling)
-
-
-def lengths(windows: Sequence[Window], words: Words) -> tuple[int, ...]:
-    """Tokens that each encoder sees of a prompt, with padding."""
-    seen = (window.of([wording.part(words, index)]) for index, window in enumerate(windows))
-    return tuple(each.ids.shape[1] for each in seen)
 
 
 def _targets(last: Buffer, trajectory: Trajectory) -> list[Buffer]:

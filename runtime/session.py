@@ -31,6 +31,7 @@ from flux_trt.runtime.progress import Kind, shown
 from flux_trt.runtime.sampling.adapted import Shelf, instead_of
 from flux_trt.runtime.tasks.dims import dims_of
 from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.texts import longest
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ def load(
         machine.backend, machine.device, opened, machine.memory, check, machine.threads, machine.compute
     )
     if backend.gpu:
-        dims = dims_of(request, opened.manifest) if request else None
+        dims = None
+        if request:
+            dims = dims_of(request, opened.manifest, longest(opened, request.texts(slice(None))))
         instead = instead_of(opened, shelf.of(request.loras or ()) if shelf and request else None)
         stages = tuple(instead.get(name, name) for name in Flow.of(opened).stages)
         if request and request.has_pictures:

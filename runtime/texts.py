@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import branches
+from flux_trt.runtime.bundle.window import Window
+from flux_trt.runtime.tasks import wording
 from flux_trt.runtime.tasks.wording import Words
 
 Floats = npt.NDArray[np.float32]
@@ -97,3 +100,20 @@ class Texts:
 
     def _size(self, chunks: Iterable[int]) -> int:
         return sum(len(self._chunks[chunk]) for chunk in chunks)
+
+
+def lengths(windows: Sequence[Window], words: Words) -> tuple[int, ...]:
+    """Tokens that each encoder sees of a prompt, with padding."""
+    seen = (window.of([wording.part(words, index)]) for index, window in enumerate(windows))
+    return tuple(each.ids.shape[1] for each in seen)
+
+
+def longest(bundle: Bundle, prompts: Iterable[Words]) -> int | None:
+    """Tokens of the longest of these prompts, with padding; None: as many whatever the prompt."""
+    there = bundle.manifest.tokenizers
+    specs = [there[each.tokenizer] for each in bundle.manifest.encoders if each.tokenizer in there]
+    if all(spec.pad.multiple == spec.pad.most for spec in specs):
+        return None
+    windows = [Window(bundle.root, spec) for spec in specs]
+    found = (lengths(windows, words) for words in dict.fromkeys(prompts))
+    return max((length for each in found for length in each), default=None)

@@ -32,6 +32,7 @@ REFUSED = {
     "extra_body": "put its fields beside the others: only OpenAI's client takes it apart",
     "extra_params": "put its fields beside the others",
     "lora": "no adapters are served; build a bundle with flux-export build --lora",
+    "boxes": "write their rows behind the prompt; docs/tasks.md shows the form",
     "loras": "no adapters are served; build a bundle with flux-export build --lora",
 }
 LONGEST = 32_000  # characters of a prompt, as at OpenAI

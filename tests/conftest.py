@@ -194,6 +194,31 @@ def flux3_bundle(
 
 
 @pytest.fixture(scope="session")
+def flux3_fp8(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Whole bundles of a small FLUX.3 whose denoiser, text encoder and text blocks are in fp8 on bf16."""
+    import flux3_checkpoints
+
+    from flux_trt.exporter.build import build
+    from flux_trt.exporter.quantise.e4m3 import Fp8
+    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
+
+    root = tmp_path_factory.mktemp("flux3-fp8")
+    (root / "prompts.txt").write_text("a red circle\na blue square on a white background\n")
+
+    def get(kind: str) -> Path:
+        if not (out := root / f"{kind}-bundle").exists():
+            encoder = flux3_checkpoints.text_encoder(layers=18)
+            source = str(flux3_checkpoints.write(kind, root / kind, text_encoder=encoder))
+            seen = root / f"{kind}.json"
+            calibrate_checkpoint(source, seen, prompts=root / "prompts.txt", size=(64, 48), steps=2)
+            fp8 = Fp8(base="bf16", calibration=seen)
+            build(source, out, precision="fp8", fp8=fp8, stage_precisions={"context": "fp8"})
+        return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration of dev-like."""
     from flux_trt.exporter.quantise.ranges import calibrate_checkpoint

@@ -41,13 +41,13 @@ def words() -> PreTrainedTokenizerFast:
     return found
 
 
-def text_encoder(hidden: int = 32) -> nn.Module:
-    """A language model of 9 layers, of which the first eight are tapped."""
+def text_encoder(hidden: int = 32, layers: int = 9) -> nn.Module:
+    """A language model of 9 layers, of which the first eight are tapped; of 18 it is every second one."""
     text = {
         "vocab_size": 300,
         "hidden_size": hidden,
         "intermediate_size": 48,
-        "num_hidden_layers": 9,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,

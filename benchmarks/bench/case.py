@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flux_trt.bench.job import Job
 from flux_trt.runtime.backends.protocols import Device
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.texts import longest
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -21,8 +23,9 @@ def job(
     device: Device,
     checkpoint: str | None,
     threads: int | None = None,
+    prompts: Sequence[str] = ("",),
 ) -> Job:
-    """A case, with the bundle's defaults filled in.
+    """A case, with the bundle's defaults filled in; its text is as long as the longest of the prompts.
 
     Raises:
         RequestError: something that the bundle cannot do.
@@ -40,7 +43,7 @@ def job(
         steps=asked.steps,
         guidance=asked.guidance,
         batch=batch,
-        text_tokens=manifest.text.most if manifest.text else 0,
+        text_tokens=longest(bundle, prompts) or (manifest.text.most if manifest.text else 0),
         dtype=DTYPES[base or precision],
         threads=threads,
     )

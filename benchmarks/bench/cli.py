@@ -145,9 +145,9 @@ def run(
     from flux_trt.bench.quality import checker as load_checker
     from flux_trt.runtime.progress import bars
 
-    opened = _open(bundle)
+    opened, asked = _open(bundle), _prompts(prompts)
     jobs = [
-        job_of(opened, size, steps, batch, guidance, device, checkpoint, threads)
+        job_of(opened, size, steps, batch, guidance, device, checkpoint, threads, asked)
         for size in sizes or [_default_size(opened)]
     ]
     painters = [*(OURS + name for name in dict.fromkeys(backends)), *dict.fromkeys(peers)]
@@ -156,7 +156,7 @@ def run(
     plan = runner.Plan(
         jobs=jobs,
         painters=painters,
-        prompts=_prompts(prompts),
+        prompts=asked,
         warmup=warmup,
         runs=runs,
         starts=starts,

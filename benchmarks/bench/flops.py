@@ -18,6 +18,7 @@ from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.manifest import StageName
 from flux_trt.runtime.tasks.dims import dims_of
 from flux_trt.runtime.tasks.request import Request
+from flux_trt.runtime.texts import longest
 
 VIEWS = {"Constant", "Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze"}
 MOVES = VIEWS | {"Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Gather", "GatherND", "Pad"}
@@ -38,7 +39,8 @@ def count(bundle: Bundle, stage: StageName, request: Request) -> Count:
     Raises:
         BenchError: a shape that cannot be told from the graph.
     """
-    entry, known = bundle.stage(stage), dims_of(request, bundle.manifest)
+    text = longest(bundle, request.texts(slice(None)))
+    entry, known = bundle.stage(stage), dims_of(request, bundle.manifest, text)
     inputs = {tensor.name: shape(tensor, known) for tensor in entry.inputs}
     return count_graph(bundle.root / entry.graph, inputs)
 

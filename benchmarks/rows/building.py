@@ -28,27 +28,28 @@ def full_size(found: Results) -> Iterator[Row]:
     yield "the same: disk that the bundle adds", f"{own}; {linked}" if linked else own, ""
 
 
-def full_size_flux2(found: Results) -> Iterator[Row]:
-    """FLUX.2's full sizes through the exporter."""
+def full_size_of(family: str, found: Results) -> Iterator[Row]:
+    """A family's full sizes through the exporter."""
     for member, one in found["members"].items():
         counts = " + ".join(f"{name} {count / 1e9:.1f} B" for name, count in one["parameters"].items())
         graphs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in one["graph_seconds"].items())
         nodes = ", ".join(str(one["nodes"][name]) for name in one["graph_seconds"])
         yield (
-            f"Export FLUX.2 {member.replace('-', ' ')}, {counts} parameters, bf16",
-            f"{one['wall_seconds']:.0f} s with hashing {one['checkpoint_gb']:.1f} GB "
+            f"Export {family} {member.replace('-', ' ')}, {counts} parameters, bf16",
+            f"{one['wall_seconds']:.0f} s ({one['cpu_seconds']:.0f} s of CPU) "
+            f"with hashing {one['checkpoint_gb']:.1f} GB "
             f"({graphs}; {nodes} nodes), "
             f"{one['peak_rss_gb']:.2f} GB of memory; the bundle adds {one['bundle_own_mb_on_disk']:.1f} MB",
             "",
         )
 
 
-def engines_flux2(found: Results) -> Iterator[Row]:
-    """FP8 engines of FLUX.2 at full size, built without a GPU."""
+def engines_of(family: str, found: Results) -> Iterator[Row]:
+    """FP8 engines of a family at full size, built without a GPU."""
     for member, one in found["members"].items():
         for name, engine in one["engines"].items():
             yield (
-                f"TensorRT-RTX engine of FLUX.2 {member.replace('-', ' ')}'s {name} (fp8) for sm 8.9, "
+                f"TensorRT-RTX engine of {family} {member.replace('-', ' ')}'s {name} (fp8) for sm 8.9, "
                 "built without a GPU",
                 f"not built: {engine['fault']}"
                 if "fault" in engine
@@ -122,3 +123,22 @@ def counted(found: Results) -> Iterator[Row]:
             f"{row['product_mb']:.0f} MB, attention {row['attention_mb']:.0f} MB; {types}",
             "",
         )
+
+
+def savings(found: Results) -> Iterator[Row]:
+    """What a guided step of FLUX.3 takes without one of the savings of its split."""
+    for case, one in found["cases"].items():
+        plain, *others = one["tflop"]
+        yield (
+            f"Guided step of FLUX.3 Klein base, 1024x1024, {case}, windows of "
+            f"{' and '.join(map(str, found['settings']['windows']))}: products",
+            f"{one['tflop'][plain]:.1f} TFLOP",
+            "",
+        )
+        for name in others:
+            beside = (
+                f", {100 * one['more_cpu'][name]:+.1f} % of a small model's CPU time"
+                if "more_cpu" in one
+                else ""
+            )
+            yield f"the same, {name}", f"{100 * one['more_flop'][name]:+.1f} % of the products{beside}", ""

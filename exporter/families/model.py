@@ -25,6 +25,7 @@ class Numbers:
     guidance: manifest.Guidance
     sizes: manifest.Sizes
     defaults: manifest.Defaults
+    prompts: manifest.Prompts | None = None
     padding: Mapping[str, Padding]
     """Tokenizer -> how its prompts are filled up and cut."""
 

@@ -63,9 +63,9 @@ class Bundle:
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 of the manifest without its provenance: the same for a bundle that was built again from the
-        same, at another time or place."""
-        facts = self.manifest.model_dump(mode="json", exclude={"provenance"})
+        """SHA-256 of the manifest without its provenance, and without what it only advises: the same for a
+        bundle that was built again from the same, at another time or place."""
+        facts = self.manifest.model_dump(mode="json", exclude={"provenance", "prompts"})
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def verify(self) -> None:

@@ -22,6 +22,7 @@ from flux_trt.runtime.bundle.rules import (
     Noise,
     Pad,
     Positions,
+    Prompts,
     References,
     Schedule,
     Tokenizer,
@@ -45,6 +46,7 @@ __all__ = [
     "Pad",
     "Positions",
     "Precision",
+    "Prompts",
     "Provenance",
     "Record",
     "References",
@@ -171,6 +173,7 @@ class Manifest(Record):
     tasks: list[Task]
     encoders: list[Encoder]
     tokenizers: dict[str, Tokenizer]
+    prompts: Prompts = Prompts()
     model: Model
     schedule: Schedule
     guidance: Guidance

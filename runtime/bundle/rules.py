@@ -41,6 +41,14 @@ class Tokenizer(Record):
     without: list[str] = Field(default=[], description="taken out of prompts: signs of the template's own")
 
 
+class Prompts(Record):
+    """What a model's prompts are like; nothing of a picture follows from it."""
+
+    words: int = Field(default=0, description="fewer are told of: captions that it was trained on had more")
+    words_of_edits: int = Field(default=0, description="the same where there are reference pictures")
+    boxes: bool = Field(default=False, description="whether it knows boxes: rows of JSON behind a prompt")
+
+
 class Encoder(Record):
     """A stage that reads prompts, and the tokenizer that it reads them with."""
 

@@ -10,6 +10,7 @@ from flux_trt.runtime.bundle.manifest import Manifest, Task
 from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.lora.chosen import Chosen, LoraLike, chosen
 from flux_trt.runtime.lora.factors import taken_by
+from flux_trt.runtime.tasks.boxes import BoxesLike, boxes_of
 
 
 def task_of(
@@ -59,6 +60,20 @@ def expect(manifest: Manifest, task: Task) -> None:
             f"a {manifest.variant} bundle cannot do the task {task} (this one can do {has}); "
             f"build a whole one of a model that can (the README has a table of variants)"
         )
+
+
+def layout(manifest: Manifest, given: BoxesLike | None, references: int) -> str:
+    """The rows of a layout, if the bundle knows boxes; "" where none are given.
+
+    Raises:
+        RequestError: it does not, or they are no boxes.
+    """
+    if given is not None and not manifest.prompts.boxes:
+        raise RequestError(
+            f"a {manifest.family} {manifest.variant} bundle was not made for boxes; leave them out, "
+            "and say in the prompt where things are"
+        )
+    return boxes_of(given, references)
 
 
 def loras(manifest: Manifest, given: LoraLike | Sequence[LoraLike] | None) -> tuple[Chosen, ...] | None:

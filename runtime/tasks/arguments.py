@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from flux_trt.runtime.lora.chosen import LoraLike
+from flux_trt.runtime.tasks.boxes import BoxesLike
 from flux_trt.runtime.tasks.fill import Margins
 
 PictureLike: TypeAlias = str | PathLike[str] | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
@@ -58,6 +59,9 @@ class GenerateArguments(Shared, total=False):
     prompt_2: str | Sequence[str] | None
     """What the second text encoder reads (T5 in FLUX.1), one for all or one for each prompt, which is then
     the first one's alone: diffusers' argument of that name. Default: the prompt."""
+    boxes: BoxesLike | None
+    """Where things are to be, for models that know boxes: a JSON file or the list in it, the same for all
+    prompts; see `tasks.boxes`."""
     negative: str | Sequence[str] | None
     """What to keep away from; needs `true_cfg`, but where that is how the model is guided anyway."""
     negative_2: str | Sequence[str] | None

@@ -12,6 +12,7 @@ PER_PICTURE = (
     "prompts",
     "prompts_2",
     "seeds",
+    "boxes",
     "negatives",
     "negatives_2",
     "images",

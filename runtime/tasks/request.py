@@ -18,6 +18,7 @@ from flux_trt.runtime.tasks import ability, inpaint, masks, numbers, sizes, vali
 from flux_trt.runtime.tasks import image as image_to_image
 from flux_trt.runtime.tasks import references as reference_pictures
 from flux_trt.runtime.tasks.arguments import PictureLike
+from flux_trt.runtime.tasks.boxes import BoxesLike, placed
 from flux_trt.runtime.tasks.fill import Margins
 from flux_trt.runtime.tasks.flowedit import FlowEdit, most_moves
 from flux_trt.runtime.tasks.given import Given
@@ -26,7 +27,7 @@ from flux_trt.runtime.tasks.levels import Levels
 from flux_trt.runtime.tasks.place import Place, Whole
 from flux_trt.runtime.tasks.solver import solver_of, solver_of_edit
 from flux_trt.runtime.tasks.sources import Source
-from flux_trt.runtime.tasks.wording import Words
+from flux_trt.runtime.tasks.wording import Words, tell_prompts
 
 STRENGTH = 0.6
 STEPS = 28  # of an edit
@@ -48,6 +49,8 @@ class Request:
     batch: int
     """How many pictures are painted at once, at most."""
     solver: Solver = "euler"
+    boxes: tuple[str, ...] = ()
+    """The rows that the encoders read behind each prompt; empty: none."""
     prompts_2: tuple[str, ...] = ()
     """What the text encoders after the first read; empty: the same."""
     negatives: tuple[str, ...] = ()
@@ -101,6 +104,7 @@ class Request:
         seed: int | Sequence[int] | None = 0,
         count: int = 1,
         batch: int | None = None,
+        boxes: BoxesLike | None = None,
         prompt_2: str | Sequence[str] | None = None,
         negative: str | Sequence[str] | None = None,
         negative_2: str | Sequence[str] | None = None,
@@ -152,7 +156,7 @@ class Request:
         pull = guided(manifest, len(texts), guidance, negative, true_cfg)
         if negative_2 is not None and not pull.negatives:
             raise RequestError("negative_2 is given without a negative prompt; give it with --negative")
-        encoders = len(manifest.encoders)
+        encoders, rows = len(manifest.encoders), ability.layout(manifest, boxes, several)
 
         def second(name: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
             return validate.second(name, given, len(texts), encoders)
@@ -168,6 +172,7 @@ class Request:
             guidance=pull.told,
             batch=validate.at_least("batch", 1 if batch is None else batch),
             solver=chosen,
+            boxes=(rows,) * (len(texts) * count) if rows else (),
             prompts_2=validate.each(second("prompt_2", prompt_2), count),
             negatives=validate.each(pull.negatives, count),
             negatives_2=validate.each(second("negative_2", negative_2), count),
@@ -311,7 +316,10 @@ class Request:
         """The prompts that these pictures go through the denoiser with, in its order."""
         if self.edit:
             return (*self.edit.sources[chosen], *self.prompts[chosen])
-        prompts = _words(self.prompts[chosen], self.prompts_2[chosen])
+        texts = self.prompts[chosen]
+        if self.boxes:
+            texts = tuple(map(placed, texts, self.boxes[chosen]))
+        prompts = _words(texts, self.prompts_2[chosen])
         return (*prompts, *_words(self.negatives[chosen], self.negatives_2[chosen]))
 
     def guidances(self, chosen: slice) -> npt.NDArray[np.float32] | None:
@@ -368,6 +376,7 @@ def tell(request: Request, given: Given, manifest: Manifest) -> None:
     size, model = (request.width, request.height), manifest.model
     sizes.tell_large(size, manifest, sum(rows * columns for rows, columns in request.grids[1:]))
     given.tell_resized(request.size, size, request.paste)
+    tell_prompts(manifest, request.prompts, request.boxes, bool(request.references))
     done = set()
     for index, mask in enumerate(request.masks):
         if (key := (id(mask), request.place(index))) in done:

@@ -20,6 +20,8 @@ trained at a quarter of it and is said to work up to half of it (Black Forest La
 cameras have many times as much."""
 MANY = 2048 * 1024
 """Pixels from which a line says what a size takes."""
+USUAL = 4
+"""Multiples that a prompt takes of a window that is as long as its prompt."""
 NOTICED = 0.01
 """Stretch that is said."""
 
@@ -82,10 +84,12 @@ def said(size: Size, manifest: Manifest, others: int = 0) -> str:
     """What a picture takes, for a person: pixels, tokens, and the memory of one step's attention."""
     (width, height), patch = size, manifest.model.patch
     tokens = -(-width // patch) * -(-height // patch)
-    text = manifest.text.most if manifest.text else 0
+    window = manifest.text
+    text = min(window.most, USUAL * window.multiple) if window else 0
+    beside = f" and {text} of text" if window and window.multiple < window.most else ""
     scores = _heads(manifest) * (tokens + others + text) ** 2 * _bytes(manifest)
     return (
-        f"{width}x{height} pixels ({width * height / 1e6:.1f} megapixels, {tokens:,} tokens: up to "
+        f"{width}x{height} pixels ({width * height / 1e6:.1f} megapixels, {tokens:,} tokens{beside}: up to "
         f"{scores / 1e9:.1f} GB for one step's attention where the backend does not fuse it)"
     )
 

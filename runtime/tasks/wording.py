@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.bundle.window import Seen
+from flux_trt.runtime.tasks.boxes import uncited
 
 Words: TypeAlias = str | tuple[str, ...]
 """A prompt: one text for all encoders, or one for each."""
 
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
+"""A word, or a sign of a script that puts no spaces between words."""
 LONGEST = 80  # characters of a prompt that a line repeats
 WEIGHTS = re.compile(
     r"\([^()]+:\s*-?\d*\.?\d+\s*\)"  # (word:1.2), of A1111 and ComfyUI
@@ -20,6 +25,8 @@ WEIGHTS = re.compile(
     r"|\[[^\[\]:|]+:[^\[\]:|]+:\s*\d*\.?\d+\s*\]"  # [from:to:0.5] of A1111
 )
 """Weights and the like, as other tools have them in prompts."""
+
+_log = logging.getLogger(__name__)
 
 
 def part(prompt: Words, encoder: int) -> str:
@@ -36,6 +43,29 @@ def literal(prompts: Sequence[Words]) -> Iterator[str]:
                 f"{short(found.group())!r} in a prompt is read as plain text, as FLUX was trained; "
                 "say it in words instead of weights"
             )
+
+
+def sparse(prompts: Sequence[str], least: int) -> Iterator[str]:
+    """A line where prompts say less than a model's own captions do; an empty one is meant."""
+    counts = [len(WORD.findall(text)) for text in dict.fromkeys(prompts) if text]
+    if few := [count for count in counts if count < least]:
+        words = f"{min(few)} word{'s' * (min(few) != 1)}"
+        which = "the" if len(counts) == 1 else "a"
+        yield (
+            f"{which} prompt has {words}, and this model is meant for captions of {least} and more; "
+            "say medium, scene, places, colours and light"
+        )
+
+
+def tell_prompts(
+    manifest: Manifest, prompts: Sequence[str], boxes: Sequence[str], with_references: bool
+) -> None:
+    """Say where prompts are shorter than the model's own captions, and where boxes are not spoken of."""
+    rule = manifest.prompts
+    for line in sparse(prompts, rule.words_of_edits if with_references else rule.words):
+        _log.warning("%s", line)
+    for line in uncited(prompts, boxes[0]) if boxes else ():
+        _log.warning("%s", line)
 
 
 def cut(seen: Mapping[str, Seen]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from flux_trt.exporter.families import encoder, vae, vae_statistics
 from flux_trt.exporter.families.fit import no_condition
 from flux_trt.exporter.families.flux3 import modules, names, reference, stages
 from flux_trt.exporter.families.flux3.params import Flux3Params, flux3_params, recipes_of
-from flux_trt.exporter.families.flux3.variants import PARTS, QWEN3_VL, tasks_of, variant_of
+from flux_trt.exporter.families.flux3.variants import PARTS, PROMPTS, QWEN3_VL, tasks_of, variant_of
 from flux_trt.exporter.families.model import Numbers
 from flux_trt.exporter.families.oracle import Case
 from flux_trt.exporter.families.scheduler import PLAIN, scheduler
@@ -131,6 +131,7 @@ class Flux3:
         guided = kind.guidance is not None
         return Numbers(
             encoders=[manifest.Encoder(stage="text", tokenizer="text")],
+            prompts=PROMPTS,
             model=manifest.Model(
                 patch=patch,
                 positions=positions_of(p),

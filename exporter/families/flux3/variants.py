@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flux_trt.exporter.families.language import Language
-from flux_trt.runtime.bundle.manifest import StageName, Task
+from flux_trt.runtime.bundle.manifest import Prompts, StageName, Task
 from flux_trt.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:  # it brings torch, and the command line reads this table
@@ -47,6 +47,9 @@ QWEN3_VL = Language(
     pad_place=1,
 )
 """Qwen3-VL-4B-Instruct, its language model alone."""
+
+PROMPTS = Prompts(words=100, words_of_edits=50, boxes=True)
+"""As the prompt upsampler is told to write: 100 to 350 words, of edits 50 to 150."""
 
 
 @dataclass(frozen=True, kw_only=True)
