@@ -51,6 +51,8 @@ class Failed:
     fault: FluxTrtError | None
     """None: it was given up by the server itself."""
     why: str = ""
+    again: bool = True
+    """Whether it may go well when it is sent again; of a fault, its kind tells."""
 
 
 Event: TypeAlias = Moved | Partial | Done | Failed
@@ -85,7 +87,12 @@ class Work:
     def key(self) -> Hashable:
         """What must be the same for pictures that can share runs; whether they do, their shapes decide."""
         seen = bool(self.request.controls) or self.request.task == "fill"
-        return self.model.id, self.request.grids, seen
+        return self.model.id, self.request.grids, seen, self.adapted
+
+    @property
+    def adapted(self) -> Hashable:
+        """Its LoRAs; what is painted with others shares no run with it: their inputs have no rows."""
+        return tuple((each.sha256, each.strength) for each in self.request.loras or ())
 
     @property
     def tokens(self) -> int:

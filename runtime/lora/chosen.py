@@ -25,6 +25,8 @@ class Chosen:
     strength: float
     sha256: str
     """Of the file."""
+    called: str | None = None
+    """What records say instead of the path, where that is nobody's business."""
 
     @property
     def asked(self) -> Asked:
@@ -34,7 +36,7 @@ class Chosen:
     @property
     def record(self) -> dict[str, Any]:
         """For a picture's parameters."""
-        return {"sha256": self.sha256, "path": str(self.path), "strength": self.strength}
+        return {"sha256": self.sha256, "path": self.called or str(self.path), "strength": self.strength}
 
 
 def chosen(given: Any) -> tuple[Chosen, ...] | None:
