@@ -1,8 +1,8 @@
 """The pictures that make the next step: whose, of which key, and in which order.
 
-Users share the device's time evenly, then the keys of each user, with a credit for age. Within a run there is a
-row for each user in turn; among the pictures of one user those that are soon done go first, unless others have
-waited long. That keeps the mean wait short, and nobody waits for ever.
+Users share the device's time evenly, then the keys of each user, with a credit for age. Within a run there is
+a row for each user in turn; among the pictures of one user those that are soon done go first, unless others
+have waited long. That keeps the mean wait short, and nobody waits for ever.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The engine: one thread that owns a device's pipelines and walks all pictures step by step.
 
-A turn of it: drop what was given up, choose the pictures that make a step, begin those of them that wait, make
-that step in as few runs of the denoiser as can be, decode what is finished one by one, then previews. So a
-picture can begin between any two steps of the others, and leave as soon.
+A turn of it: drop what was given up, choose the pictures that make a step, begin those of them that wait,
+make that step in as few runs of the denoiser as can be, decode what is finished one by one, then previews. So
+a picture can begin between any two steps of the others, and leave as soon.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ class Engine:
             _log.debug("%s: nobody listens", work.id)
 
     def _tried(self, work: Work, call: Callable[[], Found], patient: bool = False) -> Found | None:
-        """What a call for some work gives; a fault ends the work, unless it is `patient` and memory is short."""
+        """What a call for work gives; a fault ends the work, unless it is `patient` and memory is short."""
         try:
             with told.heard(work.warnings):
                 return call()
