@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from painting_threads import PROMPTS
-from serving_run import running, wait
+from serving_run import pixels, running, wait
 
 from flux_trt.runtime.tasks.request import Request
 from flux_trt.serving.limits import Limits
@@ -86,7 +86,8 @@ def held(tiny):
 
 
 def alone(server, made):
-    (found,) = server.pipelines["tiny"].paint(made.request)
+    (pipeline,) = server.pipelines.values()
+    (found,) = pipeline.paint(made.request)
     return np.asarray(found.image)
 
 
@@ -191,3 +192,34 @@ def test_nobody_takes_the_last_places(tiny):
         assert max(most) == 5, "four of one user, and the other's"
         assert not any(map(over, many))
         wait(lambda: all(map(over, many)))
+
+
+def test_flux3_is_painted_one_after_the_other(flux3_bundle):
+    """Its modulation has no rows, so no two pictures share a run: what is soonest done goes first."""
+    ended = []
+
+    def tell(made, event):
+        made.events.append(event)
+        if isinstance(event, Done):
+            ended.append(made.request.steps)
+
+    with running({"klein": flux3_bundle("distilled")}, limits=Limits(queue_seconds=1e9)) as server:
+        graph = server.pipelines["klein"]._graphs["denoiser"]
+        run, rows, go = graph.run, [], threading.Event()
+        graph.run = lambda inputs, into=None: (
+            go.wait(30) and rows.append(inputs["latents"].shape[0]) or run(inputs, into)
+        )
+        made = crowd(server, "", 2, tell, size=(64, 64), steps=5)
+        wait(lambda: any(each.courses for each in made))
+        made += crowd(server, "", 2, tell, size=(64, 64), steps=2)
+        go.set()
+        wait(lambda: all(map(over, made)))
+        assert set(rows) == {1}
+        assert ended[:2] == [2, 2]
+        assert max(len(each.courses) for each in made) == 0
+        answer = server.client().images.generate(
+            prompt=PROMPTS[0], size="64x64", extra_body={"seed": 0, "steps": 5}
+        )
+        for each in made:
+            np.testing.assert_array_equal(np.asarray(each.events[-1].painted.image), alone(server, each))
+        np.testing.assert_array_equal(pixels(answer.data[0].b64_json), alone(server, made[0]))
