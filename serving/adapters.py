@@ -190,9 +190,12 @@ def _checked(name: Any, strength: Any) -> tuple[str, float]:
     if not isinstance(name, str) or "/" in name or "\\" in name:
         raise ValueError("an adapter is named by its id; /v1/models lists them")
     try:
-        return name, strength_of(strength, name[:100])
-    except FluxTrtError as fault:
-        raise ValueError(str(fault)) from None
+        number = float(strength) if isinstance(strength, str) else strength
+        return name, strength_of(number, name[:100])
+    except (ValueError, FluxTrtError):
+        raise ValueError(
+            f"{strength!r:.40} is no strength of {name:.100}; give a number such as 0.8"
+        ) from None
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -213,8 +213,9 @@ def hostile(path, kind, source):
     if kind == "foreign":
         save_file({"lora_unet_no_such_block.lora_down.weight": torch.ones(4, 8)}, path)
     if kind == "infinite":
-        name = next(each for each in good if each.endswith("lora_up.weight"))
-        loras.save(path, {**good, name: torch.full_like(good[name], float("inf"))})
+        state, metadata = good
+        name = next(each for each in state if each.endswith("lora_up.weight"))
+        loras.save(path, ({**state, name: torch.full_like(state[name], float("inf"))}, metadata))
     if kind == "bad:name":
         loras.save(path.with_name("bad:name.safetensors"), good)
 

@@ -207,7 +207,7 @@ def test_flux3_is_painted_one_after_the_other(flux3_bundle):
         graph = server.pipelines["klein"]._graphs["denoiser"]
         run, rows, go = graph.run, [], threading.Event()
         graph.run = lambda inputs, into=None: (
-            go.wait(30) and rows.append(inputs["latents"].shape[0]) or run(inputs, into)
+            (go.wait(30) and rows.append(inputs["latents"].shape[0])) or run(inputs, into)
         )
         made = crowd(server, "", 2, tell, size=(64, 64), steps=5)
         wait(lambda: any(each.courses for each in made))
