@@ -38,7 +38,7 @@ class Choice:
 
     def at_most(self, active: int) -> None:
         """Begin no more than leaves so many under way: there is no memory for another."""
-        self._most = max(1, active)
+        self._most = min(self._most, active)
 
     def rest(self) -> None:
         """Nothing is under way: memory may be what it was."""

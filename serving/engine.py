@@ -199,9 +199,8 @@ class Engine:
             self._choice.rest()
             for model in self.models:
                 model.pipeline.kept.forget()
-        under_way = sum(len(each.courses) for each in self._works)
         waiting = sum(len(each.waiting) for each in (*self._works, *self._inbox))
-        self._watch.queue(waiting, under_way, self.seconds_ahead())
+        self._watch.queue(waiting, self._active, self.seconds_ahead())
 
     def _drop(self) -> None:
         """What was given up, or whose client will not wait any longer."""
@@ -234,13 +233,12 @@ class Engine:
                 work.painting = steps.prepare(work.request)
             return steps.begin(work.painting, index)
 
-        active = sum(len(each.courses) for each in self._works)
-        course = self._tried(work, begin, patient=active > 0)
-        if course is not None:
-            work.waiting.pop(0)
-            work.courses[course] = index
-        elif work.waiting:
-            self._choice.at_most(active)
+        course = self._tried(work, begin)
+        if isinstance(course, FluxTrtError):
+            self._failed(work, course, fewer=self._active)
+            return None
+        work.waiting.pop(0)
+        work.courses[course] = index
         return course
 
     def _step(self, chosen: list[tuple[Course, Work]]) -> None:
@@ -254,10 +252,11 @@ class Engine:
         self._choice.charge([(work, course.rows) for course, work in chosen], seconds)
         self._pace.learn(model.id, first.tokens, rows, seconds)
         self._watch.step(model.id, first.pixels, rows, seconds)
+        fewer = self._active // 2
         for course, work in chosen:
             if course in faults and work in self._works:
-                self._free(model, faults[course])
-                self._end(work, "failed", Failed(faults[course]))
+                work.waiting.insert(0, work.courses.pop(course))
+                self._failed(work, faults[course], fewer)
         going = [(course, work) for course, work in chosen if course in work.courses]
         for course, work in going:
             self._say(work, Moved(work.courses[course], course.walk.done, course.walk.steps))
@@ -273,7 +272,9 @@ class Engine:
         if index is None:  # another picture of the same work has failed
             return
         painted = self._tried(work, course.finish)
-        if painted is None:
+        if isinstance(painted, FluxTrtError):
+            work.waiting.insert(0, index)
+            self._failed(work, painted, fewer=self._active)
             return
         self._watch.picture(work, painted.seconds)
         self._say(work, Done(index, painted))
@@ -307,8 +308,8 @@ class Engine:
         except Exception:  # whoever listened is gone
             _log.debug("%s: nobody listens", work.id)
 
-    def _tried(self, work: Work, call: Callable[[], Found], patient: bool = False) -> Found | None:
-        """What a call for work gives; a fault ends the work, unless it is `patient` and memory is short."""
+    def _tried(self, work: Work, call: Callable[[], Found]) -> Found | FluxTrtError:
+        """What a call for work gives, or what was wrong."""
         try:
             with told.heard(work.warnings):
                 return call()
@@ -318,15 +319,25 @@ class Engine:
             )
         except FluxTrtError as found:
             fault = found
+        return fault
+
+    def _failed(self, work: Work, fault: FluxTrtError, fewer: int) -> None:
+        """It is over; where memory was short beside others it waits, with no more than `fewer` under way."""
         self._free(work.model, fault)
-        if not (patient and isinstance(fault, GpuMemoryError)):
+        if fewer and isinstance(fault, GpuMemoryError):
+            self._choice.at_most(fewer)
+        else:
             self._end(work, "failed", Failed(fault))
-        return None
 
     def _free(self, model: Model, fault: FluxTrtError) -> None:
         """After want of memory: let go of what is only kept to be fast."""
         if isinstance(fault, GpuMemoryError):
             model.steps.spare()
+
+    @property
+    def _active(self) -> int:
+        """Pictures under way."""
+        return sum(len(each.courses) for each in self._works)
 
     def _seconds(self, work: Work) -> float:
         return work.left * self._pace.of(work.model.id, work.tokens)
