@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.errors import FluxTrtError, RequestError
 from flux_trt.runtime.lora import factors
-from flux_trt.runtime.lora.chosen import Chosen, digest
+from flux_trt.runtime.lora.chosen import Chosen, digests
 from flux_trt.runtime.lora.term import strength_of
 from flux_trt.serving.errors import ApiError
 
@@ -33,8 +33,8 @@ class Adapter:
     """A file of the folder, as it was when the server started."""
 
     id: str
-    path: Path
-    sha256: str
+    file: Chosen
+    """At strength 1; records name it, and not where it lies."""
     created: int
     """Seconds since 1970."""
     _seen: tuple[int, int]
@@ -50,8 +50,8 @@ class Adapter:
             raise RequestError(
                 f"{path} cannot be chosen by its name; rename it to letters, digits, spaces and . _ -"
             )
-        sha256 = digest(path)
-        return cls(path.stem, path, sha256, int(path.stat().st_mtime), _state(path))
+        file = Chosen(path, 1.0, *digests(path), called=path.name)
+        return cls(path.stem, file, int(path.stat().st_mtime), _state(path))
 
     def expect_same(self) -> None:
         """The file is what it was.
@@ -60,15 +60,11 @@ class Adapter:
             RequestError: it has changed, or is gone.
         """
         try:
-            same = _state(self.path) == self._seen
+            same = _state(self.file.path) == self._seen
         except OSError:
             same = False
         if not same:
             raise RequestError(f"the LoRA {self.id} has changed since the server started; start it anew")
-
-    def at(self, strength: float) -> Chosen:
-        """Chosen with a strength; a picture's record names the file, not where it lies."""
-        return Chosen(self.path, strength, self.sha256, self.path.name)
 
 
 class Adapters:
@@ -77,7 +73,7 @@ class Adapters:
     def __init__(self, adapters: Sequence[Adapter] = ()) -> None:
         """By id."""
         self._by_id = {each.id: each for each in adapters}
-        self._by_path = {each.path: each for each in adapters}
+        self._by_path = {each.file.path: each for each in adapters}
 
     def __iter__(self) -> Iterator[Adapter]:
         return iter(self._by_id.values())
@@ -105,7 +101,9 @@ class Adapters:
                     param="lora",
                     code="adapter_not_found",
                 )
-        return tuple(self[name].at(strength) for name, strength in wanted if strength != 0)
+        return tuple(
+            replace(self[name].file, strength=strength) for name, strength in wanted if strength != 0
+        )
 
     def expect_same(self, chosen: Sequence[Chosen]) -> None:
         """Their files are what they were. Errors are those of `Adapter.expect_same`."""
@@ -142,7 +140,7 @@ def opened(folder: Path, bundles: Mapping[str, Bundle]) -> tuple[dict[str, Adapt
         faults: list[FluxTrtError] = []
         for name, bundle in taking.items():
             try:
-                factors.read(bundle, [adapter.at(1.0)])
+                factors.read(bundle, [adapter.file])
                 found[name].append(adapter)
             except FluxTrtError as fault:
                 faults.append(fault)

@@ -216,7 +216,7 @@ def _adapted(models: Mapping[str, Model], folder: Path) -> dict[str, Model]:
     taken, rest = opened(folder, {name: each.pipeline.bundle for name, each in models.items()})
     for name, adapters in taken.items():
         for each in adapters:
-            click.echo(f"{name}:{each.id}: {each.path}", err=True)
+            click.echo(f"{name}:{each.id}: {each.file.path}", err=True)
     for other in rest:
         click.echo(f"{other} in {folder} is no .safetensors file; it is not served", err=True)
     return {name: replace(each, adapters=taken[name]) for name, each in models.items()}
