@@ -211,9 +211,14 @@ def _loaded(
 
 def _adapted(models: Mapping[str, Model], folder: Path) -> dict[str, Model]:
     """Models with the LoRAs of a folder, which are told."""
+    from flux_trt.serving import told
     from flux_trt.serving.adapters import opened
 
-    taken, rest = opened(folder, {name: each.pipeline.bundle for name, each in models.items()})
+    notes: list[str] = []
+    with told.heard(notes):
+        taken, rest = opened(folder, {name: each.pipeline.bundle for name, each in models.items()})
+    for note in notes:
+        click.echo(note, err=True)
     for name, adapters in taken.items():
         for each in adapters:
             click.echo(f"{name}:{each.id}: {each.file.path}", err=True)
