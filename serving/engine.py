@@ -7,6 +7,7 @@ a picture can begin between any two steps of the others, and leave as soon.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -322,10 +323,11 @@ class Engine:
         return fault
 
     def _failed(self, work: Work, fault: FluxTrtError, fewer: int) -> None:
-        """It is over; where memory was short beside others it waits, with no more than `fewer` under way."""
+        """It is over; where memory was short it waits for all but `fewer` others, or once for what is freed."""
         self._free(work.model, fault)
-        if fewer and isinstance(fault, GpuMemoryError):
-            self._choice.at_most(fewer)
+        if isinstance(fault, GpuMemoryError) and (fewer or not work.spared):
+            work.spared = work.spared or not fewer
+            self._choice.at_most(max(1, fewer))
         else:
             self._end(work, "failed", Failed(fault))
 
@@ -333,6 +335,7 @@ class Engine:
         """After want of memory: let go of what is only kept to be fast."""
         if isinstance(fault, GpuMemoryError):
             model.steps.spare()
+            gc.collect()  # what was dropped may stand in a circle
 
     @property
     def _active(self) -> int:

@@ -76,6 +76,8 @@ class Work:
     cancelled: bool = False
     asked_at: float = field(default_factory=time.monotonic)
     painting: Painting | None = None
+    spared: bool = False
+    """Whether memory was short for it alone, and what was only kept to be fast was freed."""
     waiting: list[int] = field(init=False)
     """Pictures that are not begun."""
     courses: dict[Course, int] = field(default_factory=dict)

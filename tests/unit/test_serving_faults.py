@@ -1,5 +1,6 @@
 """Memory that is short, and an engine that dies: all that was accepted is answered, and once."""
 
+import gc
 import os
 import re
 import shutil
@@ -82,6 +83,7 @@ def test_what_fits_alone_waits_for_the_others(gpu):
         alone[seed] = pixels(gpu.client().images.generate(**SIZE, extra_body=asked).data[0].b64_json)
     steps = gpu.engine.models.find(None)[0].steps
     steps.spare()
+    gc.collect()
     free, peak, step, begun = gpu.cuda.used, [], steps.step, []
 
     def seen(courses):
@@ -93,6 +95,7 @@ def test_what_fits_alone_waits_for_the_others(gpu):
     steps.step = seen
     gpu.client().images.generate(**SIZE, extra_body={"seed": 0, "steps": 20})
     steps.spare()
+    gc.collect()
     gpu.cuda.memory = free + 3 * (max(peak) - free)
     begun.clear()
     found, wrong = {}, []
