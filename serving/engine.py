@@ -323,7 +323,7 @@ class Engine:
         return fault
 
     def _failed(self, work: Work, fault: FluxTrtError, fewer: int) -> None:
-        """It is over; where memory was short it waits for all but `fewer` others, or once for what is freed."""
+        """It is over; where memory was short it waits until `fewer` are under way, or once after freeing."""
         self._free(work.model, fault)
         if isinstance(fault, GpuMemoryError) and (fewer or not work.spared):
             work.spared = work.spared or not fewer
