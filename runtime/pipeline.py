@@ -21,6 +21,7 @@ from flux_trt.runtime.bundle.bundle import Bundle
 from flux_trt.runtime.bundle.flow import DENOISER, VAE_DECODER, VAE_ENCODER, Flow, taken
 from flux_trt.runtime.bundle.window import Window
 from flux_trt.runtime.conditioned import Values, asked, conditioned
+from flux_trt.runtime.encodings import Encodings
 from flux_trt.runtime.lora.chosen import LoraLike
 from flux_trt.runtime.loras import Loras
 from flux_trt.runtime.painted import Painted
@@ -86,6 +87,7 @@ class Pipeline:
         self._record = record
         self.turn = Turn()
         self.kept = beside.Kept(memory)
+        self.encodings = Encodings()
         self.tiling = vae.Tiling.of(bundle.manifest.model, tile)
         self.flow = Flow.of(bundle)
         self.loras = Loras(bundle, backend, loras, shelf)
@@ -260,8 +262,8 @@ class Pipeline:
             for name, _ in self._windows:
                 stage = self.bundle.stage(name)
                 for seen, values in zip(through, found, strict=True):
-                    given = self._graphs[name].run(taken(stage, seen[name].inputs))
-                    values |= {each: np.array(buffer.numpy()) for each, buffer in given.items()}
+                    given = taken(stage, seen[name].inputs)
+                    values |= self.encodings.run(self._graphs, name, given)
         return list(found)
 
     def encode_picture(self, pixels: npt.NDArray[Any], progress: Progress | None = None) -> EncodedPicture:
@@ -362,6 +364,7 @@ class Pipeline:
     def spare(self) -> None:
         """Free what is only kept to be faster the next time: loops, recordings, reference pictures, LoRAs."""
         with self.turn:
+            self.encodings.forget()
             self.kept.forget()
             self.loops.forget()
             self.loras.close()

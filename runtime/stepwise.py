@@ -9,27 +9,32 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
+from flux_trt.runtime.bundle.flow import DENOISER
 from flux_trt.runtime.course import Course
 from flux_trt.runtime.errors import BackendError, FluxTrtError
 from flux_trt.runtime.painting import Painting
 from flux_trt.runtime.pipeline import Pipeline
 from flux_trt.runtime.progress import Progress, silent
 from flux_trt.runtime.sampling.loop import Loop, LoopShape
-from flux_trt.runtime.sampling.together import Together, Waiting
+from flux_trt.runtime.sampling.together import Together, Waiting, shares
 from flux_trt.runtime.tasks import wording
 from flux_trt.runtime.tasks.request import Request
 from flux_trt.runtime.tasks.wording import Words
+
+ENCODINGS = 256_000_000
+"""Bytes: of FLUX.1 some 30 prompts."""
 
 
 class Stepwise:
     """`prepare` a request, `begin` its pictures, `step` them with others, and `finish` each."""
 
-    def __init__(self, pipeline: Pipeline, record: bool = True) -> None:
+    def __init__(self, pipeline: Pipeline, record: bool = True, encodings: int = ENCODINGS) -> None:
         """Make no buffers yet.
 
         Args:
             pipeline: which may go on painting whole requests beside; its owner closes it, after this one.
             record: on a GPU, launch a step of as many rows as before as one CUDA graph.
+            encodings: bytes of encoded prompts that the pipeline keeps from request to request.
 
         Raises:
             BackendError: in sequential mode, which would load the denoiser anew for each step.
@@ -39,7 +44,13 @@ class Stepwise:
                 "steps cannot be shared where stages take turns at being loaded; use --memory resident"
             )
         self.pipeline = pipeline
+        pipeline.encodings.most = encodings
         self._together = Together(pipeline.backend, pipeline.bundle.stage, pipeline.graphs, record)
+
+    @property
+    def shares(self) -> bool:
+        """Whether pictures at different steps share runs: not where the denoiser's modulation has no rows."""
+        return shares(self.pipeline.bundle.stage(DENOISER))
 
     def prepare(self, request: Request, progress: Progress | None = None) -> Painting:
         """Encode the pictures that a request is given. Errors are those of `Pipeline.paint`."""

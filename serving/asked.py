@@ -10,6 +10,7 @@ from PIL import Image
 
 from flux_trt.runtime.bundle.manifest import Manifest
 from flux_trt.runtime.errors import FluxTrtError
+from flux_trt.runtime.lora.chosen import Chosen
 from flux_trt.runtime.tasks.request import STEPS, Request
 from flux_trt.serving import told
 from flux_trt.serving.errors import ApiError
@@ -31,7 +32,12 @@ class Pictures:
 
 
 def request_of(
-    manifest: Manifest, fields: Fields, pictures: Pictures | None, limits: Limits, warnings: list[str]
+    manifest: Manifest,
+    fields: Fields,
+    pictures: Pictures | None,
+    limits: Limits,
+    warnings: list[str],
+    loras: tuple[Chosen, ...] = (),
 ) -> Request:
     """The request, checked by the bundle and by what this server takes.
 
@@ -41,6 +47,7 @@ def request_of(
         pictures: for an edit; None to paint from text.
         limits: of this server.
         warnings: gets what is to be said of the request.
+        loras: that it is painted with.
 
     Raises:
         ApiError: 400, naming the parameter where it is known.
@@ -61,6 +68,7 @@ def request_of(
         "solver": fields.solver,
         "count": fields.n,
         "seed": seed,
+        "lora": loras or None,
     }
     _expect_size(options["size"], limits)
     names = [*Fields.model_fields, *ALIASES]

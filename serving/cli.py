@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from flux_trt.serving.limits import Limits
-    from flux_trt.serving.models import Models
+    from flux_trt.serving.models import Model, Models
 
 # numpy, FastAPI and the backends are imported when it is run: --help answers at once.
 
@@ -85,6 +86,11 @@ class Command(click.Command):
     "--max-pictures", type=click.IntRange(1, 100), default=10, show_default=True, help="Of one request."
 )
 @click.option(
+    "--lora-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="LoRA files that clients may choose by their names, for bundles built with --lora-rank.",
+)
+@click.option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
     help="A folder for jobs, which outlive their connection and the server; without it none are taken.",
@@ -139,6 +145,7 @@ def main(
     max_megapixels: float,
     max_steps: int,
     max_pictures: int,
+    lora_dir: Path | None,
     keep: Path | None,
     keep_hours: float,
     drain_seconds: float,
@@ -166,7 +173,7 @@ def main(
     from flux_trt.serving.server import serve
 
     with told.listening():
-        models = _loaded(named, known, machine)
+        models = _loaded(named, known, machine, lora_dir)
         try:
             serve(application(models, limits, keys, keep, keep_hours), host, port, drain_seconds)
         finally:
@@ -174,7 +181,12 @@ def main(
                 model.close()
 
 
-def _loaded(named: Mapping[str, Path], aliases: Mapping[str, str], machine: Mapping[str, Any]) -> Models:
+def _loaded(
+    named: Mapping[str, Path],
+    aliases: Mapping[str, str],
+    machine: Mapping[str, Any],
+    lora_dir: Path | None,
+) -> Models:
     from flux_trt.runtime.pipeline import Pipeline
     from flux_trt.runtime.stepwise import Stepwise
     from flux_trt.serving.models import Model, Models
@@ -188,11 +200,31 @@ def _loaded(named: Mapping[str, Path], aliases: Mapping[str, str], machine: Mapp
             created = int((path / "bundle.json").stat().st_mtime)
             found[name] = Model(name, Stepwise(pipeline), created)
             click.echo(f"{name}: {path} on {pipeline.backend.device}, {pipeline.backend.name}", err=True)
+        if lora_dir is not None:
+            found = _adapted(found, lora_dir)
     except BaseException:
         for model in found.values():
             model.close()
         raise
     return Models(found, aliases)
+
+
+def _adapted(models: Mapping[str, Model], folder: Path) -> dict[str, Model]:
+    """Models with the LoRAs of a folder, which are told."""
+    from flux_trt.serving import told
+    from flux_trt.serving.adapters import opened
+
+    notes: list[str] = []
+    with told.heard(notes):
+        taken, rest = opened(folder, {name: each.pipeline.bundle for name, each in models.items()})
+    for note in notes:
+        click.echo(note, err=True)
+    for name, adapters in taken.items():
+        for each in adapters:
+            click.echo(f"{name}:{each.id}: {each.file.path}", err=True)
+    for other in rest:
+        click.echo(f"{other} in {folder} is no .safetensors file; it is not served", err=True)
+    return {name: replace(each, adapters=taken[name]) for name, each in models.items()}
 
 
 def _limits(table: Path | None, **numbers: Any) -> Limits:

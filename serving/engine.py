@@ -1,33 +1,34 @@
 """The engine: one thread that owns a device's pipelines and walks all pictures step by step.
 
-A turn of it: drop what was given up, begin pictures that wait, make one step of the pictures of one key in as
-few runs of the denoiser as can be, decode what is finished one by one, then previews. So a picture can begin
-between any two steps of the others, and leave as soon.
+A turn of it: drop what was given up, choose the pictures that make a step, begin those of them that wait,
+make that step in as few runs of the denoiser as can be, decode what is finished one by one, then previews. So
+a picture can begin between any two steps of the others, and leave as soon.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, TypeVar
 
 from flux_trt.runtime.course import Course
 from flux_trt.runtime.errors import FluxTrtError, GpuMemoryError
 from flux_trt.runtime.tasks.request import Request
 from flux_trt.serving import told
+from flux_trt.serving.choice import Choice, Place
 from flux_trt.serving.errors import ApiError
 from flux_trt.serving.limits import Limits
 from flux_trt.serving.models import Model, Models
 from flux_trt.serving.pace import Pace
 from flux_trt.serving.work import Done, Event, Failed, Moved, Partial, Work
 
-NEW = 4  # pictures begun in a turn at most: each delays those under way by its encoding
-AGE = 0.1  # seconds of device time that a second of waiting counts as, where keys take turns
 BEFORE = 1.0  # seconds to wait where nothing is known yet
 
+Found = TypeVar("Found")
 State = Literal["loading", "ready", "draining", "stopped", "broken"]
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class Engine:
         self._changed = threading.Condition()
         self._inbox: deque[Work] = deque()
         self._works: list[Work] = []
-        self._served: dict[Hashable, float] = {}
+        self._at: list[Work] = []
+        self._choice = Choice(limits, self._pace)
         self._state: State = "loading"
         self._why = "the models are being loaded"
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -153,8 +155,8 @@ class Engine:
             with self._changed:
                 left, self._works = [*self._works, *self._inbox], []
                 self._inbox.clear()
-            for work in left:
-                self._end(work, "failed", Failed(None, self._why))
+            for work in left:  # what it was at may be why, and would kill the next one, too
+                self._end(work, "failed", Failed(None, self._why, again=work not in self._at))
 
     def _warm(self) -> None:
         for model in self.models:
@@ -189,17 +191,17 @@ class Engine:
 
     def _turn(self) -> None:
         self._drop()
-        self._begin()
-        chosen = self._choose()
-        if chosen:
-            self._step(chosen)
+        chosen = self._choice.of(self._works)
+        self._at = [work for work, _ in chosen]
+        if begun := self._begun(chosen):
+            self._step(begun)
         self._works = [each for each in self._works if not each.over]
         if not self._works:
+            self._choice.rest()
             for model in self.models:
                 model.pipeline.kept.forget()
-        under_way = sum(len(each.courses) for each in self._works)
         waiting = sum(len(each.waiting) for each in (*self._works, *self._inbox))
-        self._watch.queue(waiting, under_way, self.seconds_ahead())
+        self._watch.queue(waiting, self._active, self.seconds_ahead())
 
     def _drop(self) -> None:
         """What was given up, or whose client will not wait any longer."""
@@ -212,64 +214,33 @@ class Engine:
                 )
                 self._end(work, "cancelled", Failed(None, why))
 
-    def _begin(self) -> None:
-        """Pictures that wait, first come first, as far as there is room beside those of their key."""
-        rows: dict[Hashable, int] = {}
-        for work in self._works:
-            taken = sum(each.rows for each in work.courses)
-            rows[work.key] = rows.get(work.key, 0) + taken
-        active = sum(len(each.courses) for each in self._works)
-        begun = 0
-        for work in list(self._works):
-            room = self._rows(work)
-            while work.waiting and begun < NEW and active < self.limits.active:
-                if rows[work.key] and rows[work.key] + work.request.copies > room:
-                    break
-                if not self._begin_one(work):
-                    break
-                rows[work.key] += work.request.copies
-                active, begun = active + 1, begun + 1
+    def _begun(self, chosen: Sequence[Place]) -> list[tuple[Course, Work]]:
+        """What was chosen, at its first step where it was not begun; what cannot begin fails."""
+        found = []
+        for work, course in chosen:
+            if work in self._works and course is None:
+                course = self._begin(work)
+            if course is not None:
+                found.append((course, work))
+        return [(course, work) for course, work in found if course in work.courses]
 
-    def _begin_one(self, work: Work) -> bool:
-        index = work.waiting[0]
-        try:
-            with told.heard(work.warnings):
-                if work.painting is None:
-                    work.painting = work.model.steps.prepare(work.request)
-                course = work.model.steps.begin(work.painting, index)
-        except FluxTrtError as fault:
-            self._free(work.model, fault)
-            self._end(work, "failed", Failed(fault))
-            return False
+    def _begin(self, work: Work) -> Course | None:
+        """Its next picture that waits; where memory is short, it waits until others are done."""
+        index, steps = work.waiting[0], work.model.steps
+
+        def begin() -> Course:
+            work.model.adapters.expect_same(work.request.loras or ())
+            if work.painting is None:
+                work.painting = steps.prepare(work.request)
+            return steps.begin(work.painting, index)
+
+        course = self._tried(work, begin)
+        if isinstance(course, FluxTrtError):
+            self._failed(work, course, fewer=self._active)
+            return None
         work.waiting.pop(0)
         work.courses[course] = index
-        return True
-
-    def _choose(self) -> list[tuple[Course, Work]]:
-        """The pictures of the key that has had least of the device, by their age in their key's row."""
-        keys: dict[Hashable, list[Work]] = {}
-        for work in self._works:
-            if work.courses:
-                keys.setdefault(work.key, []).append(work)
-        if not keys:
-            return []
-        # Who comes anew begins where the others are: what it has not used before is not owed to it.
-        known = [self._served[key] for key in keys if key in self._served]
-        for key in keys:
-            self._served[key] = max(self._served.get(key, 0.0), min(known, default=0.0))
-        for key in [each for each in self._served if each not in keys]:
-            del self._served[key]
-        now = time.monotonic()
-        key = min(keys, key=lambda each: self._served[each] - AGE * (now - keys[each][0].asked_at))
-        room, found = self._rows(keys[key][0]), list[tuple[Course, Work]]()
-        rows = 0
-        for work in keys[key]:
-            for course in work.courses:
-                if found and rows + course.rows > room:
-                    return found
-                found.append((course, work))
-                rows += course.rows
-        return found
+        return course
 
     def _step(self, chosen: list[tuple[Course, Work]]) -> None:
         model = chosen[0][1].model
@@ -279,13 +250,14 @@ class Engine:
             model.pipeline.backend.gpu.synchronize()
         seconds = time.perf_counter() - start
         first, rows = chosen[0][1], sum(course.rows for course, _ in chosen)
-        self._served[first.key] += seconds
+        self._choice.charge([(work, course.rows) for course, work in chosen], seconds)
         self._pace.learn(model.id, first.tokens, rows, seconds)
         self._watch.step(model.id, first.pixels, rows, seconds)
+        fewer = self._active // 2
         for course, work in chosen:
             if course in faults and work in self._works:
-                self._free(model, faults[course])
-                self._end(work, "failed", Failed(faults[course]))
+                work.waiting.insert(0, work.courses.pop(course))
+                self._failed(work, faults[course], fewer)
         going = [(course, work) for course, work in chosen if course in work.courses]
         for course, work in going:
             self._say(work, Moved(work.courses[course], course.walk.done, course.walk.steps))
@@ -300,12 +272,10 @@ class Engine:
         index = work.courses.pop(course, None)
         if index is None:  # another picture of the same work has failed
             return
-        try:
-            with told.heard(work.warnings):
-                painted = course.finish()
-        except FluxTrtError as fault:
-            self._free(work.model, fault)
-            self._end(work, "failed", Failed(fault))
+        painted = self._tried(work, course.finish)
+        if isinstance(painted, FluxTrtError):
+            work.waiting.insert(0, index)
+            self._failed(work, painted, fewer=self._active)
             return
         self._watch.picture(work, painted.seconds)
         self._say(work, Done(index, painted))
@@ -339,14 +309,38 @@ class Engine:
         except Exception:  # whoever listened is gone
             _log.debug("%s: nobody listens", work.id)
 
+    def _tried(self, work: Work, call: Callable[[], Found]) -> Found | FluxTrtError:
+        """What a call for work gives, or what was wrong."""
+        try:
+            with told.heard(work.warnings):
+                return call()
+        except MemoryError:
+            fault: FluxTrtError = GpuMemoryError(
+                "this machine's memory does not suffice; ask for a smaller size"
+            )
+        except FluxTrtError as found:
+            fault = found
+        return fault
+
+    def _failed(self, work: Work, fault: FluxTrtError, fewer: int) -> None:
+        """It is over; where memory was short it waits until `fewer` are under way, or once after freeing."""
+        self._free(work.model, fault)
+        if isinstance(fault, GpuMemoryError) and (fewer or not work.spared):
+            work.spared = work.spared or not fewer
+            self._choice.at_most(max(1, fewer))
+        else:
+            self._end(work, "failed", Failed(fault))
+
     def _free(self, model: Model, fault: FluxTrtError) -> None:
         """After want of memory: let go of what is only kept to be fast."""
         if isinstance(fault, GpuMemoryError):
             model.steps.spare()
+            gc.collect()  # what was dropped may stand in a circle
 
-    def _rows(self, work: Work) -> int:
-        found, most = self.limits.rows_of(work.pixels), work.model.most_rows
-        return found if most is None else min(found, most)
+    @property
+    def _active(self) -> int:
+        """Pictures under way."""
+        return sum(len(each.courses) for each in self._works)
 
     def _seconds(self, work: Work) -> float:
         return work.left * self._pace.of(work.model.id, work.tokens)

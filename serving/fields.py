@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from flux_trt.serving.adapters import Wanted, wanted
 from flux_trt.serving.errors import ApiError
 
 ALIASES = {
@@ -20,6 +21,8 @@ ALIASES = {
     "guidance_scale": "guidance",
     "true_cfg_scale": "true_cfg",
     "negative_prompt": "negative",
+    "loras": "lora",
+    "lora_name": "lora",
 }
 """Names that other servers and diffusers have, and ours."""
 IDLE = ("complexity", "moderation", "style")
@@ -31,9 +34,8 @@ REFUSED = {
     "markup": "draw it on the picture before it is sent",
     "extra_body": "put its fields beside the others: only OpenAI's client takes it apart",
     "extra_params": "put its fields beside the others",
-    "lora": "no adapters are served; build a bundle with flux-export build --lora",
     "boxes": "write their rows behind the prompt; docs/tasks.md shows the form",
-    "loras": "no adapters are served; build a bundle with flux-export build --lora",
+    "lora_path": "adapters are those of /v1/models; name them by id with lora",
 }
 LONGEST = 32_000  # characters of a prompt, as at OpenAI
 
@@ -46,6 +48,7 @@ def _numbers(value: Any) -> Any:
 
 
 Numbers = Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)]
+Loras = Annotated[Wanted | None, BeforeValidator(wanted)]
 Margins = Annotated[tuple[int, int, int, int] | None, BeforeValidator(_numbers)]
 
 
@@ -89,6 +92,7 @@ class Fields(BaseModel):
     mask_crop: int | None = None
     paste: bool = False
     outpaint: Margins = None
+    lora: Loras = None
     auto_resize: bool = True
     canny: bool = False
     source: str | None = Field(None, max_length=LONGEST)

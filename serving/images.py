@@ -69,10 +69,12 @@ def made(
     Raises:
         ApiError: something that cannot be.
     """
-    model, warnings = engine.models.find(fields.model), list[str]()
+    (model, own), warnings = engine.models.find(fields.model), list[str]()
+    loras = model.adapters.choose((*own, *(fields.lora or ())), model.id)
     pictures = None if files is None else _decoded(files, engine.limits)
     manifest = model.pipeline.bundle.manifest
-    request = asked.request_of(manifest, fields, pictures, engine.limits, warnings)
+    request = asked.request_of(manifest, fields, pictures, engine.limits, warnings, loras)
+    model.read(loras)
     return Work(
         id=name,
         model=model,

@@ -239,7 +239,7 @@ class Jobs:
         elif isinstance(event, Done):
             self._files.submit(self._done, job, work, fields, event)
         elif isinstance(event, Failed) and not job.over:
-            if event.fault is None and self.engine.state[0] != "ready":
+            if event.fault is None and event.again and self.engine.state[0] != "ready":
                 return  # the process ends; the next one begins it again
             fault = told(event.fault) if event.fault else ApiError(500, event.why, code="unavailable")
             self._files.submit(self._fail, job, fault)

@@ -24,6 +24,8 @@ class Limits:
     """Pixels, and the rows that share a run up to there."""
     active: int = 32
     """Pictures that are begun and not done: each has buffers of its own."""
+    adapted: int = 4
+    """Sets of LoRAs that pictures under way may have: each takes memory of its own."""
     megapixels: float = 4.2
     """Of a picture that is painted."""
     given_megapixels: float = 16.0

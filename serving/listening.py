@@ -53,4 +53,8 @@ def failed(event: Failed) -> ApiError:
     """What a client is told."""
     if event.fault is not None:
         return told(event.fault)
+    if not event.again:
+        return ApiError(
+            500, f"{event.why} while it painted this; the server's log has it", code="internal_error"
+        )
     return ApiError(503, f"it was not painted: {event.why}; send it again", code="unavailable", retry_after=5)

@@ -51,6 +51,8 @@ class Failed:
     fault: FluxTrtError | None
     """None: it was given up by the server itself."""
     why: str = ""
+    again: bool = True
+    """Whether it may go well when it is sent again; of a fault, its kind tells."""
 
 
 Event: TypeAlias = Moved | Partial | Done | Failed
@@ -74,6 +76,8 @@ class Work:
     cancelled: bool = False
     asked_at: float = field(default_factory=time.monotonic)
     painting: Painting | None = None
+    spared: bool = False
+    """Whether memory was short for it alone, and what was only kept to be fast was freed."""
     waiting: list[int] = field(init=False)
     """Pictures that are not begun."""
     courses: dict[Course, int] = field(default_factory=dict)
@@ -85,7 +89,12 @@ class Work:
     def key(self) -> Hashable:
         """What must be the same for pictures that can share runs; whether they do, their shapes decide."""
         seen = bool(self.request.controls) or self.request.task == "fill"
-        return self.model.id, self.request.grids, seen
+        return self.model.id, self.request.grids, seen, self.adapted
+
+    @property
+    def adapted(self) -> Hashable:
+        """Its LoRAs; what is painted with others shares no run with it: their inputs have no rows."""
+        return tuple((each.sha256, each.strength) for each in self.request.loras or ())
 
     @property
     def tokens(self) -> int:

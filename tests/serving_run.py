@@ -7,9 +7,9 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from PIL import Image
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.stepwise import Stepwise
 from flux_trt.serving import told
+from flux_trt.serving.adapters import opened
 from flux_trt.serving.app import application
 from flux_trt.serving.engine import Engine
 from flux_trt.serving.limits import Limits
 from flux_trt.serving.models import Model, Models
 from flux_trt.serving.server import Server
+
+Load = Callable[[Path, str, str], Pipeline]
 
 
 @dataclass
@@ -62,23 +65,27 @@ def running(
     keys: Sequence[str] = (),
     aliases: Mapping[str, str] | None = None,
     backend: str = "onnxruntime",
+    lora_dir: Path | None = None,
+    load: Load = Pipeline.load,
     **more: Any,
 ) -> Iterator[Running]:
     """Serve bundles by these names at a port of its own, until the block ends."""
     with told.listening():
-        yield from _running(bundles, limits, keys, aliases, backend, **more)
+        pipelines = {name: load(path, backend, "cpu") for name, path in bundles.items()}
+        made = {name: Model(name, Stepwise(each), 1) for name, each in pipelines.items()}
+        if lora_dir is not None:
+            taken, _ = opened(lora_dir, {name: each.bundle for name, each in pipelines.items()})
+            made = {name: replace(each, adapters=taken[name]) for name, each in made.items()}
+        yield from _running(pipelines, Models(made, aliases), limits, keys, **more)
 
 
 def _running(
-    bundles: Mapping[str, Path],
+    pipelines: Mapping[str, Pipeline],
+    models: Models,
     limits: Limits | None,
     keys: Sequence[str],
-    aliases: Mapping[str, str] | None,
-    backend: str,
     **more: Any,
 ) -> Iterator[Running]:
-    pipelines = {name: Pipeline.load(path, backend, "cpu") for name, path in bundles.items()}
-    models = Models({name: Model(name, Stepwise(each), 1) for name, each in pipelines.items()}, aliases)
     app = application(models, limits, keys, **more)
     engine = app.state.served.engine
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")

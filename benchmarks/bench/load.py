@@ -188,8 +188,13 @@ def stand_in(pipeline: Pipeline, first: float, more: float) -> None:
     graph.run = slow  # type: ignore[method-assign]
 
 
-def capacity(pipeline: Pipeline, stream: Sequence[Arrival], seconds: float) -> float:
-    """Pictures a second, one by one and without a pause."""
+def burst(stream: Sequence[Arrival], count: int) -> list[Arrival]:
+    """So many requests that are all there at once: what a way can do when it has all the choice."""
+    return [Arrival(0.0, stream[index % len(stream)].request) for index in range(count)]
+
+
+def pace(pipeline: Pipeline, stream: Sequence[Arrival], seconds: float) -> float:
+    """Pictures a second, one by one and without a pause, to know how long a burst will take."""
     start, done = time.perf_counter(), 0
     while (taken := time.perf_counter() - start) < seconds:
         for _ in pipeline.paint(stream[done % len(stream)].request):

@@ -13,7 +13,7 @@ import click
 from flux_trt.bench.options import BACKEND, BUNDLE, DEVICE, OUT, Sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flux_trt.bench.load import Played, Way
     from flux_trt.runtime.backends.protocols import Device
@@ -38,6 +38,8 @@ class Numbers(click.ParamType):
         return found
 
 
+ONE, REQUESTS, STEPS = "one by one", "by requests", "by steps"
+BURST = 0.0  # the load that stands for all at once
 SIZES = click.option(
     "--sizes", type=Sizes(), metavar="WxH,...", help="Widths and heights.  [default: the bundle's]"
 )
@@ -82,7 +84,7 @@ def serve(
     out: Path,
 ) -> None:
     """Let requests for BUNDLE come at random moments, the same ones for each way to paint them, in turns."""
-    from flux_trt.bench.load import BySteps, Together, arrivals, capacity, play, stand_in
+    from flux_trt.bench.load import BySteps, Together, arrivals, burst, pace, play, stand_in
     from flux_trt.runtime.pipeline import Pipeline
 
     with Pipeline.load(bundle, backend, device) as pipeline:
@@ -93,23 +95,37 @@ def serve(
         asked = sizes or [_default(pipeline)]
         whole = tuple(int(each) for each in steps)
         ways: dict[str, Way] = {
-            "one by one": Together(pipeline, 1),
-            "by requests": Together(pipeline, most),
-            "by steps": BySteps(pipeline, most),
+            ONE: Together(pipeline, 1),
+            REQUESTS: Together(pipeline, most),
+            STEPS: BySteps(pipeline, most),
         }
         sample = arrivals(pipeline, 50, 4, whole, asked, 0)
         for way in ways.values():
             play(way, sample[:20])  # not counted
-        rate = capacity(pipeline, sample, seconds / 2)
-        found: dict[float, dict[str, list[Played]]] = {load: {name: [] for name in ways} for load in loads}
+        together = burst(sample, max(most, round(pace(pipeline, sample, seconds / 8) * seconds / 3)))
+        found: dict[float, dict[str, list[Played]]] = {
+            load: {name: [] for name in ways} for load in (BURST, *loads)
+        }
         for number in range(rounds):
-            for load in loads:
-                stream = arrivals(pipeline, load * rate, seconds, whole, asked, number + 1)
-                for name, way in ways.items():
-                    found[load][name].append(play(way, stream))
-                    click.echo(f"{load:g} {name}: {_line(found[load][name][-1:])}", err=True)
+            first = number % len(ways)
+            order = [*ways][first:] + [*ways][:first]  # who goes first changes, so that no drift is one way's
+            for load in found:
+                alone = found[BURST][ONE][-1:]
+                rate = sum(len(each.seconds) / each.whole for each in alone)
+                stream = (
+                    together
+                    if load == BURST
+                    else arrivals(pipeline, load * rate, seconds, whole, asked, number + 1)
+                )
+                for name in order:
+                    found[load][name].append(play(ways[name], stream))
+                    said = "all at once" if load == BURST else f"{load:g}"
+                    click.echo(f"{said} {name}: {_line(found[load][name][-1:])}", err=True)
+        whole_burst = found.pop(BURST)
         result = {
-            "one_by_one_per_second": round(rate, 3),
+            "capacities_per_second": {
+                name: summary(played)["per_second"] for name, played in whole_burst.items()
+            },
             "steps": whole,
             "sizes": asked,
             "most": most,
@@ -117,8 +133,9 @@ def serve(
             "rounds": rounds,
             "as_device": as_device,
             "loads": [
-                {"load": load, "ways": {name: summary(played) for name, played in ways.items()}}
-                for load, ways in found.items()
+                {"load": load, "ways": (told := {name: summary(one) for name, one in played.items()})}
+                | ratios(told)
+                for load, played in found.items()
             ],
         }
         _write(pipeline, out / "serve.json", result)
@@ -197,6 +214,15 @@ def summary(played: Sequence[Played]) -> dict[str, Any]:
         "p95_s": round(seconds[int(0.95 * (len(seconds) - 1))], 4),
         "fewest_steps_median_s": round(statistics.median(short), 4),
         "per_second": round(len(seconds) / sum(one.whole for one in played), 3),
+    }
+
+
+def ratios(ways: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What steps are worth beside batches of requests, within one run: less, and more, is better."""
+    steps, requests = ways[STEPS], ways[REQUESTS]
+    return {
+        "mean_to_p95_of_requests": round(steps["mean_s"] / requests["p95_s"], 3),
+        "per_second_to_requests": round(steps["per_second"] / requests["per_second"], 3),
     }
 
 

@@ -29,6 +29,8 @@ class Chosen:
     """Of the file."""
     tensors: str
     """SHA-256 of what is behind the file's header: Civitai's AutoV3, which no edit of metadata changes."""
+    called: str | None = None
+    """What records say instead of the path, where that is nobody's business."""
 
     @property
     def asked(self) -> Asked:
@@ -41,7 +43,7 @@ class Chosen:
         return {
             "sha256": self.sha256,
             "tensors": self.tensors,
-            "path": str(self.path),
+            "path": self.called or str(self.path),
             "strength": self.strength,
         }
 

@@ -150,7 +150,8 @@ def _lay(there: list[_Piece], term: Term, lora: Lora, into: int) -> None:
     down = term.tensors["down"].read().astype(np.float32)
     down = down.reshape(len(down), -1)
     up = term.tensors["up"].read()
-    up = (lora.strength * term.scale * up.reshape(len(up), -1).astype(np.float64)).astype(np.float32)
+    with np.errstate(over="ignore"):  # it is refused below
+        up = (lora.strength * term.scale * up.reshape(len(up), -1).astype(np.float64)).astype(np.float32)
     if not np.isfinite(up).all():
         raise RequestError(
             f"{lora.path}: at a strength of {lora.strength:g} {term.module} is not finite; use less"

@@ -248,6 +248,11 @@ class _Stack:
         return self._held[name]
 
 
+def shares(stage: Stage) -> bool:
+    """Whether rows at different steps fit into one run: there is a row of all that differs between them."""
+    return all(batched or name in TABLES for name, batched in _batched(stage).items())
+
+
 def _batched(stage: Stage) -> dict[str, bool]:
     """Whether each input has a row for each row of the latents."""
     return {each.name: each.dims[:1] == ["batch"] for each in stage.inputs}

@@ -37,7 +37,10 @@ def test_a_load_in_three_ways(tiny, tmp_path):
         counts = {way["pictures"] for way in each["ways"].values()}
         assert len(counts) == 1, "every way paints the same stream"
         assert set(each["ways"]) == {"one by one", "by requests", "by steps"}
+        assert each["mean_to_p95_of_requests"] > 0 and each["per_second_to_requests"] > 0
     assert found["as_device"] == [0.004, 0.001]
+    assert set(found["capacities_per_second"]) == {"one by one", "by requests", "by steps"}
+    assert min(found["capacities_per_second"].values()) > 0
 
 
 @pytest.mark.parametrize(
