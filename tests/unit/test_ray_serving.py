@@ -21,7 +21,7 @@ LONG = {"prompt": SECRET, "size": "128x128", "n": 10}
 
 @pytest.fixture(scope="module")
 def server(tiny):
-    with serving(tiny, "--max-queue-seconds", "0.5") as found:
+    with serving(tiny, "--max-queue-seconds", "0.5", "--max-steps", "100000") as found:
         yield found
 
 
@@ -112,8 +112,8 @@ def test_what_a_supervisor_asks(server):
 
 def test_a_client_that_leaves_stops_costing(server):
     with pytest.raises(openai.APITimeoutError):
-        server.client(timeout=0.3, max_retries=0).images.generate(**LONG, extra_body={"steps": 200})
-    stream = server.client().images.generate(**LONG, stream=True, extra_body={"steps": 200})
+        server.client(timeout=1, max_retries=0).images.generate(**LONG, extra_body={"steps": 90_000})
+    stream = server.client().images.generate(**LONG, stream=True, extra_body={"steps": 90_000})
     stream.close()
     wait(lambda: set(server.counted("flux_active_pictures").values()) == {0.0})
     assert server.counted("flux_waiting_pictures")
@@ -125,7 +125,7 @@ def test_too_much_is_a_429_of_openais_shape(server):
 
     def ask(seed):
         try:
-            found.append(client.images.generate(**LONG, extra_body={"steps": 200, "seed": seed}))
+            found.append(client.images.generate(**LONG, extra_body={"steps": 1000, "seed": seed}))
         except openai.RateLimitError as fault:
             found.append(fault)
 
@@ -148,7 +148,7 @@ def test_sigterm_paints_what_was_accepted(server):
     assert not [each for each in below if "dashboard.py" in named(each)]
     crew = [
         threading.Thread(
-            target=lambda: found.append(client.images.generate(**LONG, extra_body={"steps": 200}))
+            target=lambda: found.append(client.images.generate(**LONG, extra_body={"steps": 1000}))
         )
         for _ in range(2)
     ]
