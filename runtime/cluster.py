@@ -57,7 +57,7 @@ class Cluster:
         there = int(self.resources.get(kind, 0))
         if self.own and each * actors > there:
             raise RequestError(
-                f"{actors} of {each} {kind}{'s' * (each > 1)} each do not fit into the {there} of this machine; "
+                f"{actors} with {each} {kind}{'s' * (each > 1)} each do not fit into the {there} of here; "
                 f"take fewer{' or less --threads' * (kind == 'CPU')}, or set RAY_ADDRESS to a cluster"
             )
         return Share(1, 1, threads) if kind == "GPU" else Share(each, 0, each)
@@ -89,7 +89,8 @@ def joined(package: str = "ray") -> Iterator[Cluster]:
         importlib.import_module(package)
     except ModuleNotFoundError as fault:
         raise RequestError(
-            f"--ray needs {fault.name}, which is not installed; install flux_trt with its extra: flux_trt[ray]"
+            f"--ray needs {fault.name}, which is not installed; "
+            "install flux_trt with its extra: flux_trt[ray]"
         ) from None
     address = os.environ.get("RAY_ADDRESS") or "local"
     own = address == "local"

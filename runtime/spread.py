@@ -1,8 +1,8 @@
 """Jobs over the machines of a cluster: Ray Data hands groups of them to actors, each with a pipeline.
 
-Pictures are written by the actors, at places that all machines share; results come back as rows, in order, and
-are noted here, as those of a run in one process are. An actor that is lost is replaced, and paints again what
-it had not handed back.
+Pictures are written by the actors, at places that all machines share; results come back as rows, in order,
+and are noted here, as those of a run in one process are. An actor that is lost is replaced, and paints again
+what it had not handed back.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Painter:
 
 
 class _Heard(logging.Handler):
-    """Warnings of the runtime, which may repeat a prompt: they go back to the command, into no log of Ray's."""
+    """Warnings of the runtime, which may repeat a prompt: they go back to the command, into no log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

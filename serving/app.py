@@ -61,7 +61,7 @@ def application(
     Args:
         models: that are served.
         limits: what clients may ask for.
-        keys: of which a client must have one; none: everybody may. None: without a gate, as it stands elsewhere.
+        keys: of which a client must have one; none: everybody may. None: the gate stands elsewhere.
         keep: the folder of jobs; None: none are taken.
         hours: how long a job is kept.
     """

@@ -255,8 +255,8 @@ def _size(
         return None
     if keep is not None:
         raise RequestError(
-            "--keep does not go with --ray: a job belongs to the engine that has begun it, and each replica has "
-            "its own; leave it out, or paint jobs with flux-run generate --jobs FILE --ray"
+            "--keep does not go with --ray: a job belongs to the engine that has begun it, and each replica "
+            "has its own; leave it out, or paint jobs with flux-run generate --jobs FILE --ray"
         )
     if autoscale is None:
         return None if replicas is None else (replicas, replicas)

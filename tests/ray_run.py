@@ -1,4 +1,4 @@
-"""flux-serve and flux-run with Ray, each in a process of its own that takes its cluster along when it ends."""
+"""flux-serve and flux-run with Ray, each in a process that takes its cluster along when it ends."""
 
 from __future__ import annotations
 
@@ -93,9 +93,10 @@ def serving(bundle: Path, *options: str, replicas: int = 2) -> Iterator[Serving]
         command = [sys.executable, "-m", "flux_trt.serving.cli", str(bundle), "--ray", "--port", "0", *CPU]
         command += ["--api-key-file", str(place / "keys"), "--replicas", str(replicas), *options]
         log = place / "log"
-        with log.open("wb") as out, subprocess.Popen(
-            command, stdout=out, stderr=out, env=environment(place)
-        ) as process:
+        with (
+            log.open("wb") as out,
+            subprocess.Popen(command, stdout=out, stderr=out, env=environment(place)) as process,
+        ):
             try:
                 wait(lambda: over(process) or "http://" in log.read_text(), PATIENCE)
                 url = re.search(r"http://\S+", log.read_text())
@@ -133,5 +134,11 @@ def run(*words: Any, cwd: Path, place: Path) -> subprocess.CompletedProcess[str]
     """`flux-run generate` with Ray's files in a folder."""
     command = [sys.executable, "-m", "flux_trt.runtime.cli", "generate", *map(str, words), *CPU]
     return subprocess.run(
-        command, cwd=cwd, env=environment(place), capture_output=True, text=True, timeout=PATIENCE, check=False
+        command,
+        cwd=cwd,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )

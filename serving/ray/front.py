@@ -1,4 +1,4 @@
-"""The door: what it knows it answers itself; all else goes to a replica, and once more if that one is lost."""
+"""The door: what it knows it answers itself; all else goes to a replica, and to another if that is lost."""
 
 from __future__ import annotations
 

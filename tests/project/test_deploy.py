@@ -1,7 +1,7 @@
 """examples/deploy: the files are what Kubernetes and a builder of images read, and what they call is there.
 
-The oracle for Kubernetes is the models of its own client. KubeRay has none: of a RayCluster, what surrounds its pods
-is compared with the fields that its reference names.
+The oracle for Kubernetes is the models of its own client. KubeRay has none: of a RayCluster, what surrounds
+its pods is compared with the fields that its reference names.
 """
 
 import ast
@@ -104,7 +104,9 @@ def test_pods_and_the_server_agree(name):
     called = 0
     for template in pods(name):
         spec, (container,) = template["spec"], template["spec"]["containers"]
-        assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in spec["volumes"]}
+        assert {each["name"] for each in container["volumeMounts"]} == {
+            each["name"] for each in spec["volumes"]
+        }
         assert spec["securityContext"]["runAsNonRoot"]
         for words in commands(template):
             called += 1

@@ -58,8 +58,13 @@ def test_ray_is_imported_where_it_is_asked_for():
         if any(name == "ray" or name.startswith("ray.") for name in imports(path))
     }
     assert {path.rpartition("/")[0] for path in found} == rooms
-    assert {path for path in found if path.startswith("runtime/")} == {"runtime/cluster.py", "runtime/spread.py"}
-    assert "ray" not in loaded("import flux_trt.runtime.cluster, flux_trt.runtime.spread, flux_trt.serving.app")
+    assert {path for path in found if path.startswith("runtime/")} == {
+        "runtime/cluster.py",
+        "runtime/spread.py",
+    }
+    assert "ray" not in loaded(
+        "import flux_trt.runtime.cluster, flux_trt.runtime.spread, flux_trt.serving.app"
+    )
 
 
 def imports(path):

@@ -1,4 +1,4 @@
-"""Replicas and actors that are killed, and jobs on a cluster: nothing is lost, and no picture is another one."""
+"""Replicas and actors that are killed, and jobs on a cluster: nothing is lost, no picture is another one."""
 
 import json
 import shutil
@@ -124,9 +124,7 @@ def test_jobs_on_a_cluster_are_those_of_one_process(nano, tmp_path):
     with folder() as place:
         one, two = written(tmp_path / "one", JOBS), written(tmp_path / "two", JOBS)
         plain = run(nano, "--jobs", "j.jsonl", "--batch", 2, cwd=one, place=place)
-        spread = run(
-            nano, "--jobs", "j.jsonl", "--batch", 2, "--ray", "--replicas", 2, cwd=two, place=place
-        )
+        spread = run(nano, "--jobs", "j.jsonl", "--batch", 2, "--ray", "--replicas", 2, cwd=two, place=place)
         assert plain.returncode == spread.returncode == 1
         assert spread.stdout == plain.stdout
         assert spread.stdout.startswith("5 painted, 0 kept, 3 failed")

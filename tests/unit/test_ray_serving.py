@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 from ray_run import descendants, named, serving
 from serving_run import pixels, wait
@@ -141,11 +142,27 @@ def test_too_much_is_a_429_of_openais_shape(server):
         assert int(each.response.headers["retry-after"]) >= 1
 
 
+def test_nothing_of_ray_can_be_reached_nor_reaches_out(server):
+    """Usage statistics are off, the dashboard is, and all sockets are this machine's own."""
+    processes = [psutil.Process(server.process.pid), *descendants(server.process.pid)]
+    assert len(processes) > 5
+    ends = [
+        end
+        for each in processes
+        for found in each.net_connections("inet")
+        for end in (found.laddr, found.raddr)
+    ]
+    assert len(ends) > 10
+    assert {end.ip for end in ends if end} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    told = [each for each in processes if "dashboard.py" in named(each)]
+    assert all("--modules-to-load=UsageStatsHead" in named(each) for each in told), "a server without a page"
+    assert all(each.environ()["RAY_USAGE_STATS_ENABLED"] == "0" for each in processes[1:])
+
+
 def test_sigterm_paints_what_was_accepted(server):
-    """The last one: the server is gone then, and with it all of Ray's processes and every trace of a prompt."""
+    """The last one: the server is gone then, with it all of Ray's processes, and no log has a prompt."""
     client, found = server.client(), []
     below = descendants(server.process.pid)
-    assert not [each for each in below if "dashboard.py" in named(each)]
     crew = [
         threading.Thread(
             target=lambda: found.append(client.images.generate(**LONG, extra_body={"steps": 1000}))
@@ -165,5 +182,3 @@ def test_sigterm_paints_what_was_accepted(server):
     files = [each for each in server.folder.rglob("*") if each.is_file()]
     assert any("replica" in each.name for each in files)
     assert [each for each in files if b"secret prompt" in each.read_bytes()] == []
-    usage = [each.read_text() for each in server.folder.rglob("usage_stats.json")]
-    assert not [each for each in usage if '"success": true' in each.lower()]
