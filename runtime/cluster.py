@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from flux_trt.runtime.errors import BackendError, RequestError
 
 STORE = 500_000_000  # bytes of shared memory in a cluster of our own: pictures on their way
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-"""Of the environment, where it says nothing else; Ray reads them when it is imported."""
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_DEDUP_LOGS": "0"}
+"""Of the environment, where it says nothing else; Ray reads them when it is imported. Its processes listen on
+all addresses of a machine, whatever they are told, and answer those alone who have the token."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,6 @@ def joined(package: str = "ray") -> Iterator[Cluster]:
                     include_dashboard=False,
                     object_store_memory=STORE,
                     logging_level=logging.WARNING,
-                    _node_ip_address="127.0.0.1",
                 )
             else:
                 ray.init(address, logging_level=logging.WARNING)

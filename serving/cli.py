@@ -241,7 +241,10 @@ def _with_ray(
         options = machine | {"threads": share.threads, "engines": engines}
         make = partial(_application, places, aliases, limits, options)
         fleet = Fleet(f"flux-serve-{place[1]}", make, Size(least, most), share, cluster)
-        serve(Gate(Front(fleet), keys, limits.body_bytes), fleet, *place)
+        try:
+            serve(Gate(Front(fleet), keys, limits.body_bytes), fleet, *place)
+        finally:
+            fleet.close()
 
 
 def _size(

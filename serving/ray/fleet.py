@@ -87,6 +87,11 @@ class Fleet:
         """Wait until it was drained, or cannot go on."""
         self._thread.join()
 
+    def close(self) -> None:
+        """After `drain`: wait until a cluster that goes on has let go of the replicas."""
+        if self._thread.ident and not self._cluster.own:
+            self._thread.join(60)
+
     @property
     def state(self) -> tuple[State, str]:
         """Where it stands, and why."""
@@ -171,7 +176,7 @@ class Fleet:
         except Exception as fault:
             with self._changed:
                 if self._state not in ("draining", "stopped"):
-                    self._state, self._why = "broken", _told(str(fault))
+                    self._state, self._why = "broken", f"Ray Serve has failed: {_last(str(fault))}"
                 self._changed.notify_all()
         finally:
             if not self._cluster.own:
@@ -181,7 +186,6 @@ class Fleet:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=LOGGING)
         deployment = serve.deployment(
-            Painter,
             name=NAME,
             **self._size.options,
             max_ongoing_requests=AT_ONCE,
@@ -191,26 +195,27 @@ class Fleet:
             graceful_shutdown_timeout_s=600,
             ray_actor_options={"num_cpus": self._share.cpus, "num_gpus": self._share.gpus},
             logging_config=LOGGING,
-        )
+        )(Painter)
         target = serve.RunTarget(deployment.bind(self._make), name=self._name, route_prefix=None)
         (self._handle,) = serve.run_many([target], wait_for_applications_running=False)
 
     def _look(self) -> None:
         found = serve.status().applications.get(self._name)
         states = found.deployments[NAME].replica_states if found and NAME in found.deployments else {}
-        self.replicas = int(states.get("RUNNING", 0))
+        self.replicas = sum(count for state, count in states.items() if state == "RUNNING")
         with self._changed:
             if self._state not in ("loading", "ready"):
                 return
             if self.replicas:
                 self._state, self._why, self._deployed = "ready", "", True
             elif found and found.status == "DEPLOY_FAILED":
-                self._state, self._why = "broken", _told(found.deployments[NAME].message or found.message)
+                why = _last(found.deployments[NAME].message or found.message)
+                self._state, self._why = "broken", f"the replicas cannot be started: {why}"
             else:
                 self._state, self._why = "loading", "no replica is ready"
 
 
-def _told(text: str) -> str:
+def _last(text: str) -> str:
     """One line of what may be a page of Ray's: the last, which has the fault itself."""
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return f"the replicas could not be started: {lines[-1] if lines else 'Ray does not say why':.300}"
+    return f"{lines[-1] if lines else 'Ray does not say why':.300}"
