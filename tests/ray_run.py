@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +85,10 @@ def named(process: psutil.Process) -> str:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str, replicas: int = 2) -> Iterator[Serving]:
-    """`flux-serve BUNDLE --ray` until the block ends; all replicas are there."""
+def serving(
+    bundle: Path, *options: str, replicas: int = 2, more: Mapping[str, str] | None = None
+) -> Iterator[Serving]:
+    """`flux-serve BUNDLE --ray` until the block ends; all replicas are there; `more` is set around it."""
     key = "a-key-of-the-tests"
     with folder() as place:
         (place / "keys").write_text(f"{key}\n")
@@ -95,7 +97,9 @@ def serving(bundle: Path, *options: str, replicas: int = 2) -> Iterator[Serving]
         log = place / "log"
         with (
             log.open("wb") as out,
-            subprocess.Popen(command, stdout=out, stderr=out, env=environment(place)) as process,
+            subprocess.Popen(
+                command, stdout=out, stderr=out, env=environment(place) | dict(more or {})
+            ) as process,
         ):
             try:
                 wait(lambda: over(process) or "http://" in log.read_text(), PATIENCE)
@@ -130,13 +134,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
                 each.kill()
 
 
-def run(*words: Any, cwd: Path, place: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: Any, cwd: Path, place: Path, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`flux-run generate` with Ray's files in a folder."""
     command = [sys.executable, "-m", "flux_trt.runtime.cli", "generate", *map(str, words), *CPU]
     return subprocess.run(
         command,
         cwd=cwd,
-        env=environment(place),
+        env=environment(place) | dict(more or {}),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 
 class _Pages(Collector):
-    def __init__(self, pages: Sequence[tuple[str, bytes]]) -> None:
-        self._pages = pages
+    def __init__(self, pages: Sequence[tuple[str, bytes]], own: Sequence[Metric]) -> None:
+        self._pages, self._own = pages, own
 
     def collect(self) -> Iterable[Metric]:
         """All of them, those of one name together, as the format wants it."""
@@ -23,7 +23,7 @@ class _Pages(Collector):
                 for each in family.samples:
                     if not each.name.endswith("_created"):
                         into.samples.append(each._replace(labels={**each.labels, "replica": replica}))
-        return found.values()
+        return [*self._own, *found.values()]
 
 
 def merged(pages: Sequence[tuple[str, bytes]], replicas: int, lost: int) -> bytes:
@@ -34,8 +34,10 @@ def merged(pages: Sequence[tuple[str, bytes]], replicas: int, lost: int) -> byte
         replicas: that can be called.
         lost: requests whose replica was lost.
     """
-    own = CollectorRegistry()
-    Gauge("flux_replicas", "Replicas that can be called", registry=own).set(replicas)
-    Counter("flux_lost", "Requests whose replica was lost", registry=own).inc(lost)
-    own.register(_Pages(pages))
-    return generate_latest(own)
+    own = [
+        GaugeMetricFamily("flux_replicas", "Replicas that can be called", replicas),
+        CounterMetricFamily("flux_lost", "Requests whose replica was lost", lost),
+    ]
+    registry = CollectorRegistry()
+    registry.register(_Pages(pages, own))
+    return generate_latest(registry)

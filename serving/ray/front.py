@@ -65,6 +65,7 @@ class Front:
         Raises:
             LostError: it is lost, and nothing was sent.
             ApiError: nothing was sent, either.
+            ConnectionError: it is lost in the midst of an answer, which is cut off.
         """
         start: Message | None = None
         streamed = sent = False
@@ -79,8 +80,10 @@ class Front:
                     start, sent = None, True
                 await send(message)
         except (LostError, ApiError) as fault:
-            if not sent or not streamed:
+            if not sent:
                 raise
+            if not streamed:
+                raise ConnectionError("a replica was lost in the midst of its answer") from None
             told = fault if isinstance(fault, ApiError) else _lost()
             await send({"type": "http.response.body", "body": frame("error", told.body).encode()})
 

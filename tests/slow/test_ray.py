@@ -1,6 +1,7 @@
 """Replicas and actors that are killed, and jobs on a cluster: nothing is lost, no picture is another one."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from ray_run import CPU, PATIENCE, descendants, environment, folder, named, run, serving
+from ray_run import CPU, PATIENCE, descendants, end, environment, folder, named, run, serving
 from serving_run import file, pixels, wait
 
 from flux_trt.runtime import Pipeline, recorded
 
+pytest.importorskip("ray", reason="flux_trt[ray] is not installed")
 pytestmark = pytest.mark.slow
 
 
@@ -185,3 +187,31 @@ def test_an_actor_and_then_the_command_are_killed(nano, tmp_path):
         assert run(nano, "--jobs", "j.jsonl", cwd=tmp_path / "plain", place=place).returncode == 0
         for each in (tmp_path / "plain").glob("j-*.png"):
             assert each.read_bytes() == (where / each.name).read_bytes()
+
+
+def test_a_cluster_that_runs_is_used_and_left(nano, tmp_path):
+    """Somebody's cluster: a server and jobs come and go, and it stays."""
+    with folder() as place:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", "0"]
+        command += ["--num-cpus", "2", "--include-dashboard", "false", "--object-store-memory", "100000000"]
+        command += ["--temp-dir", str(place)]
+        log = (place / "head").open("wb")
+        head = subprocess.Popen(command, env=environment(place) | {"RAY_AUTH_MODE": "disabled"}, stdout=log)
+        try:
+            wait(lambda: b"--address='" in (place / "head").read_bytes(), PATIENCE)
+            address = re.search(r"--address='([^']+)'", (place / "head").read_text())[1]
+            more = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+            with serving(nano, more=more) as server:
+                assert server.client().images.generate(prompt="a", size="64x64").data
+                replicas = [each for each in descendants(head.pid) if "ServeReplica" in named(each)]
+                assert len(replicas) == 2
+            assert server.process.returncode == 0
+            wait(lambda: not [each for each in replicas if each.is_running()], PATIENCE)
+            assert head.poll() is None
+            where = written(tmp_path / "jobs", JOBS[:2])
+            done = run(nano, "--jobs", "j.jsonl", "--ray", cwd=where, place=place, more=more)
+            assert done.stdout.startswith("2 painted, 0 kept, 0 failed"), done.stderr
+            assert head.poll() is None
+        finally:
+            end(head)
+            log.close()
