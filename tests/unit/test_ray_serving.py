@@ -34,7 +34,7 @@ def alone(tiny):
 
 
 def test_pictures_of_all_replicas_are_those_of_one_process(server, alone):
-    client = server.client()
+    client = server.client(max_retries=10)  # the queue is short
 
     def ask(seed):
         asked = {"size": ("32x32", "48x32", "128x128")[seed % 3], "n": 1 + seed % 2}
@@ -162,24 +162,42 @@ def test_ray_tells_nobody(server):
 
 def test_sigterm_paints_what_was_accepted(server):
     """The last one: the server is gone then, with it all of Ray's processes, and no log has a prompt."""
-    client, found = server.client(), []
+    client, found, late = server.client(max_retries=0), [], []
     below = descendants(server.process.pid)
-    crew = [
-        threading.Thread(
-            target=lambda: found.append(client.images.generate(**LONG, extra_body={"steps": 1000}))
-        )
-        for _ in range(2)
-    ]
+
+    def ask():
+        try:
+            found.append(client.images.generate(**LONG, extra_body={"steps": 3000}))
+        except openai.APIStatusError as fault:  # it came after the signal, or to the busier replica
+            late.append(fault.code)
+
+    crew = [threading.Thread(target=ask) for _ in range(2)]
     for each in crew:
         each.start()
     wait(lambda: sum(server.counted("flux_active_pictures").values()) >= 1)
     server.process.send_signal(signal.SIGTERM)
+    wait(lambda: server.process.poll() is not None or refusing(server))
+    if server.process.poll() is None and not found:
+        with pytest.raises(openai.InternalServerError) as fault:
+            client.images.generate(prompt="a")
+        assert fault.value.code == "draining"
+        assert fault.value.response.headers["retry-after"]
     for each in crew:
         each.join()
     assert found
     assert [len(each.data) for each in found] == [10] * len(found)
+    assert set(late) <= {"draining", "queue_full"}
+    assert len(found) + len(late) == 2
     assert server.process.wait(120) == 0
     wait(lambda: not [each for each in below if each.is_running()], 60)
     files = [each for each in server.folder.rglob("*") if each.is_file()]
     assert any("replica" in each.name for each in files)
     assert [each for each in files if b"secret prompt" in each.read_bytes()] == []
+
+
+def refusing(server):
+    """Whether it says that it takes no more; one that is gone does not say it."""
+    try:
+        return server.get("/readyz").status_code == 503
+    except httpx.TransportError:
+        return server.process.wait(60) == 0
