@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from dataclasses import dataclass
 from flux_trt.runtime.errors import BackendError, RequestError
 
 STORE = 500_000_000  # bytes of shared memory in a cluster of our own: pictures on their way
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_DEDUP_LOGS": "0"}
-"""Of the environment, where it says nothing else; Ray reads them when it is imported. Its processes listen on
-all addresses of a machine, whatever they are told, and answer those alone who have the token."""
+REACH = 10.0  # seconds
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+"""Of the environment, where it says nothing else; Ray reads them when it is imported."""
+OWN = {"RAY_AUTH_MODE": "token"}
+"""The same for a cluster of our own: its processes listen on all addresses of a machine, whatever they are
+told, and answer those alone who have the token. One that runs already has made its choice."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,11 @@ def joined(package: str = "ray") -> Iterator[Cluster]:
     Raises:
         RequestError: Ray is not installed, or there is no cluster at `RAY_ADDRESS`.
     """
-    for name, value in SETTINGS.items():
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    own = address == "local"
+    for name, value in (SETTINGS | (OWN if own else {})).items():
         os.environ.setdefault(name, value)
+    _expect_there(address)
     try:
         import importlib
 
@@ -93,8 +100,6 @@ def joined(package: str = "ray") -> Iterator[Cluster]:
             f"--ray needs {fault.name}, which is not installed; "
             "install flux_trt with its extra: flux_trt[ray]"
         ) from None
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    own = address == "local"
     with _handlers_kept():
         try:
             if own:
@@ -118,6 +123,19 @@ def joined(package: str = "ray") -> Iterator[Cluster]:
     finally:
         with _handlers_kept():
             ray.shutdown()
+
+
+def _expect_there(address: str) -> None:
+    """Refuse a cluster that does not answer; Ray itself asks for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH).close()
+    except (OSError, OverflowError) as fault:
+        raise RequestError(
+            f"there is no cluster at RAY_ADDRESS {address} ({fault}); start it, or unset RAY_ADDRESS"
+        ) from None
 
 
 @contextmanager

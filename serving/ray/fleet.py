@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -218,4 +219,5 @@ class Fleet:
 def _last(text: str) -> str:
     """One line of what may be a page of Ray's: the last, which has the fault itself."""
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return f"{lines[-1] if lines else 'Ray does not say why':.300}"
+    found = lines[-1] if lines else "Ray does not say why"
+    return f"{re.sub(r'^flux_trt[.][.a-z]+[.][A-Za-z]+: ', '', found):.300}"

@@ -127,3 +127,12 @@ def test_what_replicas_have_counted_is_one_page():
     assert values["flux_step_rows_sum", "one"] == 2
     assert values["flux_step_rows_sum", "two"] == 4
     assert values["flux_waiting_pictures", "two"] == 4
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_one_line(tiny, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    found = CliRunner().invoke(serve, [str(tiny), "--ray"])
+    assert found.exit_code == 1
+    assert found.output.startswith(f"Error: there is no cluster at RAY_ADDRESS {address} (")
+    assert found.output.count("\n") == 1
