@@ -11,7 +11,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,serve,dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,serve,ray,dev]'
 	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1 tritonclient==2.73.0
 	@touch $@
 

@@ -127,6 +127,16 @@ def main() -> None:
     metavar="FILE",
     help="Paint every line of a JSONL file instead; goes on where it stopped.",
 )
+@click.option(
+    "--ray",
+    is_flag=True,
+    help="Paint --jobs with Ray, on the machines of RAY_ADDRESS, else with all GPUs of this one.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="Of the pipeline, for --ray.  [default: one for each GPU; on CPUs one]",
+)
 @of_machine
 @click.pass_context
 def generate(
@@ -136,6 +146,8 @@ def generate(
     output: Path,
     jobs: Path | None,
     again: Path | None,
+    ray: bool,
+    replicas: int | None,
     **options: Any,
 ) -> None:
     """Paint every PROMPT with BUNDLE, a folder that flux-export build has written.
@@ -145,6 +157,10 @@ def generate(
     options["prompt_2"] = options["prompt_2"] or None
     if not prompts and jobs is None and again is None:
         raise click.UsageError("Missing argument 'PROMPT...'.")
+    if ray and jobs is None:
+        raise click.UsageError("--ray paints the file of --jobs; give one.")
+    if replicas is not None and not ray:
+        raise click.UsageError("--replicas is for --ray.")
     if jobs is not None:
         if options["preview"] or options["preview_every"]:
             raise click.UsageError("--preview is of one command's pictures, not of --jobs.")
@@ -154,10 +170,12 @@ def generate(
     from flux_trt.runtime import session
 
     if jobs is not None:
-        from flux_trt.runtime.jobrun import paint_jobs
+        from flux_trt.runtime.jobrun import here, paint_jobs
+        from flux_trt.runtime.spread import over
 
         writing, batch = session.split_writing(options), options["batch"]
-        paint_jobs(bundle, jobs, session.split(options), writing, batch)
+        way = over(replicas) if ray else here
+        paint_jobs(bundle, jobs, session.split(options), writing, batch, way)
         return
     ask = _as_recorded(ctx, again, options) if again else None
     machine, writing = session.split(options), session.split_writing(options)
@@ -257,7 +275,7 @@ def _as_recorded(
 def _expect_alone(ctx: click.Context, prompts: tuple[str, ...]) -> None:
     """With --jobs, what is painted stands in the file."""
     machine = {"device", "backend", "memory", "tile", "as_json", "no_check", "engines", "bundle", "jobs"}
-    machine |= {"batch", "force", "quality", "threads", "progress", "compute"}
+    machine |= {"batch", "force", "quality", "threads", "progress", "compute", "ray", "replicas"}
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params

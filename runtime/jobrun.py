@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import click
 
@@ -28,9 +29,24 @@ from flux_trt.runtime.tasks.company import gathered, joined
 from flux_trt.runtime.tasks.request import Request
 
 OUTCOMES = ("painted", "kept", "failed")
+Groups: TypeAlias = Iterable[list[tuple[Job, Request]]]
+"""Jobs that are painted together, with what each asks for."""
 
 
-def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, batch: int = 1) -> None:
+def here(run: Run, groups: Groups) -> None:
+    """Paint groups in this process, one after the other."""
+    for group in groups:
+        run.paint([job for job, _ in group], [request for _, request in group])
+
+
+def paint_jobs(
+    bundle: Path,
+    path: Path,
+    machine: Machine,
+    writing: Writing,
+    batch: int = 1,
+    way: Callable[[Run, Groups], None] = here,
+) -> None:
     """Paint the jobs of a file, with results beside it; what is done already is kept.
 
     A job is done when the picture at its place says itself that it was painted with the same bundle, the same
@@ -42,6 +58,7 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, bat
         machine: where it runs.
         writing: how pictures are written.
         batch: how many jobs of one size, schedule and task are painted at once, at most.
+        way: who paints the groups; `spread.over` does it on a cluster.
 
     Raises:
         FluxTrtError: nothing could be painted, or some jobs failed: the others are done.
@@ -55,8 +72,7 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, bat
         run = Run(opened, machine, writing, results, len(found), progress)
         try:
             run.expect_free(found)
-            for group in gathered(run.wanted(found), batch):
-                run.paint([job for job, _ in group], [request for _, request in group])
+            way(run, gathered(run.wanted(found), batch))
         except signals.Stopped as cause:
             stopped = signals.Stopped(cause.number, f"{run.told()}; the same command goes on from there")
             run.print(machine.as_json, place, str(stopped))
@@ -68,6 +84,22 @@ def paint_jobs(bundle: Path, path: Path, machine: Machine, writing: Writing, bat
         raise PaintError(f"{run.count['failed']} of {len(found)} jobs failed; {place} says why")
 
 
+class Noting(Protocol):
+    """Who keeps the results: `Results`, or an actor, which hands them back."""
+
+    def place(self, job: Job) -> Path | None:
+        """Where an earlier run has put a job's picture."""
+
+    def owner(self, place: Path) -> str | None:
+        """The key of the job whose picture was the last to be put at a place."""
+
+    def succeeded(self, job: Job, output: Path, parameters: Mapping[str, Any]) -> None:
+        """Note a picture that has been written."""
+
+    def failed(self, job: Job | BadLine, error: str) -> None:
+        """Note what went wrong."""
+
+
 @dataclass
 class Run:
     """What is known of a run while it lasts."""
@@ -75,7 +107,7 @@ class Run:
     bundle: Bundle
     machine: Machine
     writing: Writing
-    results: Results
+    results: Noting
     total: int
     progress: Progress
     count: Counter[str] = field(default_factory=Counter)
@@ -110,14 +142,14 @@ class Run:
         """The jobs that are to be painted, and their requests; the others are counted."""
         for job in found:
             if isinstance(job, BadLine):
-                self._fail(job, job.error)
+                self.fail(job, job.error)
                 continue
             try:
                 self.writing.expect_writable(job.place)
                 self._sweep(job.place.parent)
                 request = asked_by(job, self.bundle.manifest)
             except FluxTrtError as fault:
-                self._fail(job, str(fault))
+                self.fail(job, str(fault))
                 continue
             if self._keeps(job, request):
                 self._count("kept")
@@ -133,15 +165,26 @@ class Run:
             for job, each in zip(group, self._pipeline.paint(joined(requests)), strict=True):
                 with signals.held():
                     self.writing.write(each.image, job.place)
-                    self.results.succeeded(job, job.place, each.parameters)
-                    self._count("painted")
+                    self.note(job, each.parameters)
                 painted += 1
         except FluxTrtError as fault:
             if len(group) == 1:
-                self._fail(group[0], str(fault))
+                self.fail(group[0], str(fault))
                 return
             for job, request in list(zip(group, requests, strict=True))[painted:]:
                 self.paint([job], [request])
+
+    def note(self, job: Job, parameters: Mapping[str, Any]) -> None:
+        """A picture that is there."""
+        with signals.held():
+            self.results.succeeded(job, job.place, parameters)
+            self._count("painted")
+
+    def fail(self, job: Job | BadLine, error: str) -> None:
+        """A job that has none."""
+        with signals.held():
+            self.results.failed(job, error)
+            self._count("failed")
 
     def close(self) -> None:
         """Free the pipeline."""
@@ -182,11 +225,6 @@ class Run:
 
     def _asked(self, request: Request) -> dict[str, object]:
         return parameters(self.bundle, request, 0, self._tiling)
-
-    def _fail(self, job: Job | BadLine, error: str) -> None:
-        with signals.held():
-            self.results.failed(job, error)
-            self._count("failed")
 
     def _count(self, outcome: str) -> None:
         self.count[outcome] += 1

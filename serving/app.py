@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from flux_trt.serving import health, images, job_routes, page
+from flux_trt.serving.asked import SEEDS
 from flux_trt.serving.engine import Engine
 from flux_trt.serving.errors import ApiError
 from flux_trt.serving.jobs import Jobs
@@ -51,7 +52,7 @@ class Served:
 def application(
     models: Models,
     limits: Limits | None = None,
-    keys: Sequence[str] = (),
+    keys: Sequence[str] | None = (),
     keep: Path | None = None,
     hours: float = 24.0,
 ) -> FastAPI:
@@ -60,27 +61,37 @@ def application(
     Args:
         models: that are served.
         limits: what clients may ask for.
-        keys: of which a client must have one; none: everybody may.
+        keys: of which a client must have one; none: everybody may. None: the gate stands elsewhere.
         keep: the folder of jobs; None: none are taken.
         hours: how long a job is kept.
     """
     limits, metrics = limits or Limits(), Metrics()
     engine = Engine(models, limits, metrics)
-    app = FastAPI(title="flux-serve", docs_url=None, redoc_url=None, openapi_url=None)
+    app = bare()
     jobs = None if keep is None else Jobs(keep, engine, hours)
     app.state.served = Served(models, engine, limits, metrics, jobs)
     for each in (images, job_routes, health, page):
         app.include_router(each.router)
-    app.add_exception_handler(ApiError, _api_error)
+    if keys is not None:
+        app.add_middleware(Gate, keys=tuple(keys), most=limits.body_bytes)
+    return app
+
+
+def bare() -> FastAPI:
+    """An application without routes, whose faults have OpenAI's shape."""
+    app = FastAPI(title="flux-serve", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(ApiError, answered)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Gate, keys=tuple(keys), most=limits.body_bytes)
     return app
 
 
 class Gate:
-    """What every request passes: a key, a bound on its body, and an id that the answer carries."""
+    """What every request passes: a key, a bound on its body, an id that the answer carries, and a seed.
+
+    The seed is for a request that has none; drawn here, it is the same for whoever paints it in the end.
+    """
 
     def __init__(self, app: Any, keys: Sequence[str], most: int) -> None:
         self._app, self._most = app, most
@@ -95,7 +106,7 @@ class Gate:
         scope.setdefault("state", {})
         scope["state"]["id"] = f"req_{secrets.token_hex(12)}"
 
-        async def answered(message: MutableMapping[str, Any]) -> None:
+        async def named(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message.get("headers", []),
@@ -104,11 +115,12 @@ class Gate:
                 ]
             await send(message)
 
+        scope["state"]["seed"] = secrets.randbelow(SEEDS)
         fault = self._refused(scope, headers)
         if fault:
-            await _api_error(None, fault)(scope, receive, answered)
+            await answered(None, fault)(scope, receive, named)
             return
-        await self._app(scope, self._bounded(receive), answered)
+        await self._app(scope, self._bounded(receive), named)
 
     def _refused(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> ApiError | None:
         scope["state"]["owner"] = ""
@@ -164,7 +176,8 @@ def _foreign(headers: Mapping[bytes, bytes]) -> bool:
     return not is_local(name.strip("[]"))
 
 
-def _api_error(request: Request | None, fault: Any) -> JSONResponse:
+def answered(request: Request | None, fault: Any) -> JSONResponse:
+    """An `ApiError` as an answer."""
     return JSONResponse(fault.body, fault.status, fault.headers)
 
 
@@ -175,12 +188,12 @@ def _http_error(request: Request, fault: Any) -> JSONResponse:
         405: f"{request.url.path:.100} takes no {request.method}",
     }
     message = what.get(fault.status_code, str(fault.detail))
-    return _api_error(request, ApiError(fault.status_code, f"{message}; see docs/serve.md", code="not_found"))
+    return answered(request, ApiError(fault.status_code, f"{message}; see docs/serve.md", code="not_found"))
 
 
 def _unreadable(request: Request, fault: Any) -> JSONResponse:
-    return _api_error(request, ApiError(400, "the body cannot be read; send JSON", code="invalid_body"))
+    return answered(request, ApiError(400, "the body cannot be read; send JSON", code="invalid_body"))
 
 
 def _bug(request: Request, fault: Exception) -> JSONResponse:
-    return _api_error(request, ApiError(500, "a fault of the server; its log has it", code="internal_error"))
+    return answered(request, ApiError(500, "a fault of the server; its log has it", code="internal_error"))

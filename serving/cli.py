@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from flux_trt.runtime.options import ENGINES
 from flux_trt.serving.local import is_local
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from fastapi import FastAPI
 
     from flux_trt.serving.limits import Limits
     from flux_trt.serving.models import Model, Models
@@ -109,6 +112,19 @@ class Command(click.Command):
     show_default=True,
     help="After SIGTERM, how long what was accepted may take.",
 )
+@click.option(
+    "--ray",
+    is_flag=True,
+    help="Serve with Ray, an engine in each replica, in the cluster of RAY_ADDRESS, else on this machine.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="For --ray.  [default: one for each GPU; on CPUs one]",
+)
+@click.option(
+    "--autoscale", metavar="MIN:MAX", help="For --ray: as many replicas as the requests want, within these."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--backend",
@@ -149,6 +165,9 @@ def main(
     keep: Path | None,
     keep_hours: float,
     drain_seconds: float,
+    ray: bool,
+    replicas: int | None,
+    autoscale: str | None,
     **machine: Any,
 ) -> None:
     """Serve BUNDLEs by OpenAI's images API, and a page at /."""
@@ -168,17 +187,97 @@ def main(
         steps=max_steps,
         pictures=max_pictures,
     )
+    size = _size(ray, replicas, autoscale, keep)
     from flux_trt.serving import told
-    from flux_trt.serving.app import application
     from flux_trt.serving.server import serve
 
+    if ray:
+        _with_ray(size, named, known, limits, keys, machine, lora_dir, (host, port, drain_seconds))
+        return
     with told.listening():
-        models = _loaded(named, known, machine, lora_dir)
+        app = _application(named, known, limits, machine, lora_dir, keys, keep, keep_hours)
+        served = app.state.served
         try:
-            serve(application(models, limits, keys, keep, keep_hours), host, port, drain_seconds)
+            if served.jobs:
+                served.jobs.resume()
+            serve(app, served.engine, host, port, drain_seconds)
         finally:
-            for model in models:
+            for model in served.models:
                 model.close()
+
+
+def _application(
+    named: Mapping[str, Path],
+    aliases: Mapping[str, str],
+    limits: Limits,
+    machine: Mapping[str, Any],
+    lora_dir: Path | None = None,
+    keys: Sequence[str] | None = None,
+    keep: Path | None = None,
+    hours: float = 24.0,
+) -> FastAPI:
+    """What one engine serves; with Ray it is made in each replica, behind a gate that stands elsewhere."""
+    from flux_trt.serving.app import application
+
+    return application(_loaded(named, aliases, machine, lora_dir), limits, keys, keep, hours)
+
+
+def _with_ray(
+    size: tuple[int, int] | None,
+    named: Mapping[str, Path],
+    aliases: Mapping[str, str],
+    limits: Limits,
+    keys: Sequence[str],
+    machine: dict[str, Any],
+    lora_dir: Path | None,
+    place: tuple[str, int, float],
+) -> None:
+    from flux_trt.runtime.bundle.bundle import Bundle
+    from flux_trt.runtime.cluster import joined
+
+    for path in named.values():
+        Bundle.open(path, check=False)  # each replica compares the sums
+    with joined("ray.serve") as cluster:
+        from flux_trt.serving.app import Gate
+        from flux_trt.serving.ray.fleet import Fleet, Size
+        from flux_trt.serving.ray.front import Front
+        from flux_trt.serving.server import serve
+
+        least, most = size or (cluster.actors(machine["device"]),) * 2
+        share = cluster.share(machine["device"], machine["threads"], most)
+        places = {name: path.resolve() for name, path in named.items()}
+        engines = machine["engines"] and machine["engines"].resolve()
+        options = machine | {"threads": share.threads, "engines": engines}
+        make = partial(_application, places, aliases, limits, options, lora_dir and lora_dir.resolve())
+        fleet = Fleet(f"flux-serve-{place[1]}", make, Size(least, most), share, cluster)
+        try:
+            serve(Gate(Front(fleet), keys, limits.body_bytes), fleet, *place)
+        finally:
+            fleet.close()
+
+
+def _size(
+    ray: bool, replicas: int | None, autoscale: str | None, keep: Path | None
+) -> tuple[int, int] | None:
+    """The least and the most replicas; None: as many as the cluster has room for."""
+    given = {"--replicas": replicas, "--autoscale": autoscale}
+    if not ray:
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise RequestError(f"{wrong[0]} is for --ray; give --ray, or leave it out")
+        return None
+    if keep is not None:
+        raise RequestError(
+            "--keep does not go with --ray: a job belongs to the engine that has begun it, and each replica "
+            "has its own; leave it out, or paint jobs with flux-run generate --jobs FILE --ray"
+        )
+    if autoscale is None:
+        return None if replicas is None else (replicas, replicas)
+    if replicas is not None:
+        raise RequestError("--replicas and --autoscale both say how many there are; give one of them")
+    least, _, most = autoscale.partition(":")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise RequestError(f"--autoscale {autoscale:.40} is not MIN:MAX with 1 <= MIN <= MAX, such as 1:8")
+    return int(least), int(most)
 
 
 def _loaded(

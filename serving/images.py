@@ -55,6 +55,8 @@ async def work_of(
 ) -> Work:
     """What is asked for, checked and decoded beside the server's own thread; not handed in yet."""
     served, state = request.app.state.served, request.state
+    if fields.seed is None:
+        fields = fields.model_copy(update={"seed": state.seed})
     async with served.decoders:
         work = await run_in_threadpool(made, served.engine, fields, files, state.id, state.owner)
     work.tell, work.until = listening.tell, _until(request)

@@ -7,22 +7,38 @@ import logging
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import uvicorn
-from fastapi import FastAPI
 
 from flux_trt.runtime.errors import BackendError
-from flux_trt.serving.engine import Engine
+from flux_trt.serving.engine import State
 
 LOG = "%(asctime)s %(levelname)s %(message)s"
+
+
+class Painting(Protocol):
+    """An engine, or all those of a fleet."""
+
+    @property
+    def state(self) -> tuple[State, str]:
+        """Where it stands, and why."""
+
+    def start(self) -> None:
+        """Be ready in a while."""
+
+    def join(self) -> None:
+        """Wait until it has stopped or died."""
+
+    def drain(self, seconds: float | None = None) -> bool:
+        """Take no more, and wait so long until all is painted; whether it was."""
 
 
 class Server(uvicorn.Server):
     """uvicorn, which goes on answering while the engine drains."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Painting, drain_seconds: float) -> None:
         super().__init__(config)
         self._engine, self._seconds, self._draining = engine, drain_seconds, False
         self.drained = True
@@ -53,18 +69,25 @@ class Server(uvicorn.Server):
                     click.echo(f"http://{shown}:{port}", err=True)
 
 
-def serve(app: FastAPI, host: str, port: int, drain_seconds: float) -> None:
+def serve(app: Any, engine: Painting, host: str, port: int, drain_seconds: float) -> None:
     """Until a signal ends it, and what was accepted is painted.
+
+    Args:
+        app: an application of ASGI.
+        engine: that paints for it; it is started here.
+        host: where it listens.
+        port: the same; 0: any free one.
+        drain_seconds: what was accepted may take so long after the signal.
 
     Raises:
         BackendError: the engine has died, or the place is taken.
     """
-    _log()
-    engine: Engine = app.state.served.engine
+    log()
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
+        http="h11",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -74,8 +97,6 @@ def serve(app: FastAPI, host: str, port: int, drain_seconds: float) -> None:
     )
     server = Server(config, engine, drain_seconds)
     engine.start()
-    if app.state.served.jobs:
-        app.state.served.jobs.resume()
     watch = threading.Thread(target=_watch, args=(engine, server), daemon=True)
     watch.start()
     try:
@@ -88,14 +109,14 @@ def serve(app: FastAPI, host: str, port: int, drain_seconds: float) -> None:
         raise BackendError(f"{engine.state[1]}; see the log above, and start it anew")
 
 
-def _watch(engine: Engine, server: Server) -> None:
+def _watch(engine: Painting, server: Server) -> None:
     """End the process when its engine has died, so that whoever supervises it starts another."""
     engine.join()
     if engine.state[0] == "broken":
         server.should_exit = True
 
 
-def _log() -> None:
+def log() -> None:
     """One line for each request that is over: never a prompt, never a picture."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(LOG))

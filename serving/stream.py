@@ -53,7 +53,7 @@ async def events(
             elif isinstance(event, Partial):
                 found = about(work, fields) | {"b64_json": await file(event.image)}
                 found |= {"partial_image_index": event.number, "index": event.index}
-                yield _event(f"{kind}.partial_image", found)
+                yield frame(f"{kind}.partial_image", found)
             elif isinstance(event, Done):
                 done += 1
                 found = about(work, fields) | {"b64_json": await file(event.painted.image)}
@@ -66,10 +66,11 @@ async def events(
                     "warnings": work.warnings,
                     "seconds": round(time.perf_counter() - start, 4),
                 }
-                yield _event(f"{kind}.completed", found)
+                yield frame(f"{kind}.completed", found)
     except ApiError as fault:
-        yield _event("error", fault.body)
+        yield frame("error", fault.body)
 
 
-def _event(name: str, data: dict[str, Any]) -> str:
+def frame(name: str, data: dict[str, Any]) -> str:
+    """The text of one."""
     return f"event: {name}\ndata: {json.dumps({'type': name, 'created_at': int(time.time()), **data})}\n\n"

@@ -44,9 +44,10 @@ APART = {
     "exporter/families/recognise.py": "exporter registry",
     "exporter/engines/options.py": "exporter roof",  # words of the command line
     "exporter/quantise/options.py": "exporter roof",
+    "serving/cli.py": "serving roof",
 }
 """Files that belong to another room than their folder's."""
-ROOFS = {"runtime": "runtime roof", "exporter": "exporter roof"}
+ROOFS = {"runtime": "runtime roof", "exporter": "exporter roof", "serving": "serving"}
 """What the files that lie directly in these folders are called together."""
 FAMILIES = "exporter/families"
 """Each folder in it is a room of its own."""

@@ -12,7 +12,7 @@ HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "diffusers"}
 ABOVE = {"flux_trt.exporter", "flux_trt.serving", "flux_trt.bench"}
 UNPICKLING = {"pickle", "dill", "joblib", "shelve", "torch.load"}
 SLOW = HEAVY | {"onnxruntime", "openvino", "numpy", "PIL", "pydantic", "rich", "tokenizers"}
-SLOW |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+SLOW |= {"fastapi", "starlette", "uvicorn", "prometheus_client", "ray", "pandas", "pyarrow"}
 
 
 def loaded(code):
@@ -46,6 +46,25 @@ def test_painting_loads_no_framework(tiny, backend):
     found = loaded(code)
     assert backend in found
     assert not found & (HEAVY | {"exporter"})
+
+
+def test_ray_is_imported_where_it_is_asked_for():
+    """By its own room of the server, and in the runtime by two files, inside of functions."""
+    rooms = {"serving/ray", "runtime"}
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("plugins", "runtime", "exporter", "serving")
+        for path in (ROOT / folder).rglob("*.py")
+        if any(name == "ray" or name.startswith("ray.") for name in imports(path))
+    }
+    assert {path.rpartition("/")[0] for path in found} == rooms
+    assert {path for path in found if path.startswith("runtime/")} == {
+        "runtime/cluster.py",
+        "runtime/spread.py",
+    }
+    assert "ray" not in loaded(
+        "import flux_trt.runtime.cluster, flux_trt.runtime.spread, flux_trt.serving.app"
+    )
 
 
 def imports(path):

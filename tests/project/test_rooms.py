@@ -10,6 +10,8 @@ from import_graph import PACKAGES, ROOT, circles, draw, room, rooms
 ARROWS = {
     "benchmarks": ("bench", "exporter*", "runtime*", "plugins"),
     "bench": ("serving", "runtime*"),
+    "serving roof": ("serving/ray", "serving", "runtime*"),
+    "serving/ray": ("serving", "runtime*"),
     "serving": ("runtime*",),
     "exporter roof": (
         "exporter/verify",
