@@ -68,6 +68,7 @@ score: $(INSTALLED)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
 	cd examples/flux-nano && $(abspath $(BIN))/python -m nano.score $(abspath $(OUT))/flux-nano \
 	    --guidance 1 --json $(abspath benchmarks/results/flux_nano_score.json) --sheet samples.png
+	$(BIN)/python benchmarks/strip.py
 	$(BIN)/python benchmarks/table.py
 
 gallery: $(INSTALLED)

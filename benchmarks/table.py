@@ -10,10 +10,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from rows import building, headlines, pictures, speed
+from rows import building, headlines, pictures, recipes, speed
 from rows.row import Results, Row
 
 HERE = Path(__file__).parent
@@ -75,7 +76,7 @@ def few(results: Path) -> str:
     return "\n".join([*lines, ""]) if lines else NOTHING
 
 
-def _found(results: Path, files: Mapping[str, Rows]) -> dict[str, Results]:
+def _found(results: Path, files: Iterable[str]) -> dict[str, Results]:
     """What the files hold; one that is not there is left out."""
     paths = {name: results / name for name in files}
     return {
@@ -117,7 +118,17 @@ def lora(results: Path) -> str:
     return "\n".join([*speed.branches(json.loads(path.read_text(encoding="utf-8"))), ""])
 
 
+def takes(recipe: str, results: Path) -> str:
+    """What a recipe of the README takes, as far as it was measured."""
+    told = [
+        f"Measured: {text} ([{Path(name).stem}](benchmarks/results/{name})).\n"
+        for text, name in recipes.RECIPES[recipe](_found(results, recipes.FILES))
+    ]
+    return "".join(told) or NOTHING
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    **{name: partial(takes, name) for name in recipes.RECIPES},
     "few": few,
     "numbers": numbers,
     "steps": steps,
