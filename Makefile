@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: install demo test test-slow test-minimums lint format types graph kernels score gallery bench regress clean
+.PHONY: install demo test test-slow test-minimums gpu docs dist lint format types graph kernels score gallery bench regress clean
 
 install: $(INSTALLED)
 
@@ -31,6 +31,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# What only a GPU can show: checks and times, at most 30 minutes, in an environment of its own. Without one: what it would do.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 # Environments with the oldest versions that setup.cfg allows: painting with [cpu], building and verifying with
 # [export]. KEEP=torch takes torch of constraints.txt, where an index has older ones with CUDA alone.
@@ -110,4 +114,4 @@ regress: $(INSTALLED)
 	    --relative-to diffusers --bound 2 --anyway
 
 clean:
-	rm -rf $(OUT) build .links .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(OUT) build site .links .pytest_cache .mypy_cache .ruff_cache
