@@ -51,11 +51,18 @@ lint: $(INSTALLED) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(INSTALLED) .links
+	$(BIN)/mypy
+
+.PHONY: .links
+.links:
 	@mkdir -p .links/flux_trt
 	@for part in plugins runtime exporter serving; do ln -sfn ../../$$part .links/flux_trt/$$part; done
 	@ln -sfn ../../benchmarks/bench .links/flux_trt/bench
-	$(BIN)/mypy
+
+# The pages as a site, in site/; a link that leads nowhere or a page that nothing leads to ends it.
+docs: $(INSTALLED) .links
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 # Which room and which file imports which: tests/project/test_rooms.py says what is allowed.
 graph:

@@ -81,9 +81,9 @@ def test_the_plugin_paints_the_same(flavour, gpu, bundle, tmp_path):
 def test_a_size_without_engine_is_refused_in_pixels(engines, flavour):
     with (
         Pipeline.load(engines, flavour) as there,
-        pytest.raises(BackendError, match=r"was not built for 256x256; .*--sizes 256x256"),
+        pytest.raises(BackendError, match=r"was not built for 128x128; .*--sizes 128x128"),
     ):
-        there.generate("a", size=(256, 256), steps=2)
+        there.generate("a", size=(128, 128), steps=2)
 
 
 def test_what_an_engine_says_of_recording_is_so(engines, flavour, caplog):
