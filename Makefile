@@ -11,7 +11,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,serve,dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,serve,docs,dev]'
 	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1 tritonclient==2.73.0
 	@touch $@
 
@@ -35,6 +35,16 @@ test-slow: $(INSTALLED)
 # What only a GPU can show: checks and times, at most 30 minutes, in an environment of its own. Without one: what it would do.
 gpu:
 	$(PYTHON) benchmarks/gpu.py
+
+# Wheel and sdist of what is committed, checked by twine, and the sdist installed and asked for its version.
+dist: $(INSTALLED)
+	rm -rf $(OUT)/dist && mkdir -p $(OUT)/dist/source
+	git archive HEAD | tar -x -C $(OUT)/dist/source
+	$(BIN)/python -m build --outdir $(OUT)/dist $(OUT)/dist/source
+	$(BIN)/twine check --strict $(OUT)/dist/*.whl $(OUT)/dist/*.tar.gz
+	$(PYTHON) -m venv $(OUT)/dist/installed
+	$(OUT)/dist/installed/bin/pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt "$$(ls $(OUT)/dist/*.tar.gz)[cpu]"
+	$(OUT)/dist/installed/bin/flux-run --version --verbose
 
 # Environments with the oldest versions that setup.cfg allows: painting with [cpu], building and verifying with
 # [export]. KEEP=torch takes torch of constraints.txt, where an index has older ones with CUDA alone.

@@ -29,7 +29,16 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-gpu"
 RESERVE = 45.0
 """Seconds at the end for ending what runs and for writing."""
-PIP = ("-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", "--constraint", "constraints.txt")
+PIP = (
+    "-m",
+    "pip",
+    "install",
+    "--disable-pip-version-check",
+    "--progress-bar",
+    "off",
+    "--constraint",
+    "constraints.txt",
+)
 INSTALLS = (
     Part("environment", (), (sys.executable, "-m", "venv", "{venv}"), 120, least=30),
     Part(
@@ -50,7 +59,9 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="stop after so long; default 30")
     parser.add_argument("--plan", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="only parts whose name begins so")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="only parts whose name begins so"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     parts = [each for each in PARTS if not options.only or each.name.startswith(tuple(options.only))]
@@ -110,7 +121,7 @@ def _write(card: machine.Card, parts: list[dict[str, Any]], seconds: float, out:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     checks = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": "make gpu",
         "hardware": {
             **{"gpu": card.name, "capability": card.capability, "driver": card.driver},
@@ -143,5 +154,7 @@ def _short(path: Path) -> Path:
 
 if __name__ == "__main__":
     if sys.version_info < (3, 11):
-        sys.exit(f"Error: this is Python {sys.version.split()[0]}; give one of 3.11 or newer: make gpu PYTHON=...")
+        sys.exit(
+            f"Error: this is Python {sys.version.split()[0]}; give one of 3.11 or newer: make gpu PYTHON=..."
+        )
     sys.exit(main())

@@ -36,10 +36,22 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     bundle, out = str(options.work / "flux-nano"), str(options.out / "bench")
-    if code := run("flux_trt.exporter.cli", "build", "examples/flux-nano", "--out", bundle, "--precision", "fp16"):
+    if code := run(
+        "flux_trt.exporter.cli", "build", "examples/flux-nano", "--out", bundle, "--precision", "fp16"
+    ):
         return code
     targets = ("--sm", options.sm) if options.flavour == "tensorrt-rtx" else ()
-    engines = ("engines", bundle, "--backend", options.flavour, *targets, "--sizes", SIZES, "--max-batch", "4")
+    engines = (
+        "engines",
+        bundle,
+        "--backend",
+        options.flavour,
+        *targets,
+        "--sizes",
+        SIZES,
+        "--max-batch",
+        "4",
+    )
     built = options.device == "cuda" and run("flux_trt.exporter.cli", *engines) == 0
     backends = ("--backend", "onnxruntime", *(("--backend", options.flavour) if built else ()))
     timed = run(
@@ -50,7 +62,20 @@ def main() -> int:
         *("--scored", "32", "--allow-noise", "--out", out),
     )
     last = ("--backend", options.flavour) if built else ("--backend", "onnxruntime")
-    rows = run("flux_trt.bench.cli", "rows", bundle, *last, "--device", options.device, "--sizes", SIZES, "--most", "4", "--out", out)
+    rows = run(
+        "flux_trt.bench.cli",
+        "rows",
+        bundle,
+        *last,
+        "--device",
+        options.device,
+        "--sizes",
+        SIZES,
+        "--most",
+        "4",
+        "--out",
+        out,
+    )
     return timed or rows or int(not built and options.device == "cuda")
 
 

@@ -111,7 +111,11 @@ def timed(walk: Callable[[], Any], steps: int) -> dict[str, Any]:
         started = time.perf_counter()
         walk()
         found.append(1e3 * (time.perf_counter() - started) / steps)
-    return {"ms_per_step": round(statistics.median(found), 3), "min": round(min(found), 3), "max": round(max(found), 3)}
+    return {
+        "ms_per_step": round(statistics.median(found), 3),
+        "min": round(min(found), 3),
+        "max": round(max(found), 3),
+    }
 
 
 def peers(way: Way, model: Model, source: Path, device: str) -> Callable[[], Any]:
@@ -147,7 +151,9 @@ def peers(way: Way, model: Model, source: Path, device: str) -> Callable[[], Any
     return walk
 
 
-def ours(way: Way, model: Model, source: Path, work: Path, device: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+def ours(
+    way: Way, model: Model, source: Path, work: Path, device: str
+) -> tuple[Callable[[], Any], dict[str, Any]]:
     """A walk of our bundle, built where it is not there yet, and what building it took."""
     import walk
     from counted import made_up
@@ -179,7 +185,9 @@ def ours(way: Way, model: Model, source: Path, work: Path, device: str) -> tuple
         shapes = Shapes(((side, side),), wide=False, pairs=False)
         build_engines(bundle, Options(flavour=way.backend, rope=way.rope), shapes, STAGES)  # type: ignore[arg-type]
         told["engine_seconds"] = round(time.perf_counter() - started, 1)
-        told["plan_gb"] = round(sum(each.stat().st_size for each in bundle.glob("engines/*/engine.plan")) / 1e9, 3)
+        told["plan_gb"] = round(
+            sum(each.stat().st_size for each in bundle.glob("engines/*/engine.plan")) / 1e9, 3
+        )
     connected = connect(way.backend, device, Bundle.open(bundle, check=False), check=False)  # type: ignore[arg-type]
     before = _resident()
     made = walk.ours(bundle, connected, walk.Task.of(size, source), way.record)
@@ -250,7 +258,9 @@ def row_of(way: Way, model: Model, seconds: float, options: argparse.Namespace) 
         return {"not_run_here": f"stopped after {seconds:.0f} s"}
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return {"not_run_here": f"exit code {done.returncode}: {lines[-1] if lines else 'nothing was said'}"[:400]}
+        return {
+            "not_run_here": f"exit code {done.returncode}: {lines[-1] if lines else 'nothing was said'}"[:400]
+        }
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -286,7 +296,13 @@ def measure(options: argparse.Namespace) -> int:
                 row["times_as_fast"] = round(first / row["ms_per_step"], 3)
             print(row, file=sys.stderr, flush=True)
             rows.append(row)
-            found = {**about, "steps": STEPS, "rounds": ROUNDS, "published_ms_per_step": PUBLISHED, "rows": rows}
+            found = {
+                **about,
+                "steps": STEPS,
+                "rounds": ROUNDS,
+                "published_ms_per_step": PUBLISHED,
+                "rows": rows,
+            }
             if options.suite == "blocks":
                 found["all_blocks_ms_per_step"] = by_blocks(rows)
             write(options.out / f"steps-{options.suite}.json", found)

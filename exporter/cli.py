@@ -22,7 +22,7 @@ from flux_trt.exporter.options import CASES, beside_options
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
-from flux_trt.runtime.options import Size
+from flux_trt.runtime.options import Size, version_options
 
 PRECISIONS = get_args(Precision)
 
@@ -73,7 +73,7 @@ class _StagePrecision(click.ParamType):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="flux_trt", prog_name="flux-export")
+@version_options("flux-export")
 def main() -> None:
     """Turn a FLUX checkpoint into a bundle of ONNX graphs that flux-run paints with."""
 

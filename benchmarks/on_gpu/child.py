@@ -78,7 +78,11 @@ def tests(report: Path) -> Iterable[dict[str, str]]:
     """Of pytest's report: each test, how it went, and why not."""
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
         worst = next((each for each in case if each.tag in ("failure", "error", "skipped")), None)
-        state = {"failure": "failed", "error": "failed", "skipped": "skipped"}.get(worst.tag) if worst is not None else "passed"
+        state = (
+            {"failure": "failed", "error": "failed", "skipped": "skipped"}.get(worst.tag)
+            if worst is not None
+            else "passed"
+        )
         why = (worst.get("message") or "").strip() if worst is not None else ""
         yield {"name": case.get("name") or "", "state": str(state), "why": why[:300]}
 

@@ -10,7 +10,13 @@ from typing import Any
 
 from on_gpu.parts import Part
 
-MARKS = {"passed": "passed", "failed": "FAILED", "stopped": "STOPPED", "skipped": "skipped", "not run": "not run"}
+MARKS = {
+    "passed": "passed",
+    "failed": "FAILED",
+    "stopped": "STOPPED",
+    "skipped": "skipped",
+    "not run": "not run",
+}
 
 
 def line(found: Mapping[str, Any]) -> str:

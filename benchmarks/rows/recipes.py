@@ -49,7 +49,9 @@ def cpu_only(found: Found) -> Iterator[Sentence]:
 def serving(found: Found) -> Iterator[Sentence]:
     """What a process of the runtime takes, with flux-nano."""
     if start := found.get("cold_start.json"):
-        seconds, memory = (start[key]["flux_run"]["median"] for key in ("first_picture_seconds", "peak_rss_mb"))
+        seconds, memory = (
+            start[key]["flux_run"]["median"] for key in ("first_picture_seconds", "peak_rss_mb")
+        )
         yield (
             f"with flux-nano {seconds:.1f} s from a process's start to its first picture, and {memory:.0f} MB",
             "cold_start.json",

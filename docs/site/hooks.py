@@ -6,7 +6,9 @@ leads to the file's text in the site, so that the site needs no host beside its 
 
 from __future__ import annotations
 
+import html
 import importlib
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,6 +48,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files, **_: A
     return LINK.sub(link, text)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """The sources are named as they are imported, and not by the links that they are read through."""
+    return output.replace(".links/flux_trt/", "flux_trt/")
+
+
 def on_pre_build(**_: Any) -> None:
     """Each build makes its copies anew."""
     _copies.clear()
@@ -70,23 +77,32 @@ def _command(name: str, command: click.Command, told: bool = False) -> Iterator[
     context = click.Context(command, info_name=name)
     if not told:
         yield from (_prose(command.help), "")
-    yield from ("```", context.get_usage().removeprefix("Usage: "), "```", "", "| option | what |", "|---|---|")
+    yield from (
+        "```",
+        context.get_usage().removeprefix("Usage: "),
+        "```",
+        "",
+        "| option | what |",
+        "|---|---|",
+    )
     for each in command.get_params(context):
         record = each.get_help_record(context)
         if record is not None:
-            yield f"| `{_cell(record[0])}` | {_prose(_cell(record[1]))} |"
+            yield f"| <code>{html.escape(' '.join(record[0].split())).replace('|', '&#124;')}</code> | {_cell(record[1])} |"
     yield ""
     if command.epilog:
         yield from ("```", command.epilog.replace("\b\n", "").strip(), "```", "")
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(_prose(text).split()).replace("|", "&#124;")
 
 
 def _prose(text: str | None) -> str:
     """Text of click as Markdown that reads the same."""
-    return re.sub(r"([\[\]*_])", r"\\\1", (text or "").replace("\b\n", "").replace("<", "&lt;"))
+    return re.sub(
+        r"([\[\]*_])", r"\\\1", inspect.cleandoc(text or "").replace("\b\n", "").replace("<", "&lt;")
+    )
 
 
 def metrics() -> str:

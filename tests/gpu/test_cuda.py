@@ -63,5 +63,7 @@ def test_it_paints_as_on_the_cpu(tiny, memory, record):
     ):
         found, exact = pixels(there.generate(prompts, **wanted)), pixels(here.generate(prompts, **wanted))
         if record and memory == "resident":
-            assert any(loop.recorded for loop in there.loops), "CUDA's provider does not let itself be captured"
+            assert any(loop.recorded for loop in there.loops), (
+                "CUDA's provider does not let itself be captured"
+            )
     assert max(np.abs(a - b).max() for a, b in zip(found, exact, strict=True)) <= 1

@@ -130,7 +130,10 @@ def test_streamed_weights_come_with_the_first_context(engines, flavour, gpu):
     gc.collect()
     before = gpu.free_bytes()
     with Pipeline.load(engines, flavour, memory="streaming") as there:
-        plans = sum(there.backend.weight_bytes(None, name, stage) for name, stage in there.bundle.manifest.stages.items())
+        plans = sum(
+            there.backend.weight_bytes(None, name, stage)
+            for name, stage in there.bundle.manifest.stages.items()
+        )
         loaded = before - gpu.free_bytes()
         there.generate(PROMPT, steps=2, guidance=1.0)
         painted = before - gpu.free_bytes()
@@ -164,7 +167,9 @@ def test_a_recording_sees_another_lora(with_branches, flavour, checkpoint, tmp_p
 
     source = checkpoint("dev-like")
     files = [
-        loras.save(tmp_path / f"{seed}.safetensors", loras.FORMS["peft"](source, loras.update(source, seed, 0.12)))
+        loras.save(
+            tmp_path / f"{seed}.safetensors", loras.FORMS["peft"](source, loras.update(source, seed, 0.12))
+        )
         for seed in (11, 12)
     ]
     made = []

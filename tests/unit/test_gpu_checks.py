@@ -105,8 +105,6 @@ def test_the_check_holds_on_the_simulator(checks, given, cuda, name, chosen, req
         monkeypatch.setattr(engine, "build_engines", build)
     check = getattr(checks, name)
     wanted = [each for each in inspect.signature(check).parameters if each not in chosen]
-    arguments = {
-        each: given[each]() if each in given else request.getfixturevalue(each) for each in wanted
-    }
+    arguments = {each: given[each]() if each in given else request.getfixturevalue(each) for each in wanted}
     check(**arguments, **chosen)
     assert not cuda.faults

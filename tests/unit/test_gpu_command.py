@@ -70,7 +70,7 @@ def test_a_card_is_read(tmp_path, monkeypatch):
 
 
 def test_the_flavours_are_those_of_the_runtime():
-    assert machine.RTX == FLAVOURS["tensorrt-rtx"].capabilities
+    assert FLAVOURS["tensorrt-rtx"].capabilities == machine.RTX
     assert machine.Card("H100", "9.0", "", 80, "").flavour == "tensorrt"
 
 
@@ -108,7 +108,9 @@ def test_it_tells_what_passed_and_leaves_nothing_running(tmp_path, monkeypatch, 
 
 
 def test_without_packages_nothing_else_is_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "INSTALLS", (Part("environment", (), python("raise SystemExit(1)"), 60, least=0),))
+    monkeypatch.setattr(
+        gpu, "INSTALLS", (Part("environment", (), python("raise SystemExit(1)"), 60, least=0),)
+    )
     assert gpu.carry_out(CARD, [Part("good", (), python(""), 60, least=0)], 600, tmp_path) == 1
     checks = json.loads((tmp_path / "checks.json").read_text())
     assert checks["parts"][1]["why"] == "the packages could not be installed"
@@ -138,7 +140,9 @@ def test_the_page_and_the_parts_say_the_same():
     rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|$", page, re.M)[1:]
     rows = [(what, where.split("; ")) for what, where in rows if "---" not in what]
     table = {(what, name) for what, names in rows for name in names if name in {part.name for part in PARTS}}
-    assert all(set(names) <= {part.name for part in PARTS} for what, names in rows if what.startswith("that "))
+    assert all(
+        set(names) <= {part.name for part in PARTS} for what, names in rows if what.startswith("that ")
+    )
     said = set()
     for part in PARTS:
         for each in part.shows:
@@ -149,7 +153,9 @@ def test_the_page_and_the_parts_say_the_same():
 
 def test_the_parts_commands_are_there():
     for part in PARTS:
-        (script,) = [word for word in part.command if word.endswith(".py") and word.startswith(("tests", "benchm"))]
+        (script,) = [
+            word for word in part.command if word.endswith(".py") and word.startswith(("tests", "benchm"))
+        ]
         assert (ROOT / script).is_file()
         if script == "benchmarks/gpu_steps.py":
             assert part.command[2] in gpu_steps.MODELS
