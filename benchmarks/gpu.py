@@ -2,9 +2,9 @@
 
     make gpu                                 or: python3 benchmarks/gpu.py [--minutes 30] [--plan]
 
-Needs a machine with an NVIDIA driver, Python 3.11 with venv, pip and a connection to a package index; what else is
-needed is installed into .venv-gpu. It stops by itself. Results lie in benchmarks/results/gpu-CARD/, in the
-format of the others, and are written after every part, so that a run that is stopped leaves what it has found.
+Needs a machine with an NVIDIA driver, Python 3.11 with venv, pip and a connection to a package index; what
+else is needed is installed into .venv-gpu. It stops by itself. Results lie in benchmarks/results/gpu-CARD/,
+in the format of the others, and are written after every part: a run that is stopped leaves what it has found.
 """
 
 from __future__ import annotations
@@ -153,8 +153,7 @@ def _short(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):
-        sys.exit(
-            f"Error: this is Python {sys.version.split()[0]}; give one of 3.11 or newer: make gpu PYTHON=..."
-        )
+    if sys.version_info < (3, 11):  # noqa: UP036 - nothing has looked at the version before
+        found = sys.version.split()[0]
+        sys.exit(f"Error: this is Python {found}; give one of 3.11 or newer: make gpu PYTHON=...")
     sys.exit(main())

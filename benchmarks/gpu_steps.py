@@ -1,11 +1,12 @@
 """Milliseconds of a denoiser step on a GPU, one way after another, at real shapes with random weights.
 
-    python benchmarks/gpu_steps.py ladder|blocks|full --flavour tensorrt-rtx --work DIR --out DIR [--seconds S]
+    python benchmarks/gpu_steps.py ladder|blocks|full --flavour FLAVOUR --work DIR --out DIR [--seconds S]
 
-`ladder` is flux-nano and a transformer of 56 M; `blocks` is one and two blocks of FLUX.1-dev at 1024x1024, whose
-differences tell what all 19 and 38 take; `full` is all of it, where disk and memory are there. Each way runs in a
-child process, so that a fault of one leaves the others alone. A row that could not be run says why. Random
-weights make no picture: how far each way's latents lie from the first of ours says whether it computed the same.
+`ladder` is flux-nano and a transformer of 56 M; `blocks` is one and two blocks of FLUX.1-dev at 1024x1024,
+whose differences tell what all 19 and 38 take; `full` is all of it, where disk and memory are there. Each way
+runs in a child process, so that a fault of one leaves the others alone. A row that could not be run says why.
+Random weights make no picture: how far each way's latents lie from the first of ours says whether it computed
+the same.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def ours(
 
     told: dict[str, Any] = {}
     depth = "" if model.depth is None else f"-{model.depth[0]}-{model.depth[1]}"
-    name = f"{model.name}{depth}-{way.precision}{'-attention' * way.attention}{'-plugin' * (way.rope != 'native')}"
+    kind = f"{way.precision}{'-attention' * way.attention}{'-plugin' * (way.rope != 'native')}"
+    name = f"{model.name}{depth}-{kind}"
     bundle = work / name
     if not (bundle / manifest.NAME).exists():
         fp8 = None

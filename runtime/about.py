@@ -1,4 +1,4 @@
-"""`--version --verbose`: what a report of a fault needs to say of the machine, and nothing of the user's files."""
+"""`--version --verbose`: what a report of a fault needs to say of the machine, and no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flux_trt.runtime.errors import FluxTrtError
 
 
 def facts() -> Iterator[tuple[str, str]]:
-    """Versions of Python, the system and packages; what there is to compute on. A part that fails says why."""
+    """Versions of Python, the system and packages; what there is to compute on. What fails says why."""
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}"
     yield from _packages()
@@ -57,7 +57,8 @@ def _gpu() -> str:
     gpu = Gpu()
     try:
         driver = gpu.call("cudaDriverGetVersion")
-        return f"{gpu}, {gpu.free_bytes() / 1e9:.1f} GB free, driver for CUDA {driver // 1000}.{driver % 1000 // 10}"
+        cuda = f"{driver // 1000}.{driver % 1000 // 10}"
+        return f"{gpu}, {gpu.free_bytes() / 1e9:.1f} GB free, driver for CUDA {cuda}"
     finally:
         gpu.close()
 

@@ -14,6 +14,8 @@ from typing import Any
 from on_gpu.parts import Part
 
 TAIL = 3000  # characters of what a part that failed has printed
+STATES = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+"""By what a report has of a test."""
 GRACE = 5.0
 """Seconds between asking a part to end and ending it."""
 
@@ -28,8 +30,8 @@ def run(part: Part, words: Mapping[str, str], seconds: float, root: Path) -> dic
         root: the repository.
 
     Returns:
-        `name`, `state` ("passed", "failed", "stopped"), `seconds`, and where they are known `tests` (each with
-        `name`, `state`, `why`) and `output` (the end of what was printed).
+        `name`, `state` ("passed", "failed", "stopped"), `seconds`, and where they are known `tests` (each
+        with `name`, `state`, `why`) and `output` (the end of what was printed).
     """
     command = [word.format(**words, seconds=int(seconds)) for word in part.command]
     code, printed, took = ended(command, seconds, root)
@@ -47,7 +49,7 @@ def run(part: Part, words: Mapping[str, str], seconds: float, root: Path) -> dic
 
 
 def ended(command: list[str], seconds: float, root: Path) -> tuple[int | None, str, float]:
-    """Exit code (None: stopped), what it printed, and the seconds that it took. Nothing of it is left running."""
+    """Exit code (None: stopped), what it printed, and its seconds. Nothing of it is left running."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     started, log = time.monotonic(), root / "out" / "gpu" / "part.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +79,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def tests(report: Path) -> Iterable[dict[str, str]]:
     """Of pytest's report: each test, how it went, and why not."""
     for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-        worst = next((each for each in case if each.tag in ("failure", "error", "skipped")), None)
-        state = (
-            {"failure": "failed", "error": "failed", "skipped": "skipped"}.get(worst.tag)
-            if worst is not None
-            else "passed"
-        )
-        why = (worst.get("message") or "").strip() if worst is not None else ""
-        yield {"name": case.get("name") or "", "state": str(state), "why": why[:300]}
+        worst = next((each for each in case if each.tag in STATES), None)
+        state = "passed" if worst is None else STATES[worst.tag]
+        why = "" if worst is None else (worst.get("message") or "").strip()
+        yield {"name": case.get("name") or "", "state": state, "why": why[:300]}
 
 
 def without_places(text: str, root: Path) -> str:

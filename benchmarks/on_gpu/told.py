@@ -24,7 +24,8 @@ def line(found: Mapping[str, Any]) -> str:
     counts = Counter(each["state"] for each in found.get("tests", []))
     told = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     why = found.get("why") or told
-    return f"{MARKS[found['state']]:8} {found['name']}, {found.get('seconds', 0):.0f} s{f': {why}' if why else ''}"
+    head = f"{MARKS[found['state']]:8} {found['name']}, {found.get('seconds', 0):.0f} s"
+    return f"{head}: {why}" if why else head
 
 
 def plan(parts: Sequence[Part]) -> Iterator[str]:

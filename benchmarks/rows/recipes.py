@@ -20,8 +20,8 @@ def card_24gb(found: Found) -> Iterator[Sentence]:
         sizes = [each["engine_gb"] for each in once.values()]
         yield (
             f"export {full['export_seconds'] / 60:.0f} min, engines {seconds / 60:.0f} min and "
-            f"{memory:.0f} GB of main memory, on two cores; the largest engine has {max(sizes):.1f} GB, all have "
-            f"{sum(sizes):.1f} GB",
+            f"{memory:.0f} GB of main memory, on two cores; the largest engine has {max(sizes):.1f} GB, "
+            f"all have {sum(sizes):.1f} GB",
             "full_size_engines.json",
         )
 
@@ -53,7 +53,7 @@ def serving(found: Found) -> Iterator[Sentence]:
             start[key]["flux_run"]["median"] for key in ("first_picture_seconds", "peak_rss_mb")
         )
         yield (
-            f"with flux-nano {seconds:.1f} s from a process's start to its first picture, and {memory:.0f} MB",
+            f"with flux-nano {seconds:.1f} s from a process's start to its first picture, {memory:.0f} MB",
             "cold_start.json",
         )
 

@@ -1,7 +1,7 @@
 """What mkdocs makes of the pages: generated parts are filled in, and links to the code lead to copies of it.
 
-A page says `<!-- site: NAME -->` where a generated part belongs; `PARTS` has the names. A link that leaves docs/
-leads to the file's text in the site, so that the site needs no host beside its own; one to a folder is text.
+A page says `<!-- site: NAME -->` where a generated part belongs; `PARTS` has the names. A link that leaves
+docs/ leads to the file's text in the site, so that it needs no host beside its own; one to a folder is text.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _command(name: str, command: click.Command, told: bool = False) -> Iterator[
     for each in command.get_params(context):
         record = each.get_help_record(context)
         if record is not None:
-            yield f"| <code>{html.escape(' '.join(record[0].split())).replace('|', '&#124;')}</code> | {_cell(record[1])} |"
+            option = html.escape(" ".join(record[0].split())).replace("|", "&#124;")
+            yield f"| <code>{option}</code> | {_cell(record[1])} |"
     yield ""
     if command.epilog:
         yield from ("```", command.epilog.replace("\b\n", "").strip(), "```", "")

@@ -153,7 +153,14 @@ def test_every_option_and_parameter_of_the_server_is_described():
 
     text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     options = {each.opts[0] for each in group("flux-serve").params if each.opts[0].startswith("--")}
-    names = options - {"--version"} | {*Fields.model_fields, *ALIASES, *IDLE, *REFUSED, "image", "mask"}
+    names = options - {"--version", "--verbose"} | {
+        *Fields.model_fields,
+        *ALIASES,
+        *IDLE,
+        *REFUSED,
+        "image",
+        "mask",
+    }
     assert [name for name in sorted(names) if not re.search(rf"`{name}[` ]", text)] == []
 
 

@@ -1,7 +1,7 @@
 """What the pages show is run as it stands: every command and every Python block, or a reason why not.
 
-flux-nano and its relatives stand for the large models, made-up pictures for the reader's own, and 64x64 for larger
-sizes. What needs something that is not here is in `REASONS`, with the test that does it instead where there is one.
+flux-nano and its relatives stand for the large models, made-up pictures for the reader's own, and 64x64 for
+larger sizes. What needs something that is not here is in `REASONS`, with the test that does it instead.
 """
 
 import json
@@ -16,19 +16,19 @@ from PIL import Image, ImageDraw
 from test_docs import PAGES, group, named, shown
 
 ROOT = Path(__file__).parents[2]
+OWN = r"black-forest-labs/|path/to/|CHECKPOINT|\w\.gguf|^flux-export \w+ [\w-]+\.safetensors|--lora"
 REASONS = {
     r"--for trtexec.*--sm|--sm .*--for trtexec": None,
     r"--backend onnxruntime --for triton": None,
-    r"black-forest-labs/|path/to/|CHECKPOINT|\w\.gguf|^flux-export \w+ [\w-]+\.safetensors|--lora": "a checkpoint of "
-    "gigabytes, or a file of the reader's; tests/unit/test_layouts.py, test_official.py, test_lora_painting.py",
-    r"--backend tensorrt|^make gpu|--engines ": "needs a GPU, or minutes of TensorRT; tests/gpu, tests/engines",
-    r"^(pip|python3 -m venv|make) ": "installs; tests/project/test_packaging.py, .ci/run",
+    OWN: "a checkpoint of gigabytes, or a file of the reader's; tests/unit/test_layouts.py",
+    r"--backend tensorrt|^make gpu|--engines ": "a GPU, or minutes of TensorRT; tests/gpu, tests/engines",
+    r"^(pip|python3 -m venv|make) ": "installs; tests/project/test_packaging.py",
     r"^flux-serve|^curl": "a server that runs until it is stopped; tests/unit/test_serving_app.py",
     r"^flux-bench": "measures for minutes; tests/unit/test_bench_run.py",
-    r"^flux-run generate (klein|flux2)": "FLUX.2's bundles are not committed; tests/parity/test_flux2_pictures.py",
+    r"^flux-run generate (klein|flux2)": "a FLUX.2; tests/parity/test_flux2_pictures.py",
     r"^python -m nano\.|^cd ": "trains or judges for minutes to hours; tests/unit/test_nano_training.py",
     r'^(cat > |END$|\{")': "a file that the next command reads",
-    r"from openai import": "needs a server; tests/unit/test_serving_app.py",
+    r"from openai import": "a server; tests/unit/test_serving_app.py",
     r"set_loras": "a LoRA of the reader's; tests/unit/test_lora_painting.py",
 }
 """By what a command or block holds; None: it is run. The first that fits counts."""
@@ -85,7 +85,7 @@ def place(bundle, tmp_path_factory):
 def test_the_commands_of_a_page_run(place, monkeypatch, page):
     monkeypatch.chdir(place)
     for line in runs(page):
-        text, _, into = line.partition(" 2> ")
+        text, _, _ = line.partition(" 2> ")
         given, _, last = text.rpartition(" | ")
         words = shlex.split(re.sub(r"--size \d{3,}x\d{3,}", "--size 64x64", last), comments=True)
         assert words[0] in ("flux-run", "flux-export"), f"{line}: run it, or give the reason in REASONS"
