@@ -70,7 +70,7 @@ types: $(INSTALLED) .links
 	@for part in plugins runtime exporter serving; do ln -sfn ../../$$part .links/flux_trt/$$part; done
 	@ln -sfn ../../benchmarks/bench .links/flux_trt/bench
 
-# The pages as a site, in site/; a link that leads nowhere or a page that nothing leads to ends it.
+# The pages as a site, in out/site; a link that leads nowhere or a page that nothing leads to ends it.
 docs: $(INSTALLED) .links
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
@@ -131,4 +131,4 @@ regress: $(INSTALLED)
 	    --relative-to diffusers --bound 2 --anyway
 
 clean:
-	rm -rf $(OUT) build site .links .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(OUT) build .links .pytest_cache .mypy_cache .ruff_cache

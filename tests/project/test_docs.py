@@ -1,61 +1,19 @@
 """The pages: their links lead somewhere, their commands exist, their code runs."""
 
-import importlib
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
 import click
 import pytest
+from pages import COMMANDS, PAGES, ROOT, anchors, group, links, named, shown
 from pydantic import BaseModel
 
 from flux_trt.runtime.bundle import manifest
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    page
-    for page in (
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-        *sorted((ROOT / "docs").glob("*.md")),
-        *sorted((ROOT / "examples").glob("*/README.md")),
-        *sorted((ROOT / "plugins").glob("**/README.md")),
-    )
-    if page.is_file()
-]
-COMMANDS = {
-    "flux-bench": "flux_trt.bench.cli",
-    "flux-export": "flux_trt.exporter.cli",
-    "flux-run": "flux_trt.runtime.cli",
-    "flux-serve": "flux_trt.serving.cli",
-}
 FRONT = 150  # lines: what somebody new reads
-
-
-def named(path):
-    return str(path.relative_to(ROOT))
-
-
-def links(text):
-    """Targets of links and pictures outside of code."""
-    text = re.sub(r"```.*?```", "", text, flags=re.S)
-    yield from re.findall(r"\]\(([^)\s]+)\)", text)
-    yield from re.findall(r'<img[^>]+src="([^"]+)"', text)
-
-
-def anchors(text):
-    """What a heading may be linked by, as GitHub makes it."""
-    for heading in re.findall(r"^#+ +(.+)$", text, re.M):
-        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def shown(text):
-    """Command lines of the fenced blocks, continuations joined."""
-    for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            yield line.strip().removeprefix("$ ")
 
 
 def command_lines():
@@ -65,10 +23,6 @@ def command_lines():
             words = shlex.split(last, comments=True)
             if words and words[0] in COMMANDS:
                 yield pytest.param(words, id=f"{named(page)}: {' '.join(words)[:60]}")
-
-
-def group(name):
-    return importlib.import_module(COMMANDS[name]).main
 
 
 def leads(page, target):

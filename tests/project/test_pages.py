@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from pages import PAGES, group, named, shown
 from PIL import Image, ImageDraw
-from test_docs import PAGES, group, named, shown
 
 ROOT = Path(__file__).parents[2]
 OWN = r"black-forest-labs/|path/to/|CHECKPOINT|\w\.gguf|^flux-export \w+ [\w-]+\.safetensors|--lora"

@@ -18,7 +18,7 @@ from typing import Any
 import click
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
 COMMANDS = {
     "flux-export": "flux_trt.exporter.cli",
@@ -26,6 +26,8 @@ COMMANDS = {
     "flux-serve": "flux_trt.serving.cli",
     "flux-bench": "flux_trt.bench.cli",
 }
+PACKAGES = {name: name for name in ("plugins", "runtime", "exporter", "serving")}
+PACKAGES |= {"bench": "benchmarks/bench"}
 _copies: dict[str, File] = {}
 
 
@@ -54,8 +56,13 @@ def on_post_page(output: str, **_: Any) -> str:
 
 
 def on_pre_build(**_: Any) -> None:
-    """Each build makes its copies anew."""
+    """Each build makes its copies anew, and sees the packages by their names, as `make types` does."""
     _copies.clear()
+    (ROOT / ".links" / "flux_trt").mkdir(parents=True, exist_ok=True)
+    for name, folder in PACKAGES.items():
+        link = ROOT / ".links" / "flux_trt" / name
+        if not link.is_symlink():
+            link.symlink_to(Path("../..") / folder)
 
 
 def commands() -> str:
