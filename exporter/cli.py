@@ -18,7 +18,7 @@ from flux_trt.exporter.engines.options import (
     engine_options,
 )
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
-from flux_trt.exporter.options import CASES, beside_options
+from flux_trt.exporter.options import CASES, There, beside_options
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
@@ -278,7 +278,7 @@ def engines(
 
 
 @main.command(short_help="Show what is in a bundle, a checkpoint or a LoRA.")
-@click.argument("what", metavar="BUNDLE|CHECKPOINT|LORA")
+@click.argument("what", metavar="BUNDLE|CHECKPOINT|LORA", type=There())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option(
     "--engines",

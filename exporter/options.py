@@ -64,3 +64,18 @@ def beside_options(command: Command) -> Command:
     for option in reversed(_BESIDE):
         command = option(command)
     return command
+
+
+class There(click.ParamType):
+    """A file or folder that is there, as its name."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is not; a hub id is said to be looked at by a build."""
+        if not Path(value).exists():
+            raise click.ClickException(
+                f"nothing is at {value}; give a bundle, checkpoint or LoRA. Of a hub id "
+                "flux-export build ID --out DIR --dry-run tells the same"
+            )
+        return str(value)
