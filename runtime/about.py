@@ -64,9 +64,9 @@ def _gpu() -> str:
 
 
 def _onnxruntime() -> str:
-    from flux_trt.runtime.backends.ort import ort
+    import onnxruntime
 
-    return ", ".join(ort.get_available_providers())
+    return ", ".join(onnxruntime.get_available_providers())
 
 
 def _openvino() -> str:
