@@ -38,6 +38,7 @@ FILES: dict[str, Rows] = {
     "bench/roofline.json": speed.roofline,
     "bench/scaling.json": speed.scaling,
     "cpu.json": speed.cpu,
+    "cpu-amx.json": speed.cpu,
     "soak.json": speed.soak,
     "lora.json": speed.lora,
     "ladder.json": speed.ladder,
@@ -135,9 +136,9 @@ def _table(head: str, files: Mapping[str, Rows], found: Mapping[str, Results], u
     return [head, "|---|---|---|---|", *lines] if lines else []
 
 
-def steps(results: Path) -> str:
+def steps(results: Path, name: str = "cpu.json") -> str:
     """Every way to run a denoiser step on a CPU, side by side."""
-    path = results / "cpu.json"
+    path = results / name
     if not path.is_file():
         return NOTHING
     return "\n".join([*speed.steps(json.loads(path.read_text(encoding="utf-8"))), ""])
@@ -174,6 +175,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "ceilings": ceilings,
     "numbers": numbers,
     "steps": steps,
+    "steps_amx": lambda results: steps(results, "cpu-amx.json"),
     "soak": soak,
     "lora": lora,
 }
