@@ -104,7 +104,9 @@ def cpu(found: Results) -> Iterator[Row]:
     for name, size in found["sizes"].items():
         best = size["best_of_ours"]
         times = {row["name"]: row["ms_per_step"] for row in size["rows"]}
-        title = f"{name}: transformer of {size['parameters'] / 1e6:.0f} M, {size['tokens']} tokens, on a CPU{amx}"
+        title = (
+            f"{name}: transformer of {size['parameters'] / 1e6:.0f} M, {size['tokens']} tokens, on a CPU{amx}"
+        )
         for precision in ("fp32", "bf16"):
             mine = best[precision]
             against = ", ".join(

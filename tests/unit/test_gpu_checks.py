@@ -21,6 +21,12 @@ PROFILE = {
     "sequence": (1, 48, 1024),
     "steps": (1, 4, 28),
 }
+NARROW = {
+    **PROFILE,
+    **{"tokens": (1, 16, 36), "h": (1, 4, 6), "w": (1, 4, 6)},
+    **{"height": (16, 64, 96), "width": (16, 64, 96)},
+}
+"""As engines for 64x64 are: they do not take 128x128."""
 NOT_SIMULATED = {
     "test_the_plugin_paints_the_same",  # its kernel is tested by tests/interpreted
 }
@@ -58,15 +64,15 @@ def gpu(cuda):
 
 
 @pytest.fixture(scope="module")
-def given(cuda, gpu, tiny, lora_bundle, checkpoint, tmp_path_factory):
+def given(request, cuda, gpu, tiny, checkpoint, tmp_path_factory):
     """What the checks' own fixtures would give, by name."""
     made = {}
 
-    def with_engines(name, source):
+    def with_engines(name, source, profile=PROFILE, streaming=True):
         if name not in made:
             made[name] = shutil.copytree(source, tmp_path_factory.mktemp(name) / "bundle")
             simulator_bundle.add_engines(
-                made[name], profiles=[PROFILE], weights=1 << 24, weight_streaming=True
+                made[name], profiles=[profile], weights=1 << 18, weight_streaming=streaming
             )
         return made[name]
 
@@ -75,8 +81,9 @@ def given(cuda, gpu, tiny, lora_bundle, checkpoint, tmp_path_factory):
         "gpu": lambda: gpu,
         "bundle": lambda: lambda name: tiny,
         "checkpoint": lambda: checkpoint,
-        "engines": lambda: with_engines("engines", tiny),
-        "with_branches": lambda: with_engines("branches", lora_bundle),
+        "engines": lambda: with_engines("engines", tiny, NARROW),
+        "plain_engines": lambda: with_engines("plain", tiny, NARROW, False),
+        "with_branches": lambda: with_engines("branches", request.getfixturevalue("lora_bundle")),
     }
 
 
