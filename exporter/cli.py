@@ -18,7 +18,7 @@ from flux_trt.exporter.engines.options import (
     engine_options,
 )
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
-from flux_trt.exporter.options import CASES, There, beside_options
+from flux_trt.exporter.options import CASES, beside_options, there
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
@@ -278,7 +278,7 @@ def engines(
 
 
 @main.command(short_help="Show what is in a bundle, a checkpoint or a LoRA.")
-@click.argument("what", metavar="BUNDLE|CHECKPOINT|LORA", type=There())
+@click.argument("what", metavar="BUNDLE|CHECKPOINT|LORA")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option(
     "--engines",
@@ -307,8 +307,8 @@ def inspect(what: str, as_json: bool, counted: bool, **chosen: Any) -> None:
     if counted:
         _count(bundle, as_json, **chosen)
         return
-    if bundle.exists() and not (bundle / manifest.NAME).is_file():
-        _inspect_checkpoint(what, as_json)
+    if not (bundle / manifest.NAME).is_file():
+        _inspect_checkpoint(there(what), as_json)
         return
     found = manifest.read(bundle)
     if as_json:

@@ -66,16 +66,11 @@ def beside_options(command: Command) -> Command:
     return command
 
 
-class There(click.ParamType):
-    """A file or folder that is there, as its name."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse what is not; a hub id is said to be looked at by a build."""
-        if not Path(value).exists():
-            raise click.ClickException(
-                f"nothing is at {value}; give a bundle, checkpoint or LoRA. Of a hub id "
-                "flux-export build ID --out DIR --dry-run tells the same"
-            )
-        return str(value)
+def there(what: str) -> str:
+    """A file or folder by its name; what is not there is refused, a hub id with what looks at it."""
+    if not Path(what).exists():
+        raise click.ClickException(
+            f"nothing is at {what}; give a bundle, checkpoint or LoRA. Of a hub id "
+            "flux-export build ID --out DIR --dry-run tells the same"
+        )
+    return what
