@@ -5,8 +5,8 @@
 Everything runs in one process and in turns, from the same noise and weights; a ratio is the median over
 rounds of the ratio within a round. Beside every time stands the distance of the final latents to diffusers in
 float32. The machine's matrix rate takes its turn with the rest, so that a share is of the same minutes; the
-operations it is of are those of diffusers, every step the whole transformer. A CPU with AMX has a results file
-of its own, `cpu-amx.json`: which way is the fastest is another question there.
+operations it is of are those of diffusers, every step the whole transformer. A CPU with AMX has a
+results file of its own, `cpu-amx.json`: which way is the fastest is another question there.
 """
 
 from __future__ import annotations

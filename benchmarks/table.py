@@ -44,6 +44,7 @@ FILES: dict[str, Rows] = {
     "ladder.json": speed.ladder,
     "tiles.json": speed.tiles,
     "flux_nano_score.json": pictures.score,
+    "flux_nano_loras.json": pictures.loras,
     "tasks.json": pictures.tasks,
     "fp8.json": pictures.fp8,
     "fp8_qdq.json": pictures.fp8_qdq,
@@ -169,6 +170,14 @@ def takes(recipe: str, results: Path) -> str:
     return "".join(told) or NOTHING
 
 
+def taught(results: Path) -> str:
+    """What flux-nano's LoRAs do to what the checker finds."""
+    path = results / "flux_nano_loras.json"
+    if not path.is_file():
+        return NOTHING
+    return "\n".join([*pictures.taught(json.loads(path.read_text(encoding="utf-8"))), ""])
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     **{name: partial(takes, name) for name in recipes.RECIPES},
     "few": few,
@@ -178,6 +187,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "steps_amx": lambda results: steps(results, "cpu-amx.json"),
     "soak": soak,
     "lora": lora,
+    "taught": taught,
 }
 
 

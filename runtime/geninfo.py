@@ -8,8 +8,9 @@ Source: AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py (`quote`
 `parse_generation_parameters`), modules/processing.py (`create_infotext`) and
 extensions-builtin/Lora/extra_networks_lora.py: a LoRA stands in the prompt as `<lora:NAME:STRENGTH>`, and its
 hash under "Lora hashes". As in Forge, "CFG scale" is that of true classifier-free guidance, and the number
-that FLUX.1 is told is "Distilled CFG Scale". The text is for other tools: a prompt with a line that begins with "Negative prompt:" cannot be written in it unambiguously,
-and ours to paint again from is the JSON beside it.
+that FLUX.1 is told is "Distilled CFG Scale". The text is for other tools: a prompt with a line that begins
+with "Negative prompt:" cannot be written in it unambiguously, and ours to paint again from is the JSON beside
+it.
 """
 
 from __future__ import annotations

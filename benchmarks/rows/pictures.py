@@ -22,6 +22,28 @@ def score(found: Results) -> Iterator[Row]:
         yield label, _shares(found[group]), verdict if group == "text_to_image" else ""
 
 
+def loras(found: Results) -> Iterator[Row]:
+    """Without a LoRA, and with it."""
+    for name, group in found["groups"].items():
+        without, with_it = (group[each]["all_right"] for each in ("without", "with"))
+        yield (
+            f"flux-nano with a LoRA at run time, {group['with']['pictures']} unseen prompts: {name}",
+            f"{with_it:.1%} all right; without it {without:.1%}",
+            "",
+        )
+
+
+def taught(found: Results) -> Iterator[str]:
+    """Lines of a table: each group of prompts, without and with."""
+    marks = ("colour", "shape", "place", "all_right")
+    yield " | ".join(["| prompts", "", *(name.replace("_", " ") for name in marks)]) + " |"
+    yield "|---" * (len(marks) + 2) + "|"
+    for name, group in found["groups"].items():
+        for which in ("without", "with"):
+            shares = (f"{group[which][mark]:.0%}" for mark in marks)
+            yield " | ".join([f"| {name if which == 'without' else ''}", which, *shares]) + " |"
+
+
 EDITED = {"made": 0.80, "kept": 0.95}
 TASKS = {
     "flowedit": "edited by FlowEdit",

@@ -27,7 +27,7 @@ class Linear(nn.Linear):
     """A linear layer whose float16 outputs saturate instead of overflowing."""
 
     branch: tuple[Tensor, Tensor] | None = None
-    """A LoRA's A [in, rank] and B [rank, out], in float32, while the layer has such."""
+    """A LoRA's A [in, rank] and B [rank, out], while the layer has such."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the weight's dtype."""

@@ -89,7 +89,7 @@ class Stage:
     inline: bool = False
     """Whether its graph is to be of standard operators alone."""
     carried: frozenset[str] = frozenset()
-    """Inputs and outputs that pass from stage to stage alone: float16 unless the stage computes in float32.
+    """Inputs and outputs of the runtime's own: float16 unless the stage computes in float32.
 
     The runtime has no bfloat16; float16 holds what bfloat16 does between 6e-5 and 65504 exactly.
     """

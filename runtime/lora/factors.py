@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from flux_trt.runtime.lora.file import read_lora
 from flux_trt.runtime.lora.forms import Modules
 from flux_trt.runtime.lora.term import Lora, Term, kind_of
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 MERGE = "merge it at build: flux-export build --lora"
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,12 @@ class _Piece:
 def key_of(wanted: Sequence[Chosen]) -> str:
     """See `Factors.key`."""
     return hashlib.sha256(repr([(each.sha256, each.strength) for each in wanted]).encode()).hexdigest()
+
+
+def _types_of(bundle: Bundle, adapters: Adapters) -> dict[str, np.dtype[Any]]:
+    """Input -> the type that the graph takes it in: float32, or float16."""
+    stages = [bundle.stage(name) for name in adapters.stages.values()]
+    return {each.name: np.dtype(each.dtype) for stage in stages for each in stage.inputs}
 
 
 def shapes_of(bundle: Bundle, adapters: Adapters) -> dict[str, tuple[int, int]]:
@@ -92,7 +99,9 @@ def read(bundle: Bundle, wanted: Sequence[Chosen]) -> Factors:
         fit.check(lora.of(terms), dict.fromkeys(parts, shapes), family)
         for term in terms:
             _lay(pieces.setdefault(term.parameter, []), term, lora, shapes[term.parameter][1])
-    return Factors(key_of(wanted), dict(_stacked(adapters, shapes, pieces, wanted)))
+    return Factors(
+        key_of(wanted), dict(_stacked(adapters, shapes, _types_of(bundle, adapters), pieces, wanted))
+    )
 
 
 def taken_by(manifest: Manifest) -> Adapters:
@@ -162,6 +171,7 @@ def _lay(there: list[_Piece], term: Term, lora: Lora, into: int) -> None:
 def _stacked(
     adapters: Adapters,
     shapes: Mapping[str, tuple[int, int]],
+    types: Mapping[str, np.dtype[Any]],
     pieces: Mapping[str, list[_Piece]],
     wanted: Sequence[Chosen],
 ) -> Iterator[tuple[StageName, dict[str, Floats]]]:
@@ -170,8 +180,20 @@ def _stacked(
         if any(weight in pieces for branch in own for weight in branch.weights):
             found: dict[str, Floats] = {}
             for branch in own:
-                found |= _arrays(branch, adapters, shapes[branch.weights[0]], pieces, wanted)
+                whole = _arrays(branch, adapters, shapes[branch.weights[0]], pieces, wanted)
+                found |= {name: _typed(each, types[name], wanted) for name, each in whole.items()}
             yield stage, found
+
+
+def _typed(values: Floats, kind: np.dtype[Any], wanted: Sequence[Chosen]) -> Floats:
+    with np.errstate(over="ignore"):
+        found = values.astype(kind, copy=False)
+    if kind != np.float32 and not np.isfinite(found).all():
+        of = " and ".join(each.path.name for each in wanted)
+        raise RequestError(
+            f"{of} has values beyond float16, which the bundle takes; use less of it, or {MERGE}"
+        )
+    return found
 
 
 def _arrays(

@@ -24,7 +24,7 @@ from flux_trt.runtime.lora.chosen import Chosen
 from flux_trt.runtime.lora.factors import Factors, Floats
 
 KEPT = 2
-"""How many are kept that nobody uses; each takes up to 0.9 GB of FLUX.1 at rank 32."""
+"""How many are kept that nobody uses; each takes up to 0.5 GB of FLUX.1 at rank 32."""
 
 
 @dataclass(frozen=True)

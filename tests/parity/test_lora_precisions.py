@@ -15,6 +15,7 @@ from flux_trt.exporter.quantise.e4m3 import Fp8
 from flux_trt.exporter.verify.verify import verify
 from flux_trt.runtime.backends.connect import connect
 from flux_trt.runtime.bundle.bundle import Bundle
+from flux_trt.runtime.errors import RequestError
 from flux_trt.runtime.lora.chosen import chosen
 from flux_trt.runtime.lora.factors import read
 
@@ -59,6 +60,9 @@ def test_the_effect_is_that_of_merged_weights(
     takes = opened.manifest.adapters
     assert takes is not None
     arrays = dict(read(opened, chosen(file) or ()).arrays["denoiser"])
+    assert {each.dtype for each in arrays.values()} == {np.dtype(np.float16)}
+    with pytest.raises(RequestError, match=r"lora\.safetensors has values beyond float16, .* use less of it"):
+        read(opened, chosen((file, 1e7)) or ())
     zeros = {name: np.zeros_like(each) for name, each in arrays.items()}
     run = tmp_path / "bundle", backend
     plain = velocity(*run, "denoiser", {})
