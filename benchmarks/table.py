@@ -73,7 +73,13 @@ GROUPS = {
         "tiles.json",
         "fp8_qdq.json",
     ),
-    "Pictures, and what precisions cost": ("flux_nano_score.json", "tasks.json", "fp8.json", "solver.json"),
+    "Pictures, and what precisions cost": (
+        "flux_nano_score.json",
+        "tasks.json",
+        "flux_nano_loras.json",
+        "fp8.json",
+        "solver.json",
+    ),
 }
 """Of the page of numbers; files in no group come at its end."""
 HEADLINES: dict[str, Rows] = {
