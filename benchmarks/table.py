@@ -67,6 +67,7 @@ GROUPS = {
         "bench/roofline.json",
         "bench/scaling.json",
         "cpu.json",
+        "cpu-amx.json",
         "soak.json",
         "lora.json",
         "ladder.json",

@@ -227,7 +227,7 @@ def test_a_verbose_version_says_what_a_report_needs(program):
         assert told["numpy"] == importlib.metadata.version("numpy")
         assert "CPUExecutionProvider" in told["onnxruntime providers"]
         assert {"python", "system", "CPU", "GPU", "OpenVINO devices", "TensorRT", "TensorRT-RTX"} <= set(told)
-    alone = CliRunner().invoke(command, ["--verbose"])
+    alone = CliRunner().invoke(command, ["--verbose", *(["bundle"] if program == "flux-serve" else [])])
     assert (alone.exit_code, "--verbose goes with --version" in alone.output) == (2, True)
 
 
