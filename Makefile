@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: install demo test test-slow test-minimums lint format types graph kernels score gallery bench regress clean
+.PHONY: install demo test test-slow test-minimums gpu docs dist lint format types graph kernels score gallery bench regress clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,serve,ray,dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,control,export,serve,ray,docs,dev]'
 	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --no-deps tensorrt-stubs==10.13.0.35.1 tritonclient==2.73.0
 	@touch $@
 
@@ -32,6 +32,20 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
 
+# What only a GPU can show: checks and times, at most 30 minutes, in an environment of its own. Without one: what it would do.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
+# Wheel and sdist of what is committed, checked by twine, and the sdist installed and asked for its version.
+dist: $(INSTALLED)
+	rm -rf $(OUT)/dist && mkdir -p $(OUT)/dist/source
+	git archive HEAD | tar -x -C $(OUT)/dist/source
+	$(BIN)/python -m build --outdir $(OUT)/dist $(OUT)/dist/source
+	$(BIN)/twine check --strict $(OUT)/dist/*.whl $(OUT)/dist/*.tar.gz
+	$(PYTHON) -m venv $(OUT)/dist/installed
+	$(OUT)/dist/installed/bin/pip install $(PIP_FLAGS) --quiet --disable-pip-version-check --constraint constraints.txt "$$(ls $(OUT)/dist/*.tar.gz)[cpu]"
+	$(OUT)/dist/installed/bin/flux-run --version --verbose
+
 # Environments with the oldest versions that setup.cfg allows: painting with [cpu], building and verifying with
 # [export]. KEEP=torch takes torch of constraints.txt, where an index has older ones with CUDA alone.
 KEEP ?= torch
@@ -47,11 +61,18 @@ lint: $(INSTALLED) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(INSTALLED) .links
+	$(BIN)/mypy
+
+.PHONY: .links
+.links:
 	@mkdir -p .links/flux_trt
 	@for part in plugins runtime exporter serving; do ln -sfn ../../$$part .links/flux_trt/$$part; done
 	@ln -sfn ../../benchmarks/bench .links/flux_trt/bench
-	$(BIN)/mypy
+
+# The pages as a site, in out/site; a link that leads nowhere or a page that nothing leads to ends it.
+docs: $(INSTALLED) .links
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 # Which room and which file imports which: tests/project/test_rooms.py says what is allowed.
 graph:
@@ -68,6 +89,7 @@ score: $(INSTALLED)
 	$(BIN)/flux-export build examples/flux-nano --out $(OUT)/flux-nano
 	cd examples/flux-nano && $(abspath $(BIN))/python -m nano.score $(abspath $(OUT))/flux-nano \
 	    --guidance 1 --json $(abspath benchmarks/results/flux_nano_score.json) --sheet samples.png
+	$(BIN)/python benchmarks/strip.py
 	$(BIN)/python benchmarks/table.py
 
 gallery: $(INSTALLED)

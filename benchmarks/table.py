@@ -10,15 +10,18 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from rows import building, headlines, pictures, speed
+from rows import building, headlines, pictures, recipes, speed
 from rows.row import Results, Row
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / name for name in ("README.md", "docs/numbers.md", "docs/cpu.md", "docs/lora.md")]
+PAGES = [
+    HERE.parent / name
+    for name in ("README.md", "docs/numbers.md", "docs/cpu.md", "docs/lora.md", "docs/ceilings.md")
+]
 BLOCK = re.compile(r"(<!-- (\w+): python benchmarks/table\.py -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 NOTHING = "No results are committed yet.\n"
 
@@ -52,6 +55,38 @@ FILES: dict[str, Rows] = {
     "solver.json": pictures.solver,
     "counted.json": building.counted,
 }
+GROUPS = {
+    "Exports and engines": (
+        "full_size.json",
+        "full_size_engines.json",
+        "full_size_flux2.json",
+        "full_size_engines_flux2.json",
+        "build.json",
+        "decode.json",
+        "counted.json",
+    ),
+    "Speed and memory": (
+        "cold_start.json",
+        "bench/run.json",
+        "bench/roofline.json",
+        "bench/scaling.json",
+        "cpu.json",
+        "cpu-amx.json",
+        "soak.json",
+        "lora.json",
+        "ladder.json",
+        "tiles.json",
+        "fp8_qdq.json",
+    ),
+    "Pictures, and what precisions cost": (
+        "flux_nano_score.json",
+        "tasks.json",
+        "flux_nano_loras.json",
+        "fp8.json",
+        "solver.json",
+    ),
+}
+"""Of the page of numbers; files in no group come at its end."""
 HEADLINES: dict[str, Rows] = {
     "full_size.json": headlines.full_size,
     "build.json": headlines.build,
@@ -68,12 +103,25 @@ HEADLINES: dict[str, Rows] = {
 def numbers(results: Path) -> str:
     """Every figure with its target and its file, for a page in docs/, and what each file was made on."""
     found = _found(results, FILES)
-    lines = _table("| what | measured | target | from |", FILES, found, "../")
+    left = [name for name in found if not any(name in names for names in GROUPS.values())]
+    lines = []
+    for title, names in {**GROUPS, "Others": tuple(left)}.items():
+        chosen = {name: found[name] for name in names if name in found}
+        if table := _table("| what | measured | target | from |", FILES, chosen, "../"):
+            lines += [f"## {title}", "", *table, ""]
     made = []
     for name, result in found.items():
         about = result.get("about", result)
         made.append(f"- {Path(name).stem}: {about['date'][:10]}, {_machine(about.get('hardware'))}")
-    return "\n".join([*lines, "", *made, ""]) if lines else NOTHING
+    return "\n".join([*lines, "## Machines and dates", "", *made, ""]) if lines else NOTHING
+
+
+def ceilings(results: Path) -> str:
+    """What bounds each stage, and how near it comes."""
+    path = results / "bench" / "roofline.json"
+    if not path.is_file():
+        return NOTHING
+    return "\n".join([*speed.ceilings(json.loads(path.read_text(encoding="utf-8"))), ""])
 
 
 def few(results: Path) -> str:
@@ -82,7 +130,7 @@ def few(results: Path) -> str:
     return "\n".join([*lines, ""]) if lines else NOTHING
 
 
-def _found(results: Path, files: Mapping[str, Rows]) -> dict[str, Results]:
+def _found(results: Path, files: Iterable[str]) -> dict[str, Results]:
     """What the files hold; one that is not there is left out."""
     paths = {name: results / name for name in files}
     return {
@@ -124,6 +172,15 @@ def lora(results: Path) -> str:
     return "\n".join([*speed.branches(json.loads(path.read_text(encoding="utf-8"))), ""])
 
 
+def takes(recipe: str, results: Path) -> str:
+    """What a recipe of the README takes, as far as it was measured."""
+    told = [
+        f"Measured: {text} ([{Path(name).stem}](benchmarks/results/{name})).\n"
+        for text, name in recipes.RECIPES[recipe](_found(results, recipes.FILES))
+    ]
+    return "".join(told) or NOTHING
+
+
 def taught(results: Path) -> str:
     """What flux-nano's LoRAs do to what the checker finds."""
     path = results / "flux_nano_loras.json"
@@ -133,7 +190,9 @@ def taught(results: Path) -> str:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    **{name: partial(takes, name) for name in recipes.RECIPES},
     "few": few,
+    "ceilings": ceilings,
     "numbers": numbers,
     "steps": steps,
     "steps_amx": lambda results: steps(results, "cpu-amx.json"),

@@ -18,11 +18,11 @@ from flux_trt.exporter.engines.options import (
     engine_options,
 )
 from flux_trt.exporter.families.catalogue import STAGES, VARIANTS
-from flux_trt.exporter.options import CASES, beside_options
+from flux_trt.exporter.options import CASES, beside_options, there
 from flux_trt.exporter.quantise.options import calibration_options, fp8_options, kinds_of
 from flux_trt.runtime.bundle.manifest import Precision
 from flux_trt.runtime.cli import Commands as RunCommands
-from flux_trt.runtime.options import Size
+from flux_trt.runtime.options import Size, version_options
 
 PRECISIONS = get_args(Precision)
 
@@ -73,7 +73,7 @@ class _StagePrecision(click.ParamType):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="flux_trt", prog_name="flux-export")
+@version_options("flux-export")
 def main() -> None:
     """Turn a FLUX checkpoint into a bundle of ONNX graphs that flux-run paints with."""
 
@@ -308,8 +308,8 @@ def inspect(what: str, as_json: bool, counted: bool, **chosen: Any) -> None:
     if counted:
         _count(bundle, as_json, **chosen)
         return
-    if bundle.exists() and not (bundle / manifest.NAME).is_file():
-        _inspect_checkpoint(what, as_json)
+    if not (bundle / manifest.NAME).is_file():
+        _inspect_checkpoint(there(what), as_json)
         return
     found = manifest.read(bundle)
     if as_json:

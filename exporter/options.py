@@ -64,3 +64,13 @@ def beside_options(command: Command) -> Command:
     for option in reversed(_BESIDE):
         command = option(command)
     return command
+
+
+def there(what: str) -> str:
+    """A file or folder by its name; what is not there is refused, a hub id with what looks at it."""
+    if not Path(what).exists():
+        raise click.ClickException(
+            f"nothing is at {what}; give a bundle, checkpoint or LoRA. Of a hub id "
+            "flux-export build ID --out DIR --dry-run tells the same"
+        )
+    return what

@@ -13,7 +13,7 @@ import click
 from flux_trt.runtime import signals, warned
 from flux_trt.runtime.errors import FluxTrtError, RequestError
 from flux_trt.runtime.lines import lines
-from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures, of_schedule
+from flux_trt.runtime.options import PICTURE, Margins, of_machine, of_pictures, of_schedule, version_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def faults(extras: Mapping[str, str]) -> Iterator[None]:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="flux_trt", prog_name="flux-run")
+@version_options("flux-run")
 def main() -> None:
     """Paint with a FLUX bundle, without PyTorch."""
 

@@ -231,3 +231,42 @@ def of_machine(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+_VERBOSE = "flux_trt.verbose"
+
+
+def version_options(program: str) -> Callable[[Command], Command]:
+    """`--version`, and `--verbose` beside it, for a command of ours."""
+
+    def tell(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+        verbose = ctx.meta.get(_VERBOSE, False)
+        if not wanted:
+            if verbose:
+                raise click.UsageError("--verbose goes with --version.", ctx)
+            return
+        from flux_trt.runtime.about import facts, installed
+
+        click.echo(f"{program}, version {installed('flux_trt') or 'unknown: not installed'}")
+        if verbose:
+            for name, value in facts():
+                click.echo(f"{name:<22} {value}")
+        ctx.exit()
+
+    def note(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+        ctx.meta[_VERBOSE] = wanted
+
+    def add(command: Command) -> Command:
+        command = click.option(
+            "--verbose",
+            is_flag=True,
+            is_eager=True,  # seen before --version, whichever stands first
+            expose_value=False,
+            callback=note,
+            help="With --version: also of packages, and devices and providers.",
+        )(command)
+        return click.option(
+            "--version", is_flag=True, expose_value=False, callback=tell, help="Show the version and exit."
+        )(command)
+
+    return add

@@ -11,7 +11,7 @@ import click
 
 from flux_trt.runtime.cli import faults
 from flux_trt.runtime.errors import RequestError
-from flux_trt.runtime.options import ENGINES
+from flux_trt.runtime.options import ENGINES, version_options
 from flux_trt.serving.local import is_local
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Command(click.Command):
 @click.command(
     cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(package_name="flux_trt", prog_name="flux-serve")
+@version_options("flux-serve")
 @click.argument(
     "bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False)
 )

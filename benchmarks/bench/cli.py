@@ -10,6 +10,7 @@ import click
 from flux_trt.bench.load_commands import rows, serve
 from flux_trt.bench.options import BACKEND, BATCH, BUNDLE, DEVICE, OUT, STEPS, THREADS, Sizes
 from flux_trt.runtime.cli import Commands as RunCommands
+from flux_trt.runtime.options import version_options
 
 if TYPE_CHECKING:
     from flux_trt.bench.schema import Result
@@ -43,7 +44,7 @@ class Sweeps(click.ParamType):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="flux_trt", prog_name="flux-bench")
+@version_options("flux-bench")
 def main() -> None:
     """Measure a FLUX bundle: latency, memory and quality, beside other ways to run the same checkpoint."""
 

@@ -79,6 +79,15 @@ def roofline(found: Results) -> Iterator[Row]:
     )
 
 
+def ceilings(found: Results) -> Iterator[str]:
+    """A table of stages: measured, the two least times, and the share of the nearer ceiling."""
+    yield "| stage | measured | least, by arithmetic | least, by memory | bound | share |"
+    yield "|---|---|---|---|---|---|"
+    for stage in found["stages"]:
+        times = " | ".join(f"{stage[key]:.3f} ms" for key in ("time_ms", "compute_ms", "memory_ms"))
+        yield f"| {stage['name']}, {stage['dtype']} | {times} | {stage['bound']} | {stage['fraction']:.0%} |"
+
+
 def scaling(found: Results) -> Iterator[Row]:
     """Exponents of the fitted curves."""
     told = ", ".join(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from at_gpu import FAULT, pixels
 
 from flux_trt.runtime import Pipeline
 from flux_trt.runtime.sampling import noise, schedule
@@ -12,6 +13,7 @@ pytestmark = [
     pytest.mark.skipif(
         "CUDAExecutionProvider" not in ort.get_available_providers(), reason="needs onnxruntime-gpu and a GPU"
     ),
+    pytest.mark.skipif(FAULT is not None, reason=f"needs a GPU: {FAULT}"),
 ]
 
 GRID, SEEDS, STEPS = (2, 3), (1, 2), 3
@@ -47,3 +49,21 @@ def test_pictures_equal_those_of_the_cpu(tiny):
             gpu.generate(["a", "red"], batch=2), cpu.generate(["a", "red"]), strict=True
         ):
             assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).max() <= 1
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("memory", ["resident", "sequential"])
+def test_it_paints_as_on_the_cpu(tiny, memory, record):
+    """Recorded from outside, as all GPU backends are; what cannot be captured would go on step by step."""
+    prompts = ["a red circle", "blue square", "left"]
+    wanted = {"count": 2, "batch": 2, "steps": 5, "size": (80, 48)}
+    with (
+        Pipeline.load(tiny, device="cuda", memory=memory, record=record) as there,
+        Pipeline.load(tiny, "onnxruntime", device="cpu") as here,
+    ):
+        found, exact = pixels(there.generate(prompts, **wanted)), pixels(here.generate(prompts, **wanted))
+        if record and memory == "resident":
+            assert any(loop.recorded for loop in there.loops), (
+                "CUDA's provider does not let itself be captured"
+            )
+    assert max(np.abs(a - b).max() for a, b in zip(found, exact, strict=True)) <= 1

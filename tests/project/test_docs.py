@@ -1,62 +1,19 @@
 """The pages: their links lead somewhere, their commands exist, their code runs."""
 
-import importlib
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
 import click
 import pytest
-from PIL import Image
+from pages import COMMANDS, PAGES, ROOT, anchors, group, links, named, shown
 from pydantic import BaseModel
 
 from flux_trt.runtime.bundle import manifest
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    page
-    for page in (
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-        *sorted((ROOT / "docs").glob("*.md")),
-        *sorted((ROOT / "examples").glob("*/README.md")),
-        *sorted((ROOT / "plugins").glob("**/README.md")),
-    )
-    if page.is_file()
-]
-COMMANDS = {
-    "flux-bench": "flux_trt.bench.cli",
-    "flux-export": "flux_trt.exporter.cli",
-    "flux-run": "flux_trt.runtime.cli",
-    "flux-serve": "flux_trt.serving.cli",
-}
-FRONT = 160  # lines: what somebody new reads
-
-
-def named(path):
-    return str(path.relative_to(ROOT))
-
-
-def links(text):
-    """Targets of links and pictures outside of code."""
-    text = re.sub(r"```.*?```", "", text, flags=re.S)
-    yield from re.findall(r"\]\(([^)\s]+)\)", text)
-    yield from re.findall(r'<img[^>]+src="([^"]+)"', text)
-
-
-def anchors(text):
-    """What a heading may be linked by, as GitHub makes it."""
-    for heading in re.findall(r"^#+ +(.+)$", text, re.M):
-        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def shown(text):
-    """Command lines of the fenced blocks, continuations joined."""
-    for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            yield line.strip().removeprefix("$ ")
+FRONT = 150  # lines: what somebody new reads
 
 
 def command_lines():
@@ -66,10 +23,6 @@ def command_lines():
             words = shlex.split(last, comments=True)
             if words and words[0] in COMMANDS:
                 yield pytest.param(words, id=f"{named(page)}: {' '.join(words)[:60]}")
-
-
-def group(name):
-    return importlib.import_module(COMMANDS[name]).main
 
 
 def leads(page, target):
@@ -100,20 +53,6 @@ def test_command_lines_parse(words):
             main.commands[words[1]].make_context(words[1], words[2:])
     except click.exceptions.Exit as shown_and_done:
         assert shown_and_done.exit_code == 0
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/tasks.md"])
-def test_the_python_in_the_pages_runs(bundle, tmp_path, monkeypatch, page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    for block in blocks:
-        names = {}
-        exec(block.replace("out/flux-nano", str(bundle("flux-nano"))), names)
-        pictures = [each for each in names.values() if isinstance(each, Image.Image)]
-        assert pictures
-        assert all(each.size == (64, 64) for each in pictures)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -168,7 +107,14 @@ def test_every_option_and_parameter_of_the_server_is_described():
 
     text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     options = {each.opts[0] for each in group("flux-serve").params if each.opts[0].startswith("--")}
-    names = options - {"--version"} | {*Fields.model_fields, *ALIASES, *IDLE, *REFUSED, "image", "mask"}
+    names = options - {"--version", "--verbose"} | {
+        *Fields.model_fields,
+        *ALIASES,
+        *IDLE,
+        *REFUSED,
+        "image",
+        "mask",
+    }
     assert [name for name in sorted(names) if not re.search(rf"`{name}[` ]", text)] == []
 
 
@@ -185,9 +131,19 @@ def test_the_readme_stays_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < FRONT
 
 
-def test_every_page_is_linked_from_the_readme():
-    linked = {target.partition("#")[0] for target in links((ROOT / "README.md").read_text(encoding="utf-8"))}
-    assert {named(page) for page in (ROOT / "docs").glob("*.md")} <= linked
+def test_every_page_is_found_from_the_front():
+    """From the README, or from the site's first page, which the README leads to; and in the site's menu."""
+    front = {target.partition("#")[0] for target in links((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert "docs/index.md" in front
+    home = {
+        target.partition("#")[0] for target in links((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    }
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= home | {"index.md"}
+    menu = set(
+        re.findall(r"^ +- (?:[^:]+: )?([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    )
+    assert pages == menu
 
 
 def test_the_model_card_is_what_the_scores_say():

@@ -102,7 +102,7 @@ def test_painting_needs_no_framework(wheel, config):
     assert required(always) == required(config["options"]["install_requires"].strip().splitlines())
     assert not required(always) & EXPORT_ONLY
     extras = {"bench", "cpu", "openvino", "gpu", "tensorrt", "tensorrt-rtx", "control"}
-    extras |= {"gguf", "export", "serve", "ray", "dev"}
+    extras |= {"gguf", "export", "serve", "ray", "docs", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 

@@ -201,7 +201,7 @@ def test_verify_exits_1_on_another_checkpoint(checkpoint: Get, tmp_path: Path) -
         ),
         (["build", str(NANO), "--out", "x", "--stage-precision", "t5"], 2, "such as t5=bf16"),
         (["build", str(NANO)], 2, "Missing option '-o' / '--out'"),
-        (["inspect", "./nowhere"], 1, "Error: no bundle.json in nowhere"),
+        (["inspect", "./nowhere"], 1, "Error: nothing is at ./nowhere; give a bundle, checkpoint or LoRA"),
         (["verify", "./nowhere"], 1, "Error: no bundle.json in nowhere"),
     ],
 )

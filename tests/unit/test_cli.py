@@ -201,3 +201,43 @@ def test_sequential_paints_the_same_on_a_cpu(tiny, tmp_path):
 
 def test_version():
     assert CliRunner().invoke(main, ["--version"]).output.startswith("flux-run, version ")
+
+
+PROGRAMS = {
+    "flux-run": "flux_trt.runtime.cli",
+    "flux-export": "flux_trt.exporter.cli",
+    "flux-serve": "flux_trt.serving.cli",
+    "flux-bench": "flux_trt.bench.cli",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_verbose_version_says_what_a_report_needs(program):
+    import importlib.metadata
+
+    command = importlib.import_module(PROGRAMS[program]).main
+    plain = CliRunner().invoke(command, ["--version"])
+    for words in (["--version", "--verbose"], ["--verbose", "--version"]):
+        found = CliRunner().invoke(command, words)
+        assert found.exit_code == 0
+        lines = found.output.splitlines()
+        assert lines[0] == plain.output.strip()
+        assert lines[0].startswith(f"{program}, version ")
+        told = {line[:22].strip(): line[23:] for line in lines[1:]}
+        assert told["numpy"] == importlib.metadata.version("numpy")
+        assert "CPUExecutionProvider" in told["onnxruntime providers"]
+        assert {"python", "system", "CPU", "GPU", "OpenVINO devices", "TensorRT", "TensorRT-RTX"} <= set(told)
+    alone = CliRunner().invoke(command, ["--verbose", *(["bundle"] if program == "flux-serve" else [])])
+    assert (alone.exit_code, "--verbose goes with --version" in alone.output) == (2, True)
+
+
+def test_what_fails_on_a_machine_is_said_and_the_rest_too(monkeypatch):
+    from flux_trt.runtime import about
+
+    def broken():
+        raise OSError("libcuda.so.1 is from another century\nand more")
+
+    monkeypatch.setitem(about._DEVICES, "GPU", broken)
+    found = dict(about.facts())
+    assert found["GPU"] == "fails: OSError: libcuda.so.1 is from another century"
+    assert "CPUs for this process" in found["CPU"]
