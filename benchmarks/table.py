@@ -61,6 +61,9 @@ GROUPS = {
         "full_size_engines.json",
         "full_size_flux2.json",
         "full_size_engines_flux2.json",
+        "full_size_flux3.json",
+        "full_size_engines_flux3.json",
+        "savings_flux3.json",
         "build.json",
         "decode.json",
         "counted.json",
@@ -83,6 +86,7 @@ GROUPS = {
         "tasks.json",
         "flux_nano_loras.json",
         "fp8.json",
+        "quantised.json",
         "solver.json",
     ),
 }
