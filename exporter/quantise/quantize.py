@@ -22,6 +22,8 @@ from flux_trt.exporter.quantise.e4m3 import SCALE, scale_of
 from flux_trt.runtime.errors import BuildError
 
 LINEAR = ("MatMul", "Gemm")
+SEEN_THROUGH = ("Transpose", "Slice", "DequantizeLinear")
+"""Between a weight and its product."""
 FLOAT8 = ir.DataType.FLOAT8E4M3FN
 
 
@@ -34,18 +36,19 @@ def quantize(model: ir.Model, stage: Stage) -> None:
     plan = stage.quantisation
     assert plan is not None
     pass_ = _Pass(model, stage.dtype)
-    layers = {weight: node for node, weight in _linears(model)}
+    layers = list(_linears(model))
     attentions = [node for node in model.graph if node.op_type == "Attention"]
-    if missing := sorted(plan.weights - set(layers)):
+    if missing := sorted(plan.weights - {weight for _, weight in layers}):
         raise BuildError(
             f"{stage.name}: no linear layer of the graph has {missing[0]}; this is a bug, report it"
         )
     if plan.attention and len(plan.attention) != len(attentions):
         raise BuildError(f"{stage.name}: {len(attentions)} attentions in the graph; this is a bug, report it")
-    for weight, node in layers.items():
+    for node, weight in layers:
         if weight in plan.weights:
             pass_.round_input(node, 0, plan.inputs[weight.removesuffix(".weight")])
-            pass_.store_in_e4m3(weight, plan)
+    for weight in dict.fromkeys(weight for _, weight in layers if weight in plan.weights):
+        pass_.store_in_e4m3(weight, plan)
     for node, sizes in zip(attentions, plan.attention.values(), strict=False):
         for index, amax in enumerate(sizes):
             pass_.round_input(node, index, amax)
@@ -79,13 +82,16 @@ def _constant(value: ir.Value | None) -> float:
 
 
 def _linears(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
-    """Every linear layer with the name of its weight, seen through Transpose and DequantizeLinear."""
+    """Every linear layer with the name of its weight, seen through Transpose, Slice and DequantizeLinear.
+
+    A layer that takes its input in parts is a product for each, of a slice of its weight.
+    """
     for node in model.graph:
         if node.op_type not in LINEAR:
             continue
         value = node.inputs[1]
         while value is not None and (producer := value.producer()) is not None:
-            value = producer.inputs[0] if producer.op_type in ("Transpose", "DequantizeLinear") else None
+            value = producer.inputs[0] if producer.op_type in SEEN_THROUGH else None
         if value is not None and value.name is not None and value.name in model.graph.initializers:
             yield node, value.name
 

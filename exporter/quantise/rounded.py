@@ -24,8 +24,7 @@ def round_inputs(module: nn.Module, model: ir.Model) -> None:
 
 def _rounding(scale: float) -> Any:
     def hook(layer: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, *rest = args
-        return rounded(x.to(layer.weight.dtype), torch.tensor(scale)), *rest
+        return tuple(rounded(part.to(layer.weight.dtype), torch.tensor(scale)) for part in args)
 
     return hook
 
