@@ -71,7 +71,10 @@ def draw(
     seed: int = 0,
     apart: bool = False,
 ) -> RopeCase:
-    """Random inputs of a scale `size`; `extra` channels lie behind queries and keys, half of it behind each apart."""
+    """Random inputs of a scale `size`.
+
+    `extra` channels lie behind queries and keys, or half as many behind each where they are `apart`.
+    """
     rng = np.random.default_rng(seed)
     qkv = rng.standard_normal((batch, tokens, 2 * heads * head_dim + extra)) * size
     scales = rng.uniform(-2, 2, (2, head_dim)).astype(dtype)

@@ -47,9 +47,7 @@ def qk_norm_rope(
     parts = projected if len(projected) == 2 else first[..., : 2 * num_heads * E].chunk(2, dim=-1)
     q, k = (
         rotate(
-            F.rms_norm(
-                x.unflatten(-1, (num_heads, E)).transpose(1, 2).float(), (E,), scale.float(), epsilon
-            ),
+            F.rms_norm(x.unflatten(-1, (num_heads, E)).transpose(1, 2).float(), (E,), scale.float(), epsilon),
             cos,
             sin,
         ).to(x.dtype)

@@ -1,7 +1,7 @@
 """`flux::QKNormRope` as a model-local ONNX function.
 
-Whoever knows no better runs its body of standard operators; TensorRT may take the plugin of the same name. The
-body depends on what comes in: queries and keys in one tensor or apart, and 32 or 16 bits.
+Whoever knows no better runs its body of standard operators; TensorRT may take the plugin of the same name.
+The body depends on what comes in: queries and keys in one tensor or apart, and 32 or 16 bits.
 """
 
 from __future__ import annotations

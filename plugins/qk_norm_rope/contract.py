@@ -89,7 +89,7 @@ def names_of(count: int) -> tuple[str, ...]:
 
 
 def dtype_fits(index: int, dtypes: Sequence[str], attributes: Attributes, count: int = len(INPUTS)) -> bool:
-    """Whether tensor `index` of the `count` inputs and the outputs has the right dtype, given those before."""
+    """Whether tensor `index` of `count` inputs and the outputs has the right dtype, given those before."""
     name = names_of(count)[index] if index < count else ""
     if index == 0:
         return dtypes[0] in DTYPES[:2] or (dtypes[0] in DTYPES and not attributes.fp8_scales)

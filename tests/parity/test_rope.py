@@ -10,8 +10,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed
 from family_rules import FLUX1
-from openvino.frontend.onnx import ConversionExtension
 from onnx.reference import ReferenceEvaluator
+from openvino.frontend.onnx import ConversionExtension
 from rope_case import draw, graph
 
 from flux_trt.exporter.families.rope import qk_norm_rope as in_torch
