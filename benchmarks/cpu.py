@@ -5,7 +5,8 @@
 Everything runs in one process and in turns, from the same noise and weights; a ratio is the median over
 rounds of the ratio within a round. Beside every time stands the distance of the final latents to diffusers in
 float32. The machine's matrix rate takes its turn with the rest, so that a share is of the same minutes; the
-operations it is of are those of diffusers, every step the whole transformer.
+operations it is of are those of diffusers, every step the whole transformer. A CPU with AMX has a results file
+of its own, `cpu-amx.json`: which way is the fastest is another question there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from walk import SIZES, Size, Task, Walk, checkpoint, distance, in_openvino, in_
 
 from flux_trt.exporter.build import build
 from flux_trt.runtime.backends.connect import connect
+from flux_trt.runtime.backends.cpus import features
 
 STAGES = ("conditioner", "denoiser")
 EXACT = "diffusers, fp32"
@@ -155,7 +157,8 @@ def main() -> None:
             print(name, file=sys.stderr, flush=True)
             found[name] = measure(SIZES[name], options.rounds, Path(folder), not options.no_compile)
     settings = {"rounds": options.rounds, "threads": torch.get_num_threads()}
-    write(options.out / "cpu.json", {**describe(), "settings": settings, "sizes": found})
+    name = "cpu-amx.json" if "amx_bf16" in (features() or ()) else "cpu.json"
+    write(options.out / name, {**describe(), "settings": settings, "sizes": found})
 
 
 if __name__ == "__main__":

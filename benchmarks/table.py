@@ -34,6 +34,7 @@ FILES: dict[str, Rows] = {
     "bench/roofline.json": speed.roofline,
     "bench/scaling.json": speed.scaling,
     "cpu.json": speed.cpu,
+    "cpu-amx.json": speed.cpu,
     "soak.json": speed.soak,
     "lora.json": speed.lora,
     "ladder.json": speed.ladder,
@@ -93,9 +94,9 @@ def _table(head: str, files: Mapping[str, Rows], found: Mapping[str, Results], u
     return [head, "|---|---|---|---|", *lines] if lines else []
 
 
-def steps(results: Path) -> str:
+def steps(results: Path, name: str = "cpu.json") -> str:
     """Every way to run a denoiser step on a CPU, side by side."""
-    path = results / "cpu.json"
+    path = results / name
     if not path.is_file():
         return NOTHING
     return "\n".join([*speed.steps(json.loads(path.read_text(encoding="utf-8"))), ""])
@@ -121,6 +122,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "few": few,
     "numbers": numbers,
     "steps": steps,
+    "steps_amx": lambda results: steps(results, "cpu-amx.json"),
     "soak": soak,
     "lora": lora,
 }

@@ -67,7 +67,7 @@ def checkpoint(size: Size, folder: Path) -> Path:
     """A diffusers folder of that size: flux-nano, or one with random weights, written to `folder`."""
     if size.dims is None:
         return NANO
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path[:0] = [str(ROOT / "tests"), str(NANO)]
     from checkpoints import write_random
 
     return write_random(folder, **size.dims)

@@ -91,10 +91,11 @@ def scaling(found: Results) -> Iterator[Row]:
 
 def cpu(found: Results) -> Iterator[Row]:
     """The transformer alone on a CPU: the better of ours over each peer."""
+    amx = " with AMX" * ("amx_bf16" in (found["hardware"].get("cpu_features") or ()))
     for name, size in found["sizes"].items():
         best = size["best_of_ours"]
         times = {row["name"]: row["ms_per_step"] for row in size["rows"]}
-        title = f"{name}: transformer of {size['parameters'] / 1e6:.0f} M, {size['tokens']} tokens, on a CPU"
+        title = f"{name}: transformer of {size['parameters'] / 1e6:.0f} M, {size['tokens']} tokens, on a CPU{amx}"
         for precision in ("fp32", "bf16"):
             mine = best[precision]
             against = ", ".join(

@@ -16,6 +16,8 @@ from flux_trt.runtime.lora.term import Asked, strength_of
 LoraLike: TypeAlias = "str | PathLike[str] | tuple[str | PathLike[str], float] | Mapping[str, Any] | Chosen"
 """FILE, FILE:STRENGTH, (file, strength), or the record of one in a picture's parameters."""
 
+BLOCK = 1 << 20
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -25,6 +27,8 @@ class Chosen:
     strength: float
     sha256: str
     """Of the file."""
+    tensors: str
+    """SHA-256 of what is behind the file's header: Civitai's AutoV3, which no edit of metadata changes."""
 
     @property
     def asked(self) -> Asked:
@@ -34,7 +38,12 @@ class Chosen:
     @property
     def record(self) -> dict[str, Any]:
         """For a picture's parameters."""
-        return {"sha256": self.sha256, "path": str(self.path), "strength": self.strength}
+        return {
+            "sha256": self.sha256,
+            "tensors": self.tensors,
+            "path": str(self.path),
+            "strength": self.strength,
+        }
 
 
 def chosen(given: Any) -> tuple[Chosen, ...] | None:
@@ -69,7 +78,7 @@ def _one(given: Any) -> Chosen:
             raise RequestError(f"lora has {type(given).__name__} in it; give FILE or FILE:STRENGTH")
     except CheckpointError as fault:
         raise RequestError(str(fault)) from None
-    return Chosen(wanted.path, wanted.strength, digest(wanted.path))
+    return Chosen(wanted.path, wanted.strength, *digests(wanted.path))
 
 
 def _recorded(record: Mapping[str, Any]) -> Chosen:
@@ -80,12 +89,13 @@ def _recorded(record: Mapping[str, Any]) -> Chosen:
     strength = strength_of(record.get("strength", 1.0), path)
     if not _is_there(path):
         raise RequestError(f"the LoRA {path} is not there, and the picture was painted with it; give --lora")
-    if digest(Path(path)) != sha256:
+    found = digests(Path(path))
+    if found[0] != sha256:
         raise RequestError(
             f"{path} is not the LoRA that the picture was painted with (its SHA-256 differs); "
             "give that one with --lora"
         )
-    return Chosen(Path(path), strength, sha256)
+    return Chosen(Path(path), strength, *found)
 
 
 def _is_there(path: str) -> bool:
@@ -96,14 +106,24 @@ def _is_there(path: str) -> bool:
         return False
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file.
+def digests(path: Path) -> tuple[str, str]:
+    """SHA-256 of a safetensors file, and of its tensors alone.
+
+    Source of the second: kohya-ss/sd-scripts, library/train_util.py, `addnet_hash_safetensors`.
 
     Raises:
         RequestError: it cannot be read.
     """
+    whole, tensors = hashlib.sha256(), hashlib.sha256()
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            start = file.read(8)
+            whole.update(start)
+            header = int.from_bytes(start, "little")
+            whole.update(file.read(min(header, path.stat().st_size)))
+            while block := file.read(BLOCK):
+                whole.update(block)
+                tensors.update(block)
+            return whole.hexdigest(), tensors.hexdigest()
     except OSError as fault:
         raise RequestError(f"cannot read the LoRA {path}: {fault.strerror}; check the path") from None

@@ -1,5 +1,6 @@
 """Pictures into files: whole or not at all, with their texts, and part files of the dead removed."""
 
+import hashlib
 import json
 import os
 import re
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
+from safetensors.numpy import save_file
 from sd_parsers import ParserManager
 
 from flux_trt.runtime import geninfo, save
 from flux_trt.runtime.errors import RequestError
+from flux_trt.runtime.lora.chosen import chosen
 from flux_trt.runtime.pictures import part, texts, written
 
 FACTS = {
@@ -73,6 +76,26 @@ def test_the_text_without_what_there_is_not():
         f"Steps: 12, Sampler: Euler, CFG scale: 1, Seed: {2**64 - 1}, Size: 64x32, Model hash: 0123456789, "
         "Model: FLUX.1 kontext, Denoising strength: 0.25, Task: generate, Version: flux_trt 0.1.0"
     )
+
+
+def test_loras_are_named_as_the_webui_names_them(tmp_path):
+    path = tmp_path / "a, b:c.safetensors"
+    metadata = {"ss_output_name": "x", "note": "any"}
+    save_file({"a": np.arange(5, dtype=np.float32)}, path, metadata=metadata)
+    (one,) = chosen((path, 0.5))
+    # kohya-ss/sd-scripts, library/train_util.py, addnet_hash_safetensors: what is behind the header.
+    data = path.read_bytes()
+    behind = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert (one.sha256, one.tensors) == (hashlib.sha256(data).hexdigest(), behind)
+    save_file({"a": np.arange(5, dtype=np.float32)}, path, metadata={"other": "x"})
+    (other,) = chosen(path)
+    assert other.tensors == behind
+    assert other.sha256 != one.sha256
+    facts = {**FACTS, "lora": [one.record, {**other.record, "path": "there/style.safetensors"}]}
+    prompt, negative, pairs = read_as_webui(geninfo.text(facts, "FLUX.1"))
+    assert prompt == f"{FACTS['prompt']} <lora:a bc:0.5> <lora:style:1>"
+    assert negative == "blur, text"
+    assert pairs["Lora hashes"] == f"a bc: {behind[:12]}, style: {behind[:12]}"
 
 
 # AUTOMATIC1111/stable-diffusion-webui 1.10, modules/infotext_utils.py.
