@@ -158,12 +158,12 @@ def measured() -> dict[str, Any]:
 
                 ways: dict[str, Callable[[torch.Tensor], Any]] = {
                     "fused": fused,
-                    "eager": lambda x: qk_norm_rope(x, *scales, cos, sin, HEADS, EPSILON),  # noqa: B023
-                    "compiled": lambda x: whole(x, *scales, cos, sin, HEADS, EPSILON),  # noqa: B023
+                    "eager": lambda x: qk_norm_rope((x,), *scales, cos, sin, HEADS, EPSILON),  # noqa: B023
+                    "compiled": lambda x: whole((x,), *scales, cos, sin, HEADS, EPSILON),  # noqa: B023
                     "separate": lambda x: turn_compiled(norm_compiled(x, scales), cos, sin),  # noqa: B023
                 }
                 exact = torch.stack(
-                    qk_norm_rope(inputs[0].float(), *scales.float(), cos, sin, HEADS, EPSILON)
+                    qk_norm_rope((inputs[0].float(),), *scales.float(), cos, sin, HEADS, EPSILON)
                 )
                 row: dict[str, Any] = {"dtype": str(dtype), "size": size, "tokens": tokens, "block": block}
                 for name, way in ways.items():

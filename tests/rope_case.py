@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 
 from flux_trt.plugins.qk_norm_rope.oracle import qk_norm_rope
 
@@ -25,14 +26,20 @@ class RopeCase:
     epsilon: float
 
     @property
+    def projected(self) -> list[npt.NDArray]:
+        """[B, L, C], or queries and keys apart."""
+        return [self.tensors[name] for name in ("qkv", "queries", "keys") if name in self.tensors]
+
+    @property
     def qkv(self) -> npt.NDArray:
-        """[B, L, C]."""
-        return self.tensors["qkv"]
+        """The first of them."""
+        return self.projected[0]
 
     @property
     def expected(self) -> tuple[npt.NDArray, npt.NDArray]:
         """q and k in float64 [B, H, L, E]."""
-        return qk_norm_rope(*self.tensors.values(), self.heads, self.epsilon)
+        others = list(self.tensors.values())[len(self.projected) :]
+        return qk_norm_rope(self.projected, *others, self.heads, self.epsilon)
 
     def check(self, found: Sequence[npt.NDArray], truncated: bool = False) -> None:
         """Dtype, shape and values of q and k.
@@ -62,14 +69,23 @@ def draw(
     *,
     size: float = 1.0,
     seed: int = 0,
+    apart: bool = False,
 ) -> RopeCase:
-    """Random inputs; `extra` channels follow queries and keys, and `size` is their scale."""
+    """Random inputs of a scale `size`.
+
+    `extra` channels lie behind queries and keys, or half as many behind each where they are `apart`.
+    """
     rng = np.random.default_rng(seed)
     qkv = rng.standard_normal((batch, tokens, 2 * heads * head_dim + extra)) * size
     scales = rng.uniform(-2, 2, (2, head_dim)).astype(dtype)
     angles = rng.uniform(-np.pi, np.pi, (tokens, head_dim // 2))
+    projected = {"qkv": qkv.astype(dtype)}
+    if apart:
+        width = (2 * heads * head_dim + extra) // 2
+        both = projected["qkv"]
+        projected = {"queries": both[..., :width].copy(), "keys": both[..., -width:].copy()}
     tensors = {
-        "qkv": qkv.astype(dtype),
+        **projected,
         "q_scale": scales[0],
         "k_scale": scales[1],
         "cos": np.cos(angles).astype(np.float32),
@@ -95,17 +111,16 @@ def graph(case: RopeCase) -> onnx.ModelProto:
         [node],
         "rope",
         [
-            value("qkv", kind, ["batch", "tokens", channels]),
+            *(value(name, kind, ["batch", "tokens", channels]) for name in list(case.tensors)[:-4]),
             *(value(name, kind, [E]) for name in ("q_scale", "k_scale")),
             *(value(name, table, ["tokens", E // 2]) for name in ("cos", "sin")),
         ],
         [value(name, kind, ["batch", case.heads, "tokens", E]) for name in ("q", "k")],
     )
     imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("flux", 1)]
-    from flux_trt.exporter.graphs.rope_function import QKNormRope
+    from flux_trt.exporter.graphs.rope_function import function
 
-    model = onnx.helper.make_model(
-        found, functions=[QKNormRope.to_function_proto()], opset_imports=imports, ir_version=11
-    )
+    body = ir.serde.serialize_function(function(len(case.projected) == 2, case.qkv.dtype != np.float32))
+    model = onnx.helper.make_model(found, functions=[body], opset_imports=imports, ir_version=11)
     onnx.checker.check_model(model, full_check=True)
     return model

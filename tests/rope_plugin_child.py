@@ -92,6 +92,11 @@ def described() -> dict[str, Any]:
                 every = dynamic(*tensors(kind, out))
                 taken = [each.supports_format_combination(i, every, 5) for i in range(len(every))]
                 accepted[f"{label} {kind.name} {out.name}"] = all(taken)
+    for kind in (KIND.HALF, KIND.BF16, KIND.FLOAT, KIND.INT8):
+        packed = tensors(kind, kind, width=96)
+        every = dynamic(packed[0], *packed)
+        taken = [node.supports_format_combination(i, every, 6) for i in range(len(every))]
+        accepted[f"apart {kind.name} {kind.name}"] = all(taken)
     other = dynamic(description((1, 5, 288), KIND.HALF, trt.TensorFormat.CHW2))
     core = [
         node.get_capability_interface(kind) is node for kind in trt.PluginCapabilityType.__members__.values()

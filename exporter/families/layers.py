@@ -8,6 +8,7 @@ Shapes: B batch, L tokens, D hidden size, H heads, E head dim, S steps.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -29,14 +30,36 @@ class Linear(nn.Linear):
     branch: tuple[Tensor, Tensor] | None = None
     """A LoRA's A [in, rank] and B [rank, out], while the layer has such."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the weight's dtype."""
-        x = x.to(self.weight.dtype)
-        y = F.linear(x, self.weight, self.bias)
+    joined = False
+    """Whether its weight has to stay whole: a format whose blocks or codes no slice goes through."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the weight's dtype; from several parts of its input in float32.
+
+        In 16 bits parts are not joined: each is multiplied by its columns of the weight, and products are
+        added. Joined, they would be written once more, and what is before them in 16 bits even in fp8.
+        """
+        dtype = self.weight.dtype
+        if len(parts) > 1 and (self.joined or dtype == torch.float32):
+            parts = (torch.cat(parts, dim=-1),)
+        parts = tuple(part.to(dtype) for part in parts)
+        if len(parts) == 1:
+            y = F.linear(parts[0], self.weight, self.bias)
+            if self.branch is not None:
+                down, up = (each.to(dtype) for each in self.branch)
+                y = y + _saturated(parts[0] @ down) @ up
+            return _saturated(y)
+        ends = list(itertools.accumulate(part.shape[-1] for part in parts))
+        columns = [slice(start, end) for start, end in itertools.pairwise((0, *ends))]
+        products = [
+            _saturated(F.linear(part, self.weight[:, own], self.bias if own.stop == ends[-1] else None))
+            for part, own in zip(parts, columns, strict=True)
+        ]
         if self.branch is not None:
-            down, up = (each.to(x.dtype) for each in self.branch)
-            y = y + _saturated(x @ down) @ up
-        return _saturated(y)
+            down, up = (each.to(dtype) for each in self.branch)
+            low = [_saturated(part @ down[own]) for part, own in zip(parts, columns, strict=True)]
+            products.append(_saturated(_saturated(sum(low[1:], low[0])) @ up))
+        return sum((each.float() for each in products[1:]), products[0].float())
 
 
 def _saturated(y: Tensor) -> Tensor:
@@ -95,7 +118,7 @@ class QKNorm(nn.Module):
     def turned(self, q: Tensor, k: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """q and k [B, L, D] by themselves, rotations [L, E / 2] -> both normed and rotated, [B, H, L, E]."""
         scales = self.query_norm.scale, self.key_norm.scale
-        return qk_norm_rope(torch.cat([q, k], dim=-1), *scales, cos, sin, num_heads, EPS)
+        return qk_norm_rope((q, k), *scales, cos, sin, num_heads, EPS)
 
 
 class SelfAttention(nn.Module):
@@ -112,7 +135,7 @@ def split_heads(qkv: Tensor, norm: QKNorm, num_heads: int, cos: Tensor, sin: Ten
     """[B, L, 3 D or more], rotations [L, E / 2] -> q, k (normed, rotated) and v, each [B, H, L, E]."""
     E = norm.query_norm.scale.shape[0]
     D = num_heads * E
-    q, k = qk_norm_rope(qkv, norm.query_norm.scale, norm.key_norm.scale, cos, sin, num_heads, EPS)
+    q, k = qk_norm_rope((qkv,), norm.query_norm.scale, norm.key_norm.scale, cos, sin, num_heads, EPS)
     return q, k, qkv[..., 2 * D : 3 * D].unflatten(-1, (num_heads, E)).transpose(1, 2)
 
 
@@ -132,5 +155,11 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """x + gate x branch, in float32, kept in x's dtype: x, branch [B, L, D], gate [B, 1, D]."""
-    return (x.float() + gate * branch.float()).to(x.dtype)
+    """x + gate x branch, in float32, kept in x's dtype: x, branch [B, L, D], gate [B, 1, D].
+
+    Of 16 bits -x is subtracted, which is the same number: TensorRT keeps a stream between two kernels in the
+    type that its last use begins with, and would keep x.float().
+    """
+    if x.dtype == torch.float32:
+        return x + gate * branch.float()
+    return (gate * branch.float() - (-x).float()).to(x.dtype)

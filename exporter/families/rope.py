@@ -8,14 +8,21 @@ from torch import Tensor
 
 
 def qk_norm_rope(
-    qkv: Tensor, q_scale: Tensor, k_scale: Tensor, cos: Tensor, sin: Tensor, num_heads: int, epsilon: float
+    projected: tuple[Tensor] | tuple[Tensor, Tensor],
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    epsilon: float,
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys, RMS-normed per head and rotated, in float32 inside.
 
     While torch.export traces it becomes the node; otherwise it computes.
 
     Args:
-        qkv: [B, L, C], what a projection leaves: H E channels of queries, H E of keys, then anything.
+        projected: one tensor [B, L, C], H E channels of queries, H E of keys, then anything; or queries
+            and keys apart, [B, L, H E] each.
         q_scale: [E], the weight of the queries' norm.
         k_scale: [E], the weight of the keys' norm.
         cos: float32 [L, E / 2].
@@ -24,23 +31,27 @@ def qk_norm_rope(
         epsilon: added to the mean square.
 
     Returns:
-        q and k [B, H, L, E] in qkv's dtype.
+        q and k [B, H, L, E] in the dtype of what is projected.
     """
-    E = q_scale.shape[0]
+    E, first = q_scale.shape[0], projected[0]
     if torch.compiler.is_exporting():
         q, k = torch.onnx.ops.symbolic_multi_out(
             "flux::QKNormRope",
-            (qkv, q_scale, k_scale, cos, sin),
+            (*projected, q_scale, k_scale, cos, sin),
             {"num_heads": num_heads, "epsilon": epsilon},
-            dtypes=(qkv.dtype,) * 2,
-            shapes=((qkv.shape[0], num_heads, qkv.shape[1], E),) * 2,
+            dtypes=(first.dtype,) * 2,
+            shapes=((first.shape[0], num_heads, first.shape[1], E),) * 2,
             version=1,
         )
         return q, k
-    heads = qkv[..., : 2 * num_heads * E].unflatten(-1, (2, num_heads, E)).permute(2, 0, 3, 1, 4).float()
+    parts = projected if len(projected) == 2 else first[..., : 2 * num_heads * E].chunk(2, dim=-1)
     q, k = (
-        rotate(F.rms_norm(x, (E,), scale.float(), epsilon), cos, sin).to(qkv.dtype)
-        for x, scale in zip(heads, (q_scale, k_scale), strict=True)
+        rotate(
+            F.rms_norm(x.unflatten(-1, (num_heads, E)).transpose(1, 2).float(), (E,), scale.float(), epsilon),
+            cos,
+            sin,
+        ).to(x.dtype)
+        for x, scale in zip(parts, (q_scale, k_scale), strict=True)
     )
     return q, k
 

@@ -136,6 +136,8 @@ def skeleton(stage: Stage) -> nn.Module:
             if parameter is not None:
                 empty = torch.empty(parameter.shape, dtype=stage.dtype, device="meta")
                 owner._parameters[name] = nn.Parameter(empty, requires_grad=False)
+    for name, kept in stage.quantisation.layers.items() if stage.quantisation else ():
+        module.get_submodule(name).joined = kept != "fp8"  # type: ignore[assignment]
     return module
 
 

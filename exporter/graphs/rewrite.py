@@ -23,7 +23,7 @@ def rewrite(model: ir.Model) -> None:
     optimizer.fold_constants(
         model, input_size_limit=LARGE, output_size_limit=8 * LARGE, should_fold=_should_fold
     )
-    model.functions.update({function.identifier(): function for function in functions()})
+    model.functions.update({function.identifier(): function for function in functions(model)})
     ir.passes.Sequential(
         common.CommonSubexpressionEliminationPass(),
         common.IdentityEliminationPass(),

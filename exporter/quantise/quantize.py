@@ -25,6 +25,8 @@ from flux_trt.exporter.quantise.formats import FORMATS
 from flux_trt.runtime.errors import BuildError
 
 LINEAR = ("MatMul", "Gemm")
+SEEN_THROUGH = ("Transpose", "Slice", "DequantizeLinear")
+"""Between a weight and its product."""
 
 
 def quantize(model: ir.Model, stage: Stage) -> None:
@@ -36,20 +38,23 @@ def quantize(model: ir.Model, stage: Stage) -> None:
     plan = stage.quantisation
     assert plan is not None
     drawing = Drawing(model, stage.dtype)
-    nodes = {weight.removesuffix(".weight"): node for node, weight in _linears(model)}
+    layers: dict[str, list[ir.Node]] = {}
+    for node, name in _linears(model):
+        layers.setdefault(name.removesuffix(".weight"), []).append(node)
     attentions = [node for node in model.graph if node.op_type == "Attention"]
-    if missing := sorted(set(plan.layers) - set(nodes)):
+    if missing := sorted(set(plan.layers) - set(layers)):
         raise BuildError(
             f"{stage.name}: no linear layer of the graph has {missing[0]}.weight; this is a bug, report it"
         )
     if plan.attention and len(plan.attention) != len(attentions):
         raise BuildError(f"{stage.name}: {len(attentions)} attentions in the graph; this is a bug, report it")
-    for layer, node in nodes.items():
+    for layer, nodes in layers.items():
         if layer not in plan.layers:
             continue
         kept = FORMATS[plan.layers[layer]]
         if kept.inputs is not None:
-            _round_input(drawing, kept.inputs, node, 0, plan.inputs[layer])
+            for node in nodes:
+                _round_input(drawing, kept.inputs, node, 0, plan.inputs[layer])
         weight = model.graph.initializers[f"{layer}.weight"]
         users = list(weight.uses())
         after = kept.weights.draw(drawing, weight, users[0].node, plan.per_channel)
@@ -119,12 +124,15 @@ def _constant(value: ir.Value | None) -> float:
 
 
 def _linears(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
-    """Every linear layer with the name of its weight, seen through Transpose and DequantizeLinear."""
+    """Every linear layer with the name of its weight, seen through Transpose, Slice and DequantizeLinear.
+
+    A layer that takes its input in parts is a product for each, of a slice of its weight.
+    """
     for node in model.graph:
         if node.op_type not in LINEAR:
             continue
         value = node.inputs[1]
         while value is not None and (producer := value.producer()) is not None:
-            value = producer.inputs[0] if producer.op_type in ("Transpose", "DequantizeLinear") else None
+            value = producer.inputs[0] if producer.op_type in SEEN_THROUGH else None
         if value is not None and value.name is not None and value.name in model.graph.initializers:
             yield node, value.name

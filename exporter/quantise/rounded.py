@@ -27,8 +27,8 @@ def round_inputs(module: nn.Module, model: ir.Model) -> None:
 
 def _rounding(inputs: Inputs, scale: float) -> Any:
     def hook(layer: nn.Linear, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x, *rest = args
-        return inputs.rounded(x.to(layer.weight.dtype), torch.tensor(scale)), *rest
+        dtype = layer.weight.dtype
+        return tuple(inputs.rounded(part.to(dtype), torch.tensor(scale)) for part in args)
 
     return hook
 

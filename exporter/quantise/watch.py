@@ -42,7 +42,8 @@ class Watch(TorchFunctionMode):
             module.get_submodule(layer).register_forward_pre_hook(see)
 
     def _enters(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._see(name, args[0])
+        for part in args:
+            self._see(name, part)
 
     def _see(self, name: str, x: Tensor) -> None:
         self.seen.setdefault(name, Histogram()).add(x)

@@ -24,7 +24,7 @@ WARPS, HEADS = 4, 4
 TILE, FP8_TILE = 1024, 2048
 """Elements of a program's tile, so that a thread reads (E4M3: writes) 16 bytes of each row at once."""
 TRITON_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", FP8: "fp8e4nv"}
-POINTERS = ("qkv", "q_scale", "k_scale", "cos", "sin", "q_out", "k_out")
+POINTERS = ("q_in", "k_in", "q_scale", "k_scale", "cos", "sin", "q_out", "k_out")
 INTEGERS = ("tokens", "channels", "heads", "head_dim")
 FLOATS = ("epsilon", "q_fp8_scale", "k_fp8_scale")
 ALIGNED = (*POINTERS, "channels", "head_dim")
@@ -49,7 +49,7 @@ def compiled(capability: str, dtype: str, out: str, width: int) -> Any:
 
     names = [*POINTERS, *INTEGERS, *FLOATS]
     tensor, result = f"*{TRITON_NAMES[dtype]}", f"*{TRITON_NAMES[out]}"
-    types = [*[tensor] * 3, "*fp32", "*fp32", result, result, *["i32"] * 4, *["fp32"] * 3]
+    types = [*[tensor] * 4, "*fp32", "*fp32", result, result, *["i32"] * 4, *["fp32"] * 3]
     constants = {"TOKENS": _tile(out) // width, "HEADS": HEADS, "WIDTH": width}
     source = triton.compiler.ASTSource(
         qk_norm_rope,

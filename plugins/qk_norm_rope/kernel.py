@@ -30,7 +30,8 @@ def store(pointers, x, inside, fp8_scale):
 
 @triton.jit
 def qk_norm_rope(
-    qkv,
+    q_in,
+    k_in,
     q_scale,
     k_scale,
     cos,
@@ -54,10 +55,11 @@ def qk_norm_rope(
     are read as a tile, though all its rows are alike, so that they lie in registers as the channels do.
 
     Args:
-        qkv: [batch, tokens, channels], the channels of queries and keys first.
-        q_scale, k_scale: [head_dim] in qkv's dtype.
+        q_in, k_in: the first query and the first key; [batch, tokens, channels] begins at each, or both lie
+            in one such tensor, the keys behind the queries.
+        q_scale, k_scale: [head_dim] in their dtype.
         cos, sin: float32 [tokens, head_dim / 2].
-        q_out, k_out: [batch, heads, tokens, head_dim] in qkv's dtype or E4M3.
+        q_out, k_out: [batch, heads, tokens, head_dim] in their dtype or E4M3.
         tokens, channels, heads, head_dim: sizes; channels and head_dim are multiples of 16.
         epsilon: added to the mean square.
         q_fp8_scale, k_fp8_scale: what E4M3's 1.0 stands for; unused otherwise.
@@ -77,12 +79,12 @@ def qk_norm_rope(
     k_weight = tl.load(k_scale + columns, mask=inside, other=0.0).to(tl.float32)
 
     first = tl.program_id(1) * HEADS
-    read = qkv + picture * tokens * channels + token.to(tl.int64) * channels + column
+    read = picture * tokens * channels + token.to(tl.int64) * channels + column
     plane = tokens.to(tl.int64) * head_dim
     write = picture * heads * plane + token * head_dim + column
     for head in range(first, tl.minimum(first + HEADS, heads)):
-        q = tl.load(read + head * head_dim, mask=inside, other=0.0)
-        k = tl.load(read + (heads + head) * head_dim, mask=inside, other=0.0)
+        q = tl.load(q_in + read + head * head_dim, mask=inside, other=0.0)
+        k = tl.load(k_in + read + head * head_dim, mask=inside, other=0.0)
         at = write + head * plane
         q = norm_rope(q, q_weight, cosine, sine, head_dim, epsilon)
         k = norm_rope(k, k_weight, cosine, sine, head_dim, epsilon)

@@ -9,10 +9,12 @@ from functools import cache
 from typing import Any
 
 from flux_trt.plugins.qk_norm_rope.binary import Kernel, find
-from flux_trt.plugins.qk_norm_rope.contract import Attributes
+from flux_trt.plugins.qk_norm_rope.contract import APART, INPUTS, Attributes
 
-PARAMETERS = (ctypes.c_void_p,) * 7 + (ctypes.c_int32,) * 4 + (ctypes.c_float,) * 3 + (ctypes.c_void_p,) * 2
+PARAMETERS = (ctypes.c_void_p,) * 8 + (ctypes.c_int32,) * 4 + (ctypes.c_float,) * 3 + (ctypes.c_void_p,) * 2
 """As in manifest.json; the last two are scratch memory of Triton's, which this kernel does not use."""
+SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
+"""Bytes of an element."""
 CAPABILITY = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY"
 
 
@@ -28,12 +30,15 @@ class Launch:
     """CUfunction."""
     grid: tuple[int, int, int]
     sizes: tuple[int | float, ...]
+    keys: int | None
+    """Bytes from the first query to the first key in one tensor; None: keys are a tensor of their own."""
 
     def run(self, inputs: Sequence[int], outputs: Sequence[int], stream: int) -> None:
         """Start the kernel.
 
         Args:
-            inputs: addresses of qkv, q_scale, k_scale, cos and sin on the GPU, multiples of 16.
+            inputs: addresses of qkv, or of q and k, then of q_scale, k_scale, cos and sin on the GPU,
+                multiples of 16.
             outputs: addresses of q and k.
             stream: the CUstream, as a number.
 
@@ -42,6 +47,8 @@ class Launch:
         """
         from cuda.bindings import driver
 
+        if self.keys is not None:
+            inputs = (inputs[0], inputs[0] + self.keys, *inputs[1:])
         values = (*inputs, *outputs, *self.sizes, 0, 0)
         block, shared = (self.kernel.threads, 1, 1), self.kernel.shared
         _call(
@@ -49,14 +56,17 @@ class Launch:
         )
 
 
-def prepare(attributes: Attributes, qkv: Sequence[int], head_dim: int, dtype: str) -> Launch:
+def prepare(
+    attributes: Attributes, projected: Sequence[int], head_dim: int, dtype: str, inputs: int = len(INPUTS)
+) -> Launch:
     """Load the kernel for the current CUDA context's GPU, once per context.
 
     Args:
         attributes: the node's.
-        qkv: its shape, (B, L, C).
+        projected: the shape (B, L, C) of qkv, or of q, which is k's too.
         head_dim: E.
-        dtype: of qkv: float16, bfloat16 or float32.
+        dtype: of it: float16, bfloat16 or float32.
+        inputs: how many the node has; one more where queries and keys are apart.
 
     Raises:
         ValueError: there is no kernel for this GPU.
@@ -70,12 +80,14 @@ def prepare(attributes: Attributes, qkv: Sequence[int], head_dim: int, dtype: st
         for part in ("MAJOR", "MINOR")
     )
     kernel = find(capability, dtype, head_dim, attributes.fp8_scales is not None)
-    (B, L, C), H = qkv, attributes.num_heads
+    (B, L, C), H = projected, attributes.num_heads
+    keys = None if inputs == len(APART) else H * head_dim * SIZES[dtype]
     return Launch(
         kernel,
         _load(int(_call(driver.cuCtxGetCurrent)), kernel),
         kernel.grid(B, L, H),
         (L, C, H, head_dim, attributes.epsilon, *(attributes.fp8_scales or (1.0, 1.0))),
+        keys,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,7 +11,7 @@ Floats = npt.NDArray[np.floating]
 
 
 def qk_norm_rope(
-    qkv: npt.NDArray,
+    projected: Sequence[npt.NDArray],
     q_scale: npt.NDArray,
     k_scale: npt.NDArray,
     cos: npt.NDArray,
@@ -22,7 +24,8 @@ def qk_norm_rope(
     As diffusers' FluxAttnProcessor: `norm_q`, `norm_k`, then `apply_rotary_emb`.
 
     Args:
-        qkv: [B, L, C], what a projection leaves: H E channels of queries, H E of keys, then anything.
+        projected: one array [B, L, C], H E channels of queries, H E of keys, then anything; or queries and
+            keys apart, [B, L, H E] each.
         q_scale: [E], the weight of the queries' norm.
         k_scale: [E], the weight of the keys' norm.
         cos: [L, E / 2], from `rope_tables`.
@@ -33,9 +36,9 @@ def qk_norm_rope(
     Returns:
         q and k, float64 [B, H, L, E].
     """
-    (B, L, _), H, E = qkv.shape, num_heads, q_scale.size
-    heads = qkv[..., : 2 * H * E].astype(np.float64).reshape(B, L, 2, H, E)
-    q, k = heads.transpose(2, 0, 3, 1, 4)
+    (B, L, _), H, E = projected[0].shape, num_heads, q_scale.size
+    first, last = projected if len(projected) == 2 else np.split(projected[0][..., : 2 * H * E], 2, axis=-1)
+    q, k = (each.astype(np.float64).reshape(B, L, H, E).transpose(0, 2, 1, 3) for each in (first, last))
     return _norm_rope(q, q_scale, cos, sin, epsilon), _norm_rope(k, k_scale, cos, sin, epsilon)
 
 

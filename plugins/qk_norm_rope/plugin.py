@@ -64,14 +64,14 @@ class QKNormRope:
     # Build
 
     def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
-        """The dtype of qkv, or FP8, for q and for k."""
+        """The dtype of what is projected, or FP8, for q and for k."""
         return [self.trt.DataType.FP8 if self.attributes.fp8_scales else input_types[0]] * 2
 
     def get_output_shapes(
         self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any
     ) -> list[Any]:
         """[B, H, L, E] for q and for k."""
-        qkv, scale = inputs[:2]
+        qkv, scale = inputs[0], inputs[-4]
         shapes = [self.trt.DimsExprs(4) for _ in contract.OUTPUTS]
         for shape in shapes:
             shape[0], shape[1] = qkv[0], builder.constant(self.attributes.num_heads)
@@ -83,7 +83,7 @@ class QKNormRope:
         descriptions = [each.desc for each in in_out[: pos + 1]]
         dtypes = [DTYPES.get(each.type.name, "other") for each in descriptions]
         linear = descriptions[pos].format == self.trt.TensorFormat.LINEAR
-        return linear and contract.dtype_fits(pos, dtypes, self.attributes)
+        return linear and contract.dtype_fits(pos, dtypes, self.attributes, num_inputs)
 
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Refuse shapes that do not fit; the tokens and the batch may still be open (-1)."""
@@ -109,7 +109,7 @@ class QKNormRope:
         shapes = [tuple(each.dims) for each in inputs]
         contract.check(self.attributes, shapes)
         dtype = DTYPES[inputs[0].type.name]
-        self.launch = prepare(self.attributes, shapes[0], shapes[1][0], dtype)
+        self.launch = prepare(self.attributes, shapes[0], shapes[-4][0], dtype, len(shapes))
 
     def enqueue(
         self,

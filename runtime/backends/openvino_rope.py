@@ -17,22 +17,25 @@ def qk_norm_rope(node: Any) -> list[Any]:
     """The queries and keys [B, H, L, E] of a node of the graph.
 
     Args:
-        node: OpenVINO's `NodeContext`, with the inputs qkv [B, L, C], q_scale [E], k_scale [E], cos and sin
-            [L, E / 2] and the attributes `num_heads` and `epsilon`.
+        node: OpenVINO's `NodeContext`, with the inputs qkv [B, L, C], or q and k [B, L, H E] apart, then
+            q_scale [E], k_scale [E], cos and sin [L, E / 2], and the attributes `num_heads` and `epsilon`.
     """
-    qkv, q_scale, k_scale, cos, sin = (node.get_input(index) for index in range(5))
+    *projected, q_scale, k_scale, cos, sin = (node.get_input(index) for index in range(node.get_input_size()))
     H, epsilon = node.get_attribute("num_heads"), node.get_attribute("epsilon")
     E = q_scale.get_partial_shape()[0].get_length()
     cos, sin = _table(cos, cos, E), _table(op.multiply(sin, _float(-1)), sin, E)
     neighbours = _ints(*(channel ^ 1 for channel in range(E)))
     made = []
     for part, scale in enumerate((q_scale, k_scale)):
-        x = op.slice(qkv, _ints(part * H * E), _ints((part + 1) * H * E), _ints(1), _ints(2))
+        if len(projected) == 2:
+            x = projected[part]
+        else:
+            x = op.slice(projected[0], _ints(part * H * E), _ints((part + 1) * H * E), _ints(1), _ints(2))
         x = op.convert(op.reshape(x, _ints(0, 0, H, E), True), "f32")
         x = op.multiply(_normed(x, epsilon), op.convert(scale, "f32"))
         x = op.transpose(x, _ints(0, 2, 1, 3))
         x = op.add(op.multiply(x, cos), op.multiply(op.gather(x, neighbours, _ints(3)), sin))
-        made.append(op.convert_like(x, qkv).output(0))
+        made.append(op.convert_like(x, projected[0]).output(0))
     return made
 
 

@@ -40,6 +40,21 @@ def test_one_native_operator_for_each_idea(denoiser: onnx.ModelProto) -> None:
     assert all(node.domain == "" for node in rope.node)
 
 
+def test_16_bits_have_the_form_that_tensorrt_keeps_16_bits_in(bundle: Callable[..., Path]) -> None:
+    """Residuals that subtract -x, squares of |x|, linear2 as two products of what is never joined."""
+    found = onnx.load(bundle("flux-nano", "bf16") / "denoiser.onnx", load_external_data=False)
+    ops = Counter(node.op_type for node in found.graph.node)
+    assert ops["Neg"] == 4 * DOUBLE + SINGLE
+    assert ops["MatMul"] == 1 + 8 * DOUBLE + 3 * SINGLE + 1
+    makers = {output: node.op_type for node in found.graph.node for output in node.output}
+    products = [node for node in found.graph.node if node.op_type == "MatMul"]
+    assert "Concat" not in {makers.get(node.input[0]) for node in products}
+    (rope,) = found.functions
+    body = Counter(node.op_type for node in rope.node)
+    assert (body["Abs"], body["RMSNormalization"], body["RotaryEmbedding"]) == (2, 0, 2)
+    onnx.checker.check_model(bundle("flux-nano", "bf16") / "denoiser.onnx", full_check=True)
+
+
 def test_parameters_keep_the_names_of_the_checkpoint(denoiser: onnx.ModelProto) -> None:
     names = {tensor.name for tensor in denoiser.graph.initializer}
     assert {

@@ -21,7 +21,7 @@ from flux_trt.runtime.errors import BackendError
 
 pytestmark = pytest.mark.gpu
 TESTS = Path(__file__).parents[1]
-SHAPES = [(1, 7, 2, 32, 0), (2, 33, 5, 48, 48), (1, 300, 24, 128, 3072), (2, 9, 1, 256, 256)]
+SHAPES = [(1, 7, 2, 32, 0), (2, 33, 5, 48, 96), (1, 300, 24, 128, 3072), (2, 9, 1, 256, 256)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def ready(gpu: Gpu, case: RopeCase, out: type, fp8: tuple[float, float] | None =
     """What starts the kernel for a case, and its two output buffers."""
     (B, L, C), E = case.qkv.shape, case.tensors["q_scale"].size
     attributes = Attributes(case.heads, case.epsilon, fp8)
-    start = prepare(attributes, (B, L, C), E, case.qkv.dtype.name)
+    start = prepare(attributes, (B, L, C), E, case.qkv.dtype.name, len(case.tensors))
     inputs = [gpu.upload(x) for x in case.tensors.values()]
     outputs = [gpu.upload(np.zeros((B, case.heads, L, E), out)) for _ in range(2)]
 
@@ -48,10 +48,11 @@ def ready(gpu: Gpu, case: RopeCase, out: type, fp8: tuple[float, float] | None =
     return run, outputs
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_the_kernel_equals_the_oracle(gpu: Gpu, dtype: type, shape: tuple[int, ...]) -> None:
-    case = draw(dtype, *shape)
+def test_the_kernel_equals_the_oracle(gpu: Gpu, dtype: type, shape: tuple[int, ...], apart: bool) -> None:
+    case = draw(dtype, *shape, apart=apart)
     run, outputs = ready(gpu, case, dtype)
     run()
     case.check([x.numpy() for x in outputs])

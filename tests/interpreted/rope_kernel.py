@@ -35,6 +35,8 @@ def launch(case: RopeCase, tokens: int = 8, heads: int = 4, fp8: tuple[float, fl
     grid = (-(-L // tokens), -(-case.heads // heads), B)
     sizes = (L, C, case.heads, E, case.epsilon, *(fp8 or (1.0, 1.0)))
     inputs = [tensor(x) for x in case.tensors.values()]
+    if len(case.projected) == 1:
+        inputs.insert(1, inputs[0].flatten()[case.heads * E :])  # the first key, as `Launch.run` has it
     width = max(32, 1 << (E - 1).bit_length())
     qk_norm_rope[grid](*inputs, *outputs, *sizes, TOKENS=tokens, HEADS=heads, WIDTH=width)
     for x in whole:
@@ -51,8 +53,9 @@ def check(case: RopeCase, found: list[torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [32, 48, 64, 128, 256])
-def test_head_dims(dtype, head_dim):
-    case = draw(dtype, 2, 5, 3, head_dim, extra=3 * head_dim)
+@pytest.mark.parametrize("apart", [False, True])
+def test_head_dims(dtype, head_dim, apart):
+    case = draw(dtype, 2, 5, 3, head_dim, extra=4 * head_dim, apart=apart)
     check(case, launch(case))
 
 
@@ -63,13 +66,14 @@ def test_head_dims(dtype, head_dim):
     tokens=st.integers(1, 21),
     heads=st.integers(1, 7),
     head_dim=st.sampled_from(range(32, 144, 16)),
-    extra=st.integers(0, 9).map(lambda n: 16 * n),
+    extra=st.integers(0, 9).map(lambda n: 32 * n),
     size=st.sampled_from([1e-3, 1.0, 100.0]),
     tile=st.sampled_from([(8, 4), (1, 1), (4, 2), (16, 8)]),
     seed=st.integers(0, 1000),
+    apart=st.booleans(),
 )
-def test_any_size(dtype, batch, tokens, heads, head_dim, extra, size, tile, seed):
-    case = draw(dtype, batch, tokens, heads, head_dim, extra, size=size, seed=seed)
+def test_any_size(dtype, batch, tokens, heads, head_dim, extra, size, tile, seed, apart):
+    case = draw(dtype, batch, tokens, heads, head_dim, extra, size=size, seed=seed, apart=apart)
     check(case, launch(case, *tile))
 
 

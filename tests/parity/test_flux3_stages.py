@@ -8,6 +8,7 @@ from typing import Any
 
 import flux2_forms as forms
 import flux3_checkpoints as flux3
+import onnx
 import onnxruntime
 import pytest
 from flux3_forms import bfl, trained
@@ -30,6 +31,17 @@ def test_fp32_stages_agree_to_1e_4(flux3_bundle: Get, kind: str) -> None:
     assert {row.oracle for row in rows} == {"transformers", "diffusers"}
     for row in rows:
         assert row.error <= (1 / 255 if row.output == "image" else 1e-4), row
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_queries_and_keys_are_not_joined(flux3_bundle: Get, precision: str) -> None:
+    """The node takes both as they are projected, and so does the function beside."""
+    found = onnx.load(flux3_bundle("base", precision) / "denoiser.onnx", load_external_data=False)
+    nodes = [node for node in found.graph.node if node.op_type == "QKNormRope"]
+    makers = {output: node.op_type for node in found.graph.node for output in node.output}
+    assert {len(node.input) for node in nodes} == {6}
+    assert "Concat" not in {makers[name] for node in nodes for name in node.input[:2]}
+    assert {len(function.input) for function in found.functions} == {6}
 
 
 def test_lower_precisions_stay_within_their_rounding(flux3_bundle: Get) -> None:

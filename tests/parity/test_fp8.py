@@ -64,6 +64,23 @@ def test_every_large_layer_is_quantised_and_no_other(
     assert ops["DequantizeLinear"] == 2 * len(layers) - shared
 
 
+def test_halves_of_a_layer_share_its_range(fp8_bundle: Get, calibration: Path) -> None:
+    """In 16 bits linear2 is two products, with the scale of the one that was calibrated."""
+    model, seen = ir.load(fp8_bundle("bf16") / "denoiser.onnx"), json.loads(calibration.read_text())["layers"]
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    for block in ("single_blocks.0", "single_blocks.1"):
+        weight = model.graph.initializers[f"{block}.linear2.weight"]
+        (rounded,) = (use.node for use in weight.uses())
+        slices = [use.node for use in rounded.outputs[0].uses()]
+        assert [node.op_type for node in (rounded, *slices)] == ["DequantizeLinear", "Slice", "Slice"]
+        turned = [use.node.outputs[0] for node in slices for use in node.outputs[0].uses()]
+        layers = [node for node in products if node.inputs[1] in turned]
+        scales = {node.inputs[0].producer().inputs[1].const_value.numpy().item() for node in layers}
+        amax = seen["denoiser"][f"{block}.linear2"]["amax"]
+        assert len(layers) == 2
+        assert scales == {float(scale_of(torch.tensor(amax), torch.bfloat16))}
+
+
 def test_attention_is_quantised_when_asked(fp8_bundle: Get, calibration: Path) -> None:
     seen = json.loads(calibration.read_text())["layers"]["denoiser"]
     blocks = ("double_blocks.0", "single_blocks.0", "single_blocks.1")

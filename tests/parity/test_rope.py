@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import onnxruntime
+import openvino as ov
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -10,11 +11,13 @@ from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from diffusers.models.transformers.transformer_flux2 import Flux2PosEmbed
 from family_rules import FLUX1
 from onnx.reference import ReferenceEvaluator
+from openvino.frontend.onnx import ConversionExtension
 from rope_case import draw, graph
 
 from flux_trt.exporter.families.rope import qk_norm_rope as in_torch
 from flux_trt.plugins.qk_norm_rope.oracle import qk_norm_rope
 from flux_trt.plugins.rope import rope_tables
+from flux_trt.runtime.backends import openvino_rope
 from flux_trt.runtime.sampling.positions import places
 
 
@@ -73,7 +76,7 @@ def test_the_oracle_equals_diffusers():
     positions = places(FLUX1, 10, [(5, 6)])
     cos, sin = rope_tables(positions, (16, 24, 24), 10000)
     qkv = torch.stack([q, k, v], dim=2).flatten(2).numpy()
-    found = qk_norm_rope(qkv, q_scale.numpy(), k_scale.numpy(), cos, sin, num_heads=3)
+    found = qk_norm_rope([qkv], q_scale.numpy(), k_scale.numpy(), cos, sin, num_heads=3)
     tables = FluxPosEmbed(10000, [16, 24, 24])(torch.from_numpy(positions))
     for mine, x, scale in ((found[0], q, q_scale), (found[1], k, k_scale)):
         normed = torch.nn.functional.rms_norm(x, (64,), scale, 1e-6)
@@ -82,20 +85,28 @@ def test_the_oracle_equals_diffusers():
 
 
 CASES = [(1, 7, 2, 32, 0), (2, 5, 3, 48, 48), (2, 9, 1, 256, 100)]
+apart = pytest.mark.parametrize("apart", [False, True], ids=["packed", "apart"])
+
+
+def drawn(dtype, batch, tokens, heads, head_dim, extra, apart):
+    """The function takes nothing behind queries or keys that are apart."""
+    return draw(dtype, batch, tokens, heads, head_dim, 0 if apart else extra, apart=apart)
 
 
 @pytest.mark.parametrize("shape", CASES)
+@apart
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_the_function_in_onnx_reference(dtype, shape):
-    case = draw(dtype, *shape)
+def test_the_function_in_onnx_reference(dtype, apart, shape):
+    case = drawn(dtype, *shape, apart)
     case.check(ReferenceEvaluator(graph(case)).run(None, case.tensors))
 
 
 @pytest.mark.parametrize("shape", CASES)
+@apart
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_the_function_in_onnxruntime(dtype, shape):
+def test_the_function_in_onnxruntime(dtype, apart, shape):
     """bfloat16 is left out: onnxruntime's CPU provider has no kernels for it."""
-    case = draw(dtype, *shape)
+    case = drawn(dtype, *shape, apart)
     session = onnxruntime.InferenceSession(
         graph(case).SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -103,11 +114,35 @@ def test_the_function_in_onnxruntime(dtype, shape):
 
 
 @pytest.mark.parametrize("shape", CASES)
+@apart
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_the_op_in_torch(dtype, shape):
-    case, inside = draw(dtype, *shape), getattr(torch, np.dtype(dtype).name)
+def test_the_op_in_torch(dtype, apart, shape):
+    case, inside = drawn(dtype, *shape, apart), getattr(torch, np.dtype(dtype).name)
     tensors = [torch.from_numpy(x.astype(np.float32)) for x in case.tensors.values()]
-    tensors[:3] = [x.to(inside) for x in tensors[:3]]
-    found = in_torch(*tensors, case.heads, case.epsilon)
+    tensors[:-2] = [x.to(inside) for x in tensors[:-2]]
+    found = in_torch(tuple(tensors[:-4]), *tensors[-4:], case.heads, case.epsilon)
     assert {x.dtype for x in found} == {inside}
     case.check([x.float().numpy().astype(case.qkv.dtype) for x in found])
+
+
+@apart
+@pytest.mark.parametrize("shape", CASES)
+def test_the_op_in_openvino(shape, apart):
+    """By the conversion of its own, as OpenVINO does not inline functions."""
+    case = drawn(np.float32, *shape, apart)
+    core = ov.Core()
+    core.add_extension(ConversionExtension("QKNormRope", "flux", openvino_rope.qk_norm_rope))
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(graph(case).SerializeToString()), "CPU", hint)
+    found = compiled(case.tensors)
+    case.check([found[index] for index in range(2)])
+
+
+def test_the_largest_float16_has_a_norm():
+    """Squares are float32's: of 65504 in float16 they would be infinite."""
+    case = drawn(np.float16, *CASES[0], True)
+    case.qkv[:] = np.sign(case.qkv) * 65504
+    session = onnxruntime.InferenceSession(
+        graph(case).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    case.check(session.run(None, case.tensors))

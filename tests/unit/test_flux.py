@@ -9,6 +9,7 @@ from checkpoints import NANO
 from flux_trt.exporter.checkpoints.open import open_checkpoint
 from flux_trt.exporter.families.flux1.model import Conditioner, Denoiser, Linear
 from flux_trt.exporter.families.flux1.params import flux_params
+from flux_trt.exporter.families.layers import residual
 
 PARAMS = flux_params(open_checkpoint(str(NANO)).parts["transformer"])
 TOKENS, TEXT = 12, 5
@@ -101,3 +102,40 @@ def test_tokens_with_dt_0_stay_as_they_are() -> None:
     assert torch.equal(found[:, 7:], latents[:, 7:])
     assert not torch.equal(found[:, :7], latents[:, :7])
     assert velocity[:, 7:].abs().max() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_branch", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_layer_takes_its_input_in_parts(dtype: torch.dtype, with_branch: bool) -> None:
+    torch.manual_seed(2)
+    layer, parts = Linear(24, 7).to(dtype), torch.randn(24).split((5, 3, 16))
+    if with_branch:
+        layer.branch = torch.randn(24, 2), torch.randn(2, 7)
+    found, whole = layer(*parts), torch.cat(parts)
+    assert found.dtype == torch.float32
+    exact = layer.double()
+    expected = torch.nn.functional.linear(whole.double(), exact.weight, exact.bias)
+    if layer.branch is not None:
+        down, up = (each.double() for each in layer.branch)
+        expected += whole.double() @ down @ up
+    rounding = torch.finfo(dtype).eps * (whole.abs().double() @ exact.weight.abs().T + 1)
+    limit = 2 * rounding if layer.branch is None else 60 * torch.finfo(dtype).eps
+    assert ((found - expected).abs() <= limit).all()
+
+
+@torch.no_grad()
+def test_parts_that_overflow_to_both_sides_are_finite_in_fp16() -> None:
+    layer = Linear(2, 1, bias=False)
+    layer.weight.copy_(torch.tensor([[300.0, -300.0]]))
+    layer.branch = torch.tensor([[300.0], [-300.0]]), torch.ones(1, 1)
+    x = torch.tensor([[300.0]])
+    assert layer.half()(x, x).item() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_residual_is_its_sum_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    x, gate, branch = torch.randn(2, 5, 8).to(dtype), torch.randn(2, 1, 8), torch.randn(2, 5, 8).to(dtype)
+    assert torch.equal(residual(x, gate, branch), (x.float() + gate * branch.float()).to(dtype))

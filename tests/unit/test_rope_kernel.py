@@ -220,8 +220,16 @@ def test_a_launch_covers_every_token_and_head(driver) -> None:
     assert function == ("module", b"qk_norm_rope")
     assert numbers == [577, 6, 2, 128, 1, 1, 0]
     assert (stream, extra) == (7, 0)
-    assert values == (16, 32, 48, 64, 80, 96, 112, 4609, 9216, 24, 128, 1e-6, 1.0, 1.0, 0, 0)
+    first_key = 16 + 24 * 128 * 2
+    assert values == (16, first_key, 32, 48, 64, 80, 96, 112, 4609, 9216, 24, 128, 1e-6, 1.0, 1.0, 0, 0)
     assert len(types) == len(values)
+
+
+def test_keys_that_are_apart_are_read_where_they_are(driver) -> None:
+    fake = driver((9, 0))
+    ready = launch.prepare(Attributes(24), (2, 4609, 3072), 128, "bfloat16", inputs=6)
+    ready.run([16, 24, 32, 48, 64, 80], [96, 112], stream=7)
+    assert fake.launched[0][-2][0][:11] == (16, 24, 32, 48, 64, 80, 96, 112, 4609, 3072, 24)
 
 
 def test_a_kernel_is_loaded_once_for_a_context(driver) -> None:

@@ -51,6 +51,10 @@ def child(*arguments: object) -> dict:
         ([(1, 5, 288), (48,), (64,), (5, 24), (5, 24)], r"k_scale is \[64\], not \[48\]"),
         ([(1, 5, 288), (48,), (48,), (6, 24), (5, 24)], r"cos is \[6, 24\], not \[5, 24\]"),
         ([(1, 5, 288), (48,), (48,), (5, 24), (5, 48)], r"sin is \[5, 48\], not \[5, 24\]"),
+        ([(1, 5, 96), (1, 5, 112), (48,), (48,), (5, 24), (5, 24)], r"k is \[1, 5, 112\], not \[1, 5, 96\]"),
+        ([(1, 5, 80), (1, 5, 80), (48,), (48,), (5, 24), (5, 24)], "80 channels .* that holds queries of"),
+        ([(1, 5, 96), (1, 5, 96), (48,), (64,), (5, 24), (5, 24)], r"k_scale is \[64\], not \[48\]"),
+        ([(1, 5, 96), (5, 96), (48,), (48,), (5, 24), (5, 24)], r"inputs are qkv .*k \[5, 96\]"),
     ],
 )
 def test_shapes_that_do_not_fit_are_told(inputs: list, wrong: str) -> None:
@@ -62,6 +66,8 @@ def test_shapes_that_do_not_fit_are_told(inputs: list, wrong: str) -> None:
 @pytest.mark.parametrize("channels", [192, 288, 400])
 def test_shapes_that_fit(tokens: int, channels: int) -> None:
     check(Attributes(2), [(-1, tokens, channels), (48,), (48,), (tokens, 24), (-1, 24)])
+    apart = (-1, tokens, channels)
+    check(Attributes(2), [apart, apart, (48,), (48,), (tokens, 24), (-1, 24)])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,8 @@ def test_the_shape_rule() -> None:
     node.trt = SimpleNamespace(DimsExprs=lambda rank: [None] * rank)  # type: ignore[assignment]
     builder = SimpleNamespace(constant=lambda value: f"constant {value}")
     inputs = [["B", "L", "C"], ["E"], ["E"], ["L", "E / 2"], ["L", "E / 2"]]
-    assert node.get_output_shapes(inputs, [], builder) == [["B", "constant 24", "L", "E"]] * 2
+    for given in (inputs, [inputs[0], *inputs]):
+        assert node.get_output_shapes(given, [], builder) == [["B", "constant 24", "L", "E"]] * 2
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +142,7 @@ def test_types_and_layouts(described: dict) -> None:
         "plain FLOAT FLOAT",
         "fp8 HALF FP8",
         "fp8 BF16 FP8",
+        *(f"apart {each}" for each in ("HALF HALF", "BF16 BF16", "FLOAT FLOAT")),
     }
     assert not described["other_layout"]
 
@@ -186,10 +194,11 @@ def test_the_methods_are_those_that_tensorrt_calls() -> None:
 
 
 @real
-def test_tensorrt_rtx_takes_the_plugin_or_native_layers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_tensorrt_rtx_takes_the_plugin_or_native_layers(tmp_path: Path, apart: bool) -> None:
     """The same file: the override hands our creator the node; without it the function becomes layers."""
     path = tmp_path / "rope.onnx"
-    onnx.save(graph(draw(np.float16, 2, 5, 3, 64, extra=64)), path)
+    onnx.save(graph(draw(np.float16, 2, 5, 3, 64, extra=0 if apart else 64, apart=apart)), path)
     created = child("parse", path, "plugin")["created"]
     assert created == {"num_heads": 3, "epsilon": pytest.approx(1e-6), "fp8_scales": None}
     native = child("parse", path, "native")
@@ -199,10 +208,13 @@ def test_tensorrt_rtx_takes_the_plugin_or_native_layers(tmp_path: Path) -> None:
 
 
 @real
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_tensorrt_rtx_builds_the_native_form_for_every_target(tmp_path: Path, dtype: type) -> None:
+def test_tensorrt_rtx_builds_the_native_form_for_every_target(
+    tmp_path: Path, dtype: type, apart: bool
+) -> None:
     path = tmp_path / "rope.onnx"
-    onnx.save(graph(draw(dtype, 2, 5, 3, 64, extra=64)), path)
+    onnx.save(graph(draw(dtype, 2, 5, 3, 64, extra=0 if apart else 64, apart=apart)), path)
     built = child("build", path)
     assert {"SM80", "SM86", "SM89", "SM120"} <= set(built["targets"])
     assert built["bytes"] > 0

@@ -151,7 +151,7 @@ class SingleStreamBlock(nn.Module):
         qkv_mlp = self.linear1(modulate(x, shift, scale))
         attn = attention(*split_heads(qkv_mlp, self.norm, self.params.num_heads, cos, sin))
         mlp = F.gelu(qkv_mlp[..., 3 * self.params.hidden_size :], approximate="tanh")
-        return residual(x, gate, self.linear2(torch.cat([attn, mlp], dim=2)))
+        return residual(x, gate, self.linear2(attn, mlp))
 
 
 class Denoiser(nn.Module):

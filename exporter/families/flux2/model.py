@@ -184,7 +184,7 @@ class SingleStreamBlock(nn.Module):
         q, k, v = split_heads(qkv_mlp, self.norm, self.params.num_heads, cos, sin)
         attn = attention(q, *beside(k, v, *known))
         inner = gated(qkv_mlp[..., 3 * self.params.hidden_size :])
-        return residual(x, gate, self.linear2(torch.cat([attn, inner], dim=2))), k, v
+        return residual(x, gate, self.linear2(attn, inner)), k, v
 
 
 def seen(block: SingleStreamBlock, x: Tensor, mod: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
