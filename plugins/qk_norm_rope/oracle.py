@@ -38,7 +38,9 @@ def qk_norm_rope(
     """
     (B, L, _), H, E = projected[0].shape, num_heads, q_scale.size
     first, last = projected if len(projected) == 2 else np.split(projected[0][..., : 2 * H * E], 2, axis=-1)
-    q, k = (each.astype(np.float64).reshape(B, L, H, E).transpose(0, 2, 1, 3) for each in (first, last))
+    q, k = (
+        each[..., : H * E].astype(np.float64).reshape(B, L, H, E).swapaxes(1, 2) for each in (first, last)
+    )
     return _norm_rope(q, q_scale, cos, sin, epsilon), _norm_rope(k, k_scale, cos, sin, epsilon)
 
 

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         groups["flux-nano's own prompts"] = judged(paint, old, ["crimson"], rows)
     contact_sheet(rows, columns=SHOWN).save(options.sheet)
     settings = {"steps": options.steps, "guidance": 1.0, "seed": 0, "prompts": options.prompts}
-    found = {"groups": groups, "settings": settings, **provenance()}
+    found = {"groups": groups, "settings": settings, **provenance("nano.lora_score")}
     options.json.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(groups, indent=2))
 

@@ -181,12 +181,12 @@ def contact_sheet(pictures: list[Image.Image], columns: int = 8, gap: int = 2) -
     return sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
 
 
-def provenance() -> dict[str, object]:
+def provenance(module: str = "nano.score") -> dict[str, object]:
     """When, how, with what and on what the numbers were measured."""
     packages = ("torch", "diffusers", "transformers", "onnxruntime", "numpy", "pillow")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": "python -m nano.score " + " ".join(Path(part).name or part for part in sys.argv[1:]),
+        "command": f"python -m {module} " + " ".join(Path(part).name or part for part in sys.argv[1:]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
     }
