@@ -9,7 +9,7 @@ import pytest
 
 
 def _own_cpus() -> None:
-    """Where processes share the tests, each has CPUs of its own: threads of all on all wait for each other."""
+    """Processes that share the tests have CPUs of their own: threads of all on all wait for each other."""
     worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     cpus = sorted(os.sched_getaffinity(0))
     if worker and count and 1 < int(count) <= len(cpus):
