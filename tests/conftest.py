@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 
-
-def _own_cpus() -> None:
-    """Processes that share the tests have CPUs of their own: threads of all on all wait for each other."""
-    worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), os.environ.get("PYTEST_XDIST_WORKER_COUNT")
-    cpus = sorted(os.sched_getaffinity(0))
-    if worker and count and 1 < int(count) <= len(cpus):
-        os.sched_setaffinity(0, cpus[int(worker.removeprefix("gw")) :: int(count)])
-
-
-_own_cpus()
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # Processes that share the tests: PyTorch's threads of all of them on all CPUs would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RANDOM = {
     "dev-like": {"heads": 2, "axes": (16, 16, 16), "depth": 1, "single": 2, "guidance": True, "seed": 1},

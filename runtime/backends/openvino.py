@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +190,7 @@ class OpenVino:
             raise BackendError("openvino runs on the CPU; use --device cpu, or --backend onnxruntime")
         self._settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
         self._settings |= settings or {}
+        self._one_thread = int(self._settings.get("INFERENCE_NUM_THREADS") or os.cpu_count() or 1) == 1
         self._core = ov.Core()
         self._core.add_extension(ConversionExtension("QKNormRope", "flux", qk_norm_rope))
         self._able = set(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -225,6 +228,13 @@ class OpenVino:
         self.refuse(name, stage)
         try:
             model = self._core.read_model(path)
+            if self._one_thread and settings["INFERENCE_PRECISION_HINT"] == "bf16" and _shares_inputs(model):
+                # OpenVINO 2026.4 is killed by a division by zero, in its kernel for such products.
+                settings["INFERENCE_PRECISION_HINT"] = "f32"
+                _log.warning(
+                    "%s is computed in float32, since OpenVINO computes it in bf16 on two threads or more",
+                    name,
+                )
             protocols.agree(path, "input", stage.inputs, _found(model.inputs))
             protocols.agree(path, "output", stage.outputs, _found(model.outputs))
             return self._core.compile_model(model, "CPU", settings)
@@ -251,6 +261,17 @@ class OpenVino:
     def upload(self, array: npt.NDArray[Any]) -> HostBuffer:
         """The array where it is."""
         return HostBuffer(np.ascontiguousarray(array))
+
+
+def _shares_inputs(model: ov.Model) -> bool:
+    """Whether several products have one input: queries, keys and values apart, or an MLP's gate and value."""
+    seen = Counter(
+        before.get_node().get_friendly_name()
+        for op in model.get_ops()
+        if op.get_type_name() == "MatMul"
+        for before in (op.input_value(0), op.input_value(1))
+    )
+    return any(count > 1 for count in seen.values())
 
 
 def _array(value: protocols.Buffer | npt.NDArray[Any]) -> npt.NDArray[Any]:

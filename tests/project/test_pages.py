@@ -23,6 +23,7 @@ REASONS = {
     OWN: "a checkpoint of gigabytes, or a file of the reader's; tests/unit/test_layouts.py",
     r"--backend tensorrt|^make gpu|--engines ": "a GPU, or minutes of TensorRT; tests/gpu, tests/engines",
     r"^(pip|python3 -m venv|make) ": "installs; tests/project/test_packaging.py",
+    r"--ray\b": "starts Ray; tests/unit/test_ray_serving.py, tests/slow/test_ray.py",
     r"^flux-serve|^curl": "a server that runs until it is stopped; tests/unit/test_serving_app.py",
     r"^flux-bench": "measures for minutes; tests/unit/test_bench_run.py",
     r"^flux-run generate (klein|flux2)": "a FLUX.2; tests/parity/test_flux2_pictures.py",

@@ -67,8 +67,8 @@ EDIT = {
 NOT_OF_A_PICTURE = {"count", "batch"}
 """How many pictures there are, and how many are painted at once: each has its seed, and comes out the
 same."""
-ELSEWHERE = {"lora"}
-"""Takes a bundle with branches: test_lora_asked."""
+ELSEWHERE = {"lora", "boxes"}
+"""They take a bundle with branches, and a FLUX.3: test_lora_asked, test_boxes."""
 NOT_OF_AN_EDIT = {"solver"}
 """It has one choice: test_solver."""
 
