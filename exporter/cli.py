@@ -158,7 +158,7 @@ def build(
     chosen = {name: options.pop(name) for name in NAMES}
     kinds = kinds_of(options["precision"], stage_precisions, base, fp8_attention, calibration)
     if backend != "onnxruntime":
-        check_targets(backend, chosen, kinds)
+        check_targets(backend, chosen, kinds, whole=not options["stages"])
     fp8 = Fp8(base=base or "bf16", attention=fp8_attention, calibration=calibration)
     options["stage_precisions"] = dict(stage_precisions)
     if dry_run:

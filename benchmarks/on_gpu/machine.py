@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import dataclass
 
 QUERY = ("name", "compute_cap", "driver_version", "memory.total", "power.limit")
-RTX = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities that TensorRT-RTX is made for, as runtime/bundle/flavour.py has them."""
+RTX = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities for which TensorRT-RTX builds all stages, as runtime/bundle/flavour.py has them."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def build_engines(
     if options.rope == "plugin" and "denoiser" in chosen:
         _refuse_inlined(bundle.root / found.stages["denoiser"].graph)
     shapes = shapes or default_shapes(found)
-    capabilities = check_targets(options, [found.graph(name).kind for name in wanted])
+    # Glue multiplies no matrices: its float32 is no question of the target.
+    capabilities = check_targets(options, [found.graph(name).kind for name in wanted if name in chosen])
     recipes = [
         Recipe(
             stage=name,

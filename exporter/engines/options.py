@@ -130,14 +130,23 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_targets(
-    backend: FlavourName, chosen: dict[str, Any], kinds: list[tuple[Precision, Precision | None]]
+    backend: FlavourName, chosen: dict[str, Any], kinds: list[tuple[Precision, Precision | None]], whole: bool
 ) -> None:
-    """Refuse what cannot be built for, before any work; kinds are precisions with their bases."""
+    """Refuse what cannot be built for, before any work.
+
+    Args:
+        backend: whose engines.
+        chosen: the options of engines.
+        kinds: precisions with their bases.
+        whole: all stages: of each model some stay in float32 where the others are float16.
+    """
     from flux_trt.exporter.engines.engine import Options
     from flux_trt.exporter.engines.engine import check_targets as check
 
     others = ("sizes", "max_batch", "max_references", "max_text", "no_wide", "no_pairs", "into")
     options = {name: value for name, value in chosen.items() if name not in others}
+    if whole and any("fp16" in kind for kind in kinds):
+        kinds = [*kinds, ("fp32", None)]
     check(Options(flavour=backend, **options), kinds)
 
 

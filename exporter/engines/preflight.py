@@ -73,6 +73,12 @@ def refuse_targets(flavour: Flavour, capabilities: Sequence[str], kinds: Sequenc
             least, way_out = LEAST.get(precision, (0.0, ""))
             if float(sm) < least:
                 raise BuildError(f"{precision} needs sm {least} or newer, not {sm}; use {way_out}")
+            if "fp32" in (base, precision) and float(sm) < flavour.float32:
+                raise BuildError(
+                    f"fp32 needs sm {flavour.float32} or newer in {flavour.name}, not {sm}, and text "
+                    "encoders and the VAE stay in fp32 beside fp16; build other stages alone with --stages, "
+                    "or paint with --backend onnxruntime"
+                )
             least, way_out = LEAST_BASE.get(base, (0.0, "")) if base else (0.0, "")
             if float(sm) < least:
                 raise BuildError(

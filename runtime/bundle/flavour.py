@@ -25,6 +25,8 @@ class Flavour:
     """The compute capabilities that engines can be built for; () means whatever GPU is present."""
     polygraphy: str
     """What `POLYGRAPHY_USE_TENSORRT_RTX` must be for Polygraphy to use it."""
+    float32: float = 0.0
+    """The compute capability from which it multiplies float32."""
     builder_flags: tuple[str, ...] = ()
     """Of `BuilderFlag`, set for every engine."""
 
@@ -87,6 +89,7 @@ FLAVOURS: dict[FlavourName, Flavour] = {
         cross_builds=True,
         capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
         polygraphy="1",
+        float32=8.0,  # "FP32 GEMM is not supported" on Turing
         # Else an engine may allocate while it runs, and a recording is refused (release notes of 1.2).
         builder_flags=("REQUIRE_USER_ALLOCATION",),
     ),

@@ -42,6 +42,8 @@ RECIPE = Recipe(
         ),
         (["7.5"], ("w8a16", "bf16"), "w8a16 with bf16 around it needs sm 8.0"),
         (["7.5"], ("w4a16", "fp16"), "w4a16 needs sm 8.0 .*; use --precision w8a16 --base fp16"),
+        (["7.5"], ("fp32", None), "fp32 needs sm 8.0 or newer in tensorrt-rtx, not 7.5, and text encoders"),
+        (["7.5"], ("int8", "fp32"), "fp32 needs sm 8.0 or newer in tensorrt-rtx, not 7.5"),
         (["12.0", "8.9"], ("nvfp4", "bf16"), "nvfp4 needs sm 10.0 or newer, not 8.9"),
     ],
 )
@@ -52,7 +54,8 @@ def test_refused_targets(capabilities: list[str], kind: Any, message: str) -> No
 
 def test_good_targets() -> None:
     refuse_targets(RTX, ["8.9", "12.0"], [("fp8", "bf16"), ("bf16", None)])
-    refuse_targets(RTX, ["7.5"], [("fp16", None), ("fp32", None), ("int8", "fp16")])
+    refuse_targets(RTX, ["7.5"], [("fp16", None), ("int8", "fp16")])
+    refuse_targets(FLAVOURS["tensorrt"], ["7.5"], [("fp32", None)])
     refuse_targets(RTX, ["12.0", "12.1"], [("nvfp4", "bf16")])
     refuse_targets(FLAVOURS["tensorrt"], ["9.0"], [("fp8", "bf16")])
     refuse_targets(FLAVOURS["tensorrt"], ["10.0"], [("nvfp4", "bf16")])
