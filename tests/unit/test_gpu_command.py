@@ -75,6 +75,14 @@ def test_the_flavours_are_those_of_the_runtime():
     assert machine.Card("H100", "9.0", "", 80, "").flavour == "tensorrt"
 
 
+def runs(pid):
+    """Whether a process is there and more than what is left of a dead one."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_it_tells_what_passed_and_leaves_nothing_running(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "INSTALLS", ())
     pid = tmp_path / "pid"
@@ -86,7 +94,7 @@ def test_it_tells_what_passed_and_leaves_nothing_running(tmp_path, monkeypatch, 
     parts = [
         Part("good", ("a",), python("print('fine')"), 60, least=0),
         Part("bad", (), python(f"import sys; print({str(ROOT / 'x')!r}); sys.exit('broken')"), 60, least=0),
-        Part("slow", (), python(sleeper), 4, least=0),
+        Part("slow", (), python(sleeper), 8, least=0),
         Part("large", (), python("print(1)"), 60, least=10**6),
     ]
     started = time.monotonic()
@@ -96,8 +104,10 @@ def test_it_tells_what_passed_and_leaves_nothing_running(tmp_path, monkeypatch, 
     assert [part["state"] for part in checks["parts"]] == ["passed", "failed", "stopped", "not run"]
     assert "broken" in checks["parts"][1]["output"]
     assert "s were left" in checks["parts"][3]["why"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    until = time.monotonic() + 30
+    while runs(int(pid.read_text())):  # whom nobody waits for is there until init has seen its end
+        assert time.monotonic() < until
+        time.sleep(0.1)
     text = (tmp_path / "results" / "summary.md").read_text()
     assert "**1 passed, 1 FAILED, 1 STOPPED, 1 not run**" in text
     assert str(ROOT) not in text + json.dumps(checks)
