@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -46,9 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
             size = (SIDE, SIDE)
             return pipe.generate(prompts, size=size, steps=options.steps, guidance=1.0, seed=0, batch=32)
 
-        groups = {name: score(paint, *what, options.prompts, rows) for name, what in GROUPS.items()}
-        old = [Example(text, parse(text), Jitter.none()) for text in test_prompts(options.prompts)]
-        groups["flux-nano's own prompts"] = judged(paint, old, ["crimson"], rows)
+        groups = {
+            name: judged(paint, examples(options.prompts), loras, rows)
+            for name, (examples, loras) in GROUPS.items()
+        }
     contact_sheet(rows, columns=SHOWN).save(options.sheet)
     settings = {"steps": options.steps, "guidance": 1.0, "seed": 0, "prompts": options.prompts}
     found = {"groups": groups, "settings": settings, **provenance("nano.lora_score")}
@@ -56,17 +58,19 @@ def main(arguments: list[str] | None = None) -> None:
     print(json.dumps(groups, indent=2))
 
 
-GROUPS = {
-    "mirror": (mirrored, ["mirror"]),
-    "mirror at half strength": (mirrored, ["mirror:0.5"]),
-    "crimson": (crimson, ["crimson"]),
-    "both": (both, ["mirror", "crimson"]),
+def own(count: int) -> list[Example]:
+    """Prompts that no LoRA has business with."""
+    return [Example(text, parse(text), Jitter.none()) for text in test_prompts(count)]
+
+
+GROUPS: dict[str, tuple[Callable[[int], list[Example]], list[str]]] = {
+    "mirror": (partial(unseen, mirrored), ["mirror"]),
+    "mirror at half strength": (partial(unseen, mirrored), ["mirror:0.5"]),
+    "crimson": (partial(unseen, crimson), ["crimson"]),
+    "both": (partial(unseen, both), ["mirror", "crimson"]),
+    "flux-nano's own prompts": (own, ["crimson"]),
 }
-
-
-def score(paint: Paint, lesson, loras: list[str], count: int, rows: list[Image.Image]):  # type: ignore[no-untyped-def]
-    """Of the held-out examples of a lesson."""
-    return judged(paint, unseen(lesson, count), loras, rows)
+"""Group -> its examples, so many, and the LoRAs that they are painted with."""
 
 
 def judged(
