@@ -198,6 +198,16 @@ def flux3_bundle(
     return get
 
 
+def calibrated(source: Path, folder: Path, steps: int, size: tuple[int, int] = (64, 64)) -> Path:
+    """A small calibration of a checkpoint, in a folder, named as it."""
+    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
+
+    out, prompts = folder / f"{source.stem}.json", folder / "prompts.txt"
+    prompts.write_text("a red circle\na blue square on a white background\n")
+    calibrate_checkpoint(str(source), out, prompts=prompts, size=size, steps=steps)
+    return out
+
+
 @pytest.fixture(scope="session")
 def flux3_fp8(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Whole bundles of a small FLUX.3 whose denoiser, text encoder and text blocks are in fp8 on bf16."""
@@ -205,19 +215,15 @@ def flux3_fp8(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     from flux_trt.exporter.build import build
     from flux_trt.exporter.quantise.e4m3 import Fp8
-    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
 
     root = tmp_path_factory.mktemp("flux3-fp8")
-    (root / "prompts.txt").write_text("a red circle\na blue square on a white background\n")
 
     def get(kind: str) -> Path:
         if not (out := root / f"{kind}-bundle").exists():
             encoder = flux3_checkpoints.text_encoder(layers=18)
-            source = str(flux3_checkpoints.write(kind, root / kind, text_encoder=encoder))
-            seen = root / f"{kind}.json"
-            calibrate_checkpoint(source, seen, prompts=root / "prompts.txt", size=(64, 48), steps=2)
-            fp8 = Fp8(base="bf16", calibration=seen)
-            build(source, out, precision="fp8", fp8=fp8, stage_precisions={"context": "fp8"})
+            source = flux3_checkpoints.write(kind, root / kind, text_encoder=encoder)
+            fp8 = Fp8(base="bf16", calibration=calibrated(source, root, steps=2, size=(64, 48)))
+            build(str(source), out, precision="fp8", fp8=fp8, stage_precisions={"context": "fp8"})
         return out
 
     return get
@@ -226,13 +232,7 @@ def flux3_fp8(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 @pytest.fixture(scope="session")
 def calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration of dev-like."""
-    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
-
-    folder = tmp_path_factory.mktemp("calibration")
-    (folder / "prompts.txt").write_text("a red circle\na blue square on a white background\n")
-    out, prompts = folder / "dev-like.json", folder / "prompts.txt"
-    calibrate_checkpoint(str(checkpoint("dev-like")), out, prompts=prompts, size=(64, 64), steps=4)
-    return out
+    return calibrated(checkpoint("dev-like"), tmp_path_factory.mktemp("calibration"), steps=4)
 
 
 @pytest.fixture(scope="session")
@@ -259,13 +259,7 @@ def fp8_bundle(
 @pytest.fixture(scope="session")
 def wide_calibration(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small calibration of wide-like."""
-    from flux_trt.exporter.quantise.ranges import calibrate_checkpoint
-
-    folder = tmp_path_factory.mktemp("wide-calibration")
-    (folder / "prompts.txt").write_text("a red circle\na blue square on a white background\n")
-    out, prompts = folder / "wide-like.json", folder / "prompts.txt"
-    calibrate_checkpoint(str(checkpoint("wide-like")), out, prompts=prompts, size=(64, 64), steps=3)
-    return out
+    return calibrated(checkpoint("wide-like"), tmp_path_factory.mktemp("wide-calibration"), steps=3)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,6 +113,32 @@ def _running(
         thread.join(20)
         for pipeline in pipelines.values():
             pipeline.close()
+
+
+@contextmanager
+def process(code: str, words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """A server's own process, once it is ready, with its `url`.
+
+    Args:
+        code: of Python.
+        words: that it is called with, beside a free port and the CPU.
+        log: gets all that it says.
+    """
+    command = [sys.executable, "-c", code, *words]
+    command += ["--port", "0", "--backend", "onnxruntime", "--device", "cpu"]
+    with (
+        log.open("w+") as said,
+        subprocess.Popen(
+            command, stderr=said, stdout=said, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        ) as made,
+    ):
+        try:
+            wait(lambda: "http://" in log.read_text())
+            made.url = re.search(r"http://\S+", log.read_text()).group()  # type: ignore[attr-defined, union-attr]
+            wait(lambda: httpx.get(made.url + "/readyz").status_code == 200)  # type: ignore[attr-defined]
+            yield made
+        finally:
+            made.kill()
 
 
 def wait(until: Any, seconds: float = 60) -> None:

@@ -1,6 +1,5 @@
 """What every request passes, and the process: keys, bodies, metrics, clients that leave, SIGTERM."""
 
-import os
 import re
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import httpx
 import openai
 import pytest
 from click.testing import CliRunner
-from serving_run import running, wait
+from serving_run import process, running, wait
 
 from flux_trt.serving.cli import main
 from flux_trt.serving.limits import Limits
@@ -184,32 +183,15 @@ def test_a_table_of_rows(tmp_path):
 
 
 @pytest.fixture
-def process(tiny, tmp_path):
+def served(tiny, tmp_path):
     """`flux-serve` itself."""
-    log = (tmp_path / "log").open("w+")
-    command = [
-        sys.executable,
-        "-c",
-        "from flux_trt.serving.cli import main; main()",
-        str(tiny),
-        "--port",
-        "0",
-    ]
-    command += ["--backend", "onnxruntime", "--device", "cpu"]
-    with subprocess.Popen(
-        command, stderr=log, stdout=log, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as made:
+    with process(COMMAND[-1], [str(tiny)], tmp_path / "log") as made:
         made.log = tmp_path / "log"
-        wait(lambda: "http://" in made.log.read_text())
-        made.url = re.search(r"http://\S+", made.log.read_text()).group()
-        wait(lambda: httpx.get(made.url + "/readyz").status_code == 200)
         yield made
-        made.kill()
-    log.close()
 
 
-def test_sigterm_paints_what_was_accepted(process):
-    client = openai.OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=0)
+def test_sigterm_paints_what_was_accepted(served):
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     found, late = [], []
 
     def ask(seed):
@@ -223,10 +205,10 @@ def test_sigterm_paints_what_was_accepted(process):
     crew = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
     for each in crew:
         each.start()
-    wait(lambda: "flux_active_pictures 0.0" not in httpx.get(process.url + "/metrics").text)
-    process.send_signal(signal.SIGTERM)
-    wait(lambda: process.poll() is not None or httpx.get(process.url + "/readyz").status_code == 503)
-    if process.poll() is None:
+    wait(lambda: "flux_active_pictures 0.0" not in httpx.get(served.url + "/metrics").text)
+    served.send_signal(signal.SIGTERM)
+    wait(lambda: served.poll() is not None or httpx.get(served.url + "/readyz").status_code == 503)
+    if served.poll() is None:
         with pytest.raises(openai.InternalServerError) as fault:
             client.images.generate(prompt="a")
         assert fault.value.code == "draining"
@@ -237,12 +219,12 @@ def test_sigterm_paints_what_was_accepted(process):
     assert found
     assert [len(each.data) for each in found] == [10] * len(found)
     assert late == ["draining"] * (4 - len(found))
-    assert process.wait(20) == 0
-    assert "secret" not in process.log.read_text()
+    assert served.wait(20) == 0
+    assert "secret" not in served.log.read_text()
 
 
-def test_a_port_that_is_taken_is_one_line(process, tiny):
-    port = process.url.rpartition(":")[2]
+def test_a_port_that_is_taken_is_one_line(served, tiny):
+    port = served.url.rpartition(":")[2]
     command = [
         sys.executable,
         "-c",

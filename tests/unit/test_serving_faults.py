@@ -1,11 +1,8 @@
 """Memory that is short, and an engine that dies: all that was accepted is answered, and once."""
 
 import gc
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 
 import httpx
@@ -14,7 +11,7 @@ import openai
 import pytest
 import simulator_bundle
 from painting_threads import PROMPTS
-from serving_run import pixels, running, wait
+from serving_run import pixels, process, running, wait
 from simulator_cuda import CudaSimulator
 
 from flux_trt.serving.limits import Limits
@@ -30,7 +27,7 @@ DYING = """
 import sys, time
 from pathlib import Path
 from flux_trt.runtime.sampling.together import Together
-run, flag = Together.run, Path(sys.argv.pop())
+run, flag = Together.run, Path(sys.argv.pop(1))
 def fails(self, loops, places):
     if flag.exists():
         raise KeyError("a bug")
@@ -139,20 +136,10 @@ def test_want_of_the_hosts_memory_is_no_bug(tiny):
 
 @pytest.fixture
 def dying(tiny, tmp_path):
-    log = (tmp_path / "log").open("w+")
-    words = [str(tiny), "--port", "0", "--backend", "onnxruntime", "--device", "cpu", "--max-rows", "1"]
-    words += [str(tmp_path / "flag")]
-    command = [sys.executable, "-c", DYING, *words]
-    with subprocess.Popen(
-        command, stderr=log, stdout=log, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as made:
-        made.log, made.flag = tmp_path / "log", tmp_path / "flag"
-        wait(lambda: "http://" in made.log.read_text())
-        made.url = re.search(r"http://\S+", made.log.read_text()).group()
-        wait(lambda: httpx.get(made.url + "/readyz").status_code == 200)
+    flag = tmp_path / "flag"
+    with process(DYING, [str(flag), str(tiny), "--max-rows", "1"], tmp_path / "log") as made:
+        made.log, made.flag = tmp_path / "log", flag
         yield made
-        made.kill()
-    log.close()
 
 
 def test_a_process_whose_engine_dies_answers_all_and_ends(dying):
