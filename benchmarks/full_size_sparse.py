@@ -49,6 +49,34 @@ def nodes(graph: Path) -> int:
     return len(onnx.load(graph, load_external_data=False).graph.node)
 
 
+def built(bundle: Path, words: Sequence[str]) -> dict[str, Any]:
+    """Build a bundle in bf16 in a child process, and what that took.
+
+    Args:
+        bundle: to write; beside it lies the log.
+        words: what `flux-export build` is given more.
+    """
+    log = bundle.with_suffix(".log")
+    command = [sys.executable, "-m", "flux_trt.exporter.cli", "build", *words]
+    command += ["--out", str(bundle), "--precision", "bf16"]
+    started = time.perf_counter()
+    with log.open("w") as file:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+        _, status, used = os.wait4(child.pid, 0)
+    wall, told = time.perf_counter() - started, log.read_text()
+    if status:
+        raise RuntimeError(f"the build failed: {told[-500:]}")
+    seconds = re.findall(r"^(\w+): bf16,.* in ([\d.]+) s$", told, re.M)
+    own = sum(512 * p.stat().st_blocks for p in bundle.rglob("*") if p.is_file() and p.stat().st_nlink == 1)
+    return {
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "graph_seconds": {name: float(each) for name, each in seconds},
+        "peak_rss_gb": round(used.ru_maxrss * 1024 / 1e9, 3),
+        "bundle_own_mb_on_disk": round(own / 1e6, 2),
+    }
+
+
 def measure(script: str, member: str, folder: Path, stages: Sequence[str]) -> dict[str, Any]:
     """Build the stages of a member in a child process; `script` writes its sparse checkpoint in another."""
     # In a child: a process's peak memory is at least that of the one it was started from.
@@ -57,28 +85,13 @@ def measure(script: str, member: str, folder: Path, stages: Sequence[str]) -> di
     )
     counts = json.loads(made.stdout)
     (transformer,) = folder.glob("*.safetensors")
-    bundle, log = folder / "bundle", folder / "build.log"
-    command = [sys.executable, "-m", "flux_trt.exporter.cli", "build", str(transformer)]
-    command += ["--text-encoders", str(folder / "text_encoder"), "--out", str(bundle)]
-    command += ["--precision", "bf16", "--stages", ",".join(stages)]
-    started = time.perf_counter()
-    with log.open("w") as file:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
-        _, status, used = os.wait4(child.pid, 0)
-    wall, told = time.perf_counter() - started, log.read_text()
-    if status:
-        raise RuntimeError(f"the build failed: {told[-500:]}")
-    seconds = {name: float(each) for name, each in re.findall(r"^(\w+): bf16,.* in ([\d.]+) s$", told, re.M)}
-    own = sum(512 * p.stat().st_blocks for p in bundle.rglob("*") if p.is_file() and p.stat().st_nlink == 1)
+    bundle, encoders = folder / "bundle", str(folder / "text_encoder")
+    found = built(bundle, [str(transformer), "--text-encoders", encoders, "--stages", ",".join(stages)])
     return {
         "parameters": counts,
-        "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "graph_seconds": seconds,
-        "nodes": {name: nodes(bundle / f"{name}.onnx") for name in seconds},
-        "peak_rss_gb": round(used.ru_maxrss * 1024 / 1e9, 3),
+        **found,
+        "nodes": {name: nodes(bundle / f"{name}.onnx") for name in found["graph_seconds"]},
         "checkpoint_gb": round(2 * sum(counts.values()) / 1e9, 2),
-        "bundle_own_mb_on_disk": round(own / 1e6, 2),
     }
 
 
